@@ -1,0 +1,3 @@
+//! The XDP program.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Sources: where policy documents come from; one read gives one immutable [`Snapshot`].
