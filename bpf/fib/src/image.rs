@@ -1,0 +1,55 @@
+//! Read access to an image.
+
+use crate::layout::{STRIDE_BITS, Section};
+
+/// Bounds-checked little-endian reads; `None` outside the image.
+pub trait Image {
+    fn u16(&self, offset: u32) -> Option<u16>;
+    fn u32(&self, offset: u32) -> Option<u32>;
+    fn u64(&self, offset: u32) -> Option<u64>;
+}
+
+impl Image for [u8] {
+    #[inline]
+    fn u16(&self, offset: u32) -> Option<u16> {
+        Some(u16::from_le_bytes(*self.get(offset as usize..)?.first_chunk()?))
+    }
+    #[inline]
+    fn u32(&self, offset: u32) -> Option<u32> {
+        Some(u32::from_le_bytes(*self.get(offset as usize..)?.first_chunk()?))
+    }
+    #[inline]
+    fn u64(&self, offset: u32) -> Option<u64> {
+        Some(u64::from_le_bytes(*self.get(offset as usize..)?.first_chunk()?))
+    }
+}
+
+impl<T: Image + ?Sized> Image for &T {
+    #[inline(always)]
+    fn u16(&self, offset: u32) -> Option<u16> {
+        (**self).u16(offset)
+    }
+    #[inline(always)]
+    fn u32(&self, offset: u32) -> Option<u32> {
+        (**self).u32(offset)
+    }
+    #[inline(always)]
+    fn u64(&self, offset: u32) -> Option<u64> {
+        (**self).u64(offset)
+    }
+}
+
+/// Offset of entry `index` of a section, or `None` when the section has no such entry.
+pub fn entry<I: Image + ?Sized>(image: &I, section: Section, index: u32) -> Option<u32> {
+    let offset = image.u32(section.at())?;
+    let count = image.u32(section.at() + 4)?;
+    if index >= count {
+        return None;
+    }
+    offset.checked_add(index.checked_mul(section.entry_bytes())?)
+}
+
+/// Steps below the direct table that resolve any address of `bits` bits under the smallest direct table.
+pub const fn levels(bits: u32) -> u32 {
+    (bits - crate::layout::DIRECT_BITS_MIN).div_ceil(STRIDE_BITS)
+}

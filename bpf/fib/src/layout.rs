@@ -1,0 +1,197 @@
+//! The image: every offset, size and number that the compiler writes and the packet path reads.
+//!
+//! One generation is one flat image. All integers are little-endian, all offsets are bytes from the start of the image.
+//!
+//! ```text
+//!   0 ..  256   identity: magic, layout version, generation, revision, digest (not covered by the digest)
+//! 256 ..  320   the packet path's own cache line: where the tables are
+//! 320 ..  640   section table: (offset, count) of every table
+//! 640 ..        tables, each 64-byte aligned
+//! ```
+//!
+//! Any change here changes [`LAYOUT_VERSION`].
+
+/// `WAYLEAVE` as little-endian bytes.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"WAYLEAVE");
+/// Changes with any change of this module's meaning.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Smallest capacity class: 1 MiB.
+pub const CAPACITY_MIN: u32 = 1 << 20;
+/// Largest capacity class: the verifier refuses variable offsets of 2^29 and above (`BPF_MAX_VAR_OFF`).
+pub const CAPACITY_MAX: u32 = 1 << 29;
+
+// Identity.
+pub const AT_MAGIC: u32 = 0;
+pub const AT_LAYOUT_VERSION: u32 = 8;
+pub const AT_IMAGE_BYTES: u32 = 12;
+pub const AT_GENERATION: u32 = 16;
+pub const AT_PARENT: u32 = 24;
+pub const AT_CREATED_UNIX_MS: u32 = 32;
+pub const AT_REVISION_BYTES: u32 = 40;
+pub const AT_REVISION: u32 = 48;
+/// Longest revision text.
+pub const REVISION_BYTES_MAX: u32 = 128;
+pub const AT_DIGEST: u32 = 192;
+pub const DIGEST_BYTES: u32 = 32;
+
+/// First byte that the digest covers: the rules. Two images with equal bytes from here on carry equal rules.
+pub const RULES_START: u32 = 256;
+
+// The packet path's cache line.
+pub const AT_V4_FIB: u32 = 256;
+pub const AT_V6_FIB: u32 = 272;
+pub const AT_TARGETS: u32 = 288;
+pub const AT_SLOTS: u32 = 292;
+pub const AT_NEXT_HOPS: u32 = 296;
+pub const AT_HASH_SEED: u32 = 300;
+
+// Fields of a FIB header.
+pub const FIB_DIRECT: u32 = 0;
+pub const FIB_NODES: u32 = 4;
+pub const FIB_LEAVES: u32 = 8;
+/// Bits of the address that index the direct table: 6, 12 or 18.
+pub const FIB_DIRECT_BITS: u32 = 12;
+
+/// Address bits that one trie node resolves.
+pub const STRIDE_BITS: u32 = 6;
+/// Smallest direct table.
+pub const DIRECT_BITS_MIN: u32 = 6;
+/// Largest direct table: 1 MiB of entries.
+pub const DIRECT_BITS_MAX: u32 = 18;
+/// Set in a direct entry that holds a target; otherwise the entry is a node index.
+pub const DIRECT_LEAF: u32 = 1 << 31;
+
+/// Trie node: child bitmap u64, leaf bitmap u64, first leaf u32, first child u32.
+pub const NODE_BYTES: u32 = 24;
+pub const NODE_CHILDREN: u32 = 0;
+pub const NODE_LEAVES: u32 = 8;
+pub const NODE_FIRST_LEAF: u32 = 16;
+pub const NODE_FIRST_CHILD: u32 = 20;
+/// A leaf is a target index.
+pub const LEAF_BYTES: u32 = 2;
+
+/// Target: kind u8, zero u8, policy u16, next hop u32 (only `ForwardOne`), then two u32: for `ForwardOne` the next
+/// hop's id and port; for `ForwardGroup` the first slot and the slot mask.
+pub const TARGET_BYTES: u32 = 16;
+/// Most targets, since a leaf is a u16.
+pub const TARGETS_MAX: u32 = 1 << 16;
+/// Group slot: next-hop index u16.
+pub const SLOT_BYTES: u32 = 2;
+
+/// Target kinds.
+pub mod kind {
+    /// No rule: target 0 is always this one.
+    pub const NONE: u8 = 0;
+    pub const FORWARD_ONE: u8 = 1;
+    pub const FORWARD_GROUP: u8 = 2;
+    pub const DROP: u8 = 3;
+    pub const PASS: u8 = 4;
+    /// An address of the node itself: always the kernel's.
+    pub const LOCAL: u8 = 5;
+}
+
+/// Next hop: id u32, port u16, family u8 (4 or 6), zero u8, via 16 bytes (IPv4 in the first four), name u32 (string),
+/// policy u32, file u32, line u32.
+pub const NEXT_HOP_BYTES: u32 = 40;
+pub const NEXT_HOP_ID: u32 = 0;
+pub const NEXT_HOP_PORT: u32 = 4;
+pub const NEXT_HOP_FAMILY: u32 = 6;
+pub const NEXT_HOP_VIA: u32 = 8;
+pub const NEXT_HOP_NAME: u32 = 24;
+pub const NEXT_HOP_POLICY: u32 = 28;
+pub const NEXT_HOP_FILE: u32 = 32;
+pub const NEXT_HOP_LINE: u32 = 36;
+/// Next-hop ids index the kernel's neighbour array: id 0 is never given out.
+pub const NEXT_HOP_IDS_MAX: u32 = 1 << 16;
+
+/// Port: id u32, name u32 (string). Port ids index the kernel's device map: id 0 is never given out.
+pub const PORT_BYTES: u32 = 8;
+pub const PORT_IDS_MAX: u32 = 256;
+
+/// String: first byte u32 (from the start of the text section), length u32.
+pub const STRING_BYTES: u32 = 8;
+/// File: path u32 (string).
+pub const FILE_BYTES: u32 = 4;
+/// Policy: id u32, name u32 (string), file u32, line u32.
+pub const POLICY_BYTES: u32 = 16;
+/// Group: policy u32, first member u32, member count u32, target u32.
+pub const GROUP_BYTES: u32 = 16;
+/// Member: next hop u32, weight u32.
+pub const MEMBER_BYTES: u32 = 8;
+/// IPv4 route: address u32 (numeric), line u32, file u16, target u16, length u8, zero [u8; 3].
+pub const V4_ROUTE_BYTES: u32 = 16;
+/// IPv6 route: address 16 bytes (little-endian numeric), line u32, file u16, target u16, length u8, zero [u8; 7].
+pub const V6_ROUTE_BYTES: u32 = 32;
+/// Local address: 16 bytes as in a next hop, family u8, zero [u8; 7].
+pub const LOCAL_BYTES: u32 = 24;
+
+/// Tables, in the order in which they lie in the image; the first [`Section::PATH`] are read by the packet path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Section {
+    V4Direct = 0,
+    V4Nodes = 1,
+    V4Leaves = 2,
+    V6Direct = 3,
+    V6Nodes = 4,
+    V6Leaves = 5,
+    Targets = 6,
+    Slots = 7,
+    NextHops = 8,
+    Ports = 9,
+    Policies = 10,
+    Groups = 11,
+    Members = 12,
+    V4Routes = 13,
+    V6Routes = 14,
+    Locals = 15,
+    Files = 16,
+    Strings = 17,
+    Text = 18,
+}
+
+impl Section {
+    pub const ALL: [(Self, u32); 19] = [
+        (Self::V4Direct, 4),
+        (Self::V4Nodes, NODE_BYTES),
+        (Self::V4Leaves, LEAF_BYTES),
+        (Self::V6Direct, 4),
+        (Self::V6Nodes, NODE_BYTES),
+        (Self::V6Leaves, LEAF_BYTES),
+        (Self::Targets, TARGET_BYTES),
+        (Self::Slots, SLOT_BYTES),
+        (Self::NextHops, NEXT_HOP_BYTES),
+        (Self::Ports, PORT_BYTES),
+        (Self::Policies, POLICY_BYTES),
+        (Self::Groups, GROUP_BYTES),
+        (Self::Members, MEMBER_BYTES),
+        (Self::V4Routes, V4_ROUTE_BYTES),
+        (Self::V6Routes, V6_ROUTE_BYTES),
+        (Self::Locals, LOCAL_BYTES),
+        (Self::Files, FILE_BYTES),
+        (Self::Strings, STRING_BYTES),
+        (Self::Text, 1),
+    ];
+    /// How many of [`Section::ALL`] the packet path reads.
+    pub const PATH: usize = 9;
+
+    /// Where the section's (offset u32, count u32) pair stands.
+    pub const fn at(self) -> u32 {
+        AT_SECTIONS + self as u32 * 8
+    }
+
+    /// Bytes of one entry.
+    pub const fn entry_bytes(self) -> u32 {
+        Self::ALL[self as usize].1
+    }
+}
+
+pub const AT_SECTIONS: u32 = 320;
+/// First byte of the first table.
+pub const HEADER_BYTES: u32 = 640;
+/// Tables start at multiples of a cache line.
+pub const SECTION_ALIGN: u32 = 64;
+
+const _: () = assert!(AT_SECTIONS + Section::ALL.len() as u32 * 8 <= HEADER_BYTES);
+const _: () = assert!(AT_REVISION + REVISION_BYTES_MAX <= AT_DIGEST && AT_DIGEST + DIGEST_BYTES <= RULES_START);
