@@ -172,20 +172,19 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     for _ in 0..EXTENSION_HEADERS_MAX {
         match next {
             ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {
-                if at + 2 > end {
-                    return None;
-                }
-                let length = u32::from(packet.u8(at + 1)?);
+                // Next header and length, the first two bytes of each of these headers.
+                let head = packet.be16(at)?;
+                let length = u32::from(head & 0xff);
                 // RFC 4302 counts the authentication header in 4-byte units minus 2, the others count 8-byte units minus 1.
                 let bytes = if next == AUTHENTICATION { (length + 2) * 4 } else { (length + 1) * 8 };
-                next = packet.u8(at)?;
+                next = (head >> 8) as u8;
                 at += bytes;
                 if at > end {
                     return None;
                 }
             }
             FRAGMENT => {
-                next = packet.u8(at)?;
+                next = (packet.be16(at)? >> 8) as u8;
                 break;
             }
             _ => {

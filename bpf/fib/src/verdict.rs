@@ -114,8 +114,9 @@ impl Neighbour {
 pub trait Node {
     /// MAC of the device that the packet came in by, as [`Neighbour`] holds them; `None` when any will do.
     fn ingress_mac(&self) -> Option<u64>;
-    /// The neighbour of the next hop with this id; `at` is the next hop's entry in the image for whoever must ask by address.
-    fn neighbour<I: Image + ?Sized>(&self, image: &I, id: u32, at: u32) -> Option<Neighbour>;
+    /// The neighbour of the next hop with this id behind `port`; `at` is its entry in the image, for whoever must ask by
+    /// address.
+    fn neighbour<I: Image + ?Sized>(&self, image: &I, id: u32, at: u32, port: u32) -> Option<Neighbour>;
 }
 
 /// The verdict on one packet.
@@ -168,7 +169,7 @@ pub fn route<I: Image + ?Sized, N: Node>(image: &I, parsed: &Parsed, node: &N) -
         decision.reason = Reason::TtlExpired;
         return decision;
     }
-    let Some(neighbour) = node.neighbour(image, hop.id, hop.at) else {
+    let Some(neighbour) = node.neighbour(image, hop.id, hop.at, decision.port) else {
         decision.reason = Reason::NoNeighbour;
         return decision;
     };

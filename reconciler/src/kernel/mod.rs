@@ -1,0 +1,72 @@
+//! The kernel: the only module that knows aya and bpf(2).
+//!
+//! Observe what is there, stage an image, verify it in the kernel, publish it by one write, retire what is old. Every
+//! function here does one step and reports what the kernel said; the order of steps is `reconcile`'s business.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::compile::ImageError;
+
+pub mod attach;
+pub mod counters;
+pub mod image_map;
+pub mod observe;
+pub mod pins;
+pub mod program;
+pub mod publish;
+mod sys;
+pub mod tables;
+
+/// Why a step in the kernel failed. Nothing live has changed unless the message says so.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error("{call} on {object} failed")]
+    Syscall { call: &'static str, object: String, source: io::Error },
+    #[error("the kernel has no memory for an image map of {bytes} bytes; retained generations can be lowered with `retain`")]
+    NoMemory { bytes: u32 },
+    #[error("the image of {image_bytes} bytes does not fit its class of {capacity} bytes")]
+    TooLarge { image_bytes: usize, capacity: u32 },
+    #[error("{} cannot be used", path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("{} is not on a bpf file system; mount one with `mount -t bpf bpf /sys/fs/bpf`, or set `bpffs` in the node's config", path.display())]
+    NotBpffs { path: PathBuf },
+    #[error("another wayleave process is changing {}; wait for it to end", path.display())]
+    Locked { path: PathBuf },
+    #[error("the BPF object cannot be loaded")]
+    Object { source: Box<aya::EbpfError> },
+    #[error("the BPF object has no program `{name}`")]
+    NoProgram { name: &'static str },
+    #[error("cannot {action} the BPF program")]
+    Program { action: &'static str, source: Box<aya::programs::ProgramError> },
+    #[error("cannot use the map {map}")]
+    Map { map: &'static str, source: Box<aya::maps::MapError> },
+    #[error("the {which} image cannot be read")]
+    Image { which: &'static str, source: ImageError },
+    #[error("a test run of the candidate was not counted")]
+    NotCounted,
+    #[error("the candidate failed its check in the kernel: {detail}")]
+    Verify { detail: String },
+    #[error("after publishing generation {generation}, the kernel holds {found}")]
+    ReadBack { generation: u64, found: String },
+    #[error("port `{port}`: device `{device}` does not exist on this node")]
+    NoDevice { port: String, device: String },
+    #[error("port `{port}`: device `{device}` has the kernel index {index}; indexes of {max} and above cannot carry a port")]
+    DeviceIndex { port: String, device: String, index: u32, max: u32 },
+    #[error("port `{port}`: cannot attach to `{device}`: {detail}")]
+    Attach { port: String, device: String, detail: String, source: io::Error },
+}
+
+impl KernelError {
+    fn map(map: &'static str) -> impl Fn(aya::maps::MapError) -> Self {
+        move |source| Self::Map { map, source: Box::new(source) }
+    }
+
+    fn program(action: &'static str) -> impl Fn(aya::programs::ProgramError) -> Self {
+        move |source| Self::Program { action, source: Box::new(source) }
+    }
+
+    fn image(which: &'static str) -> impl Fn(ImageError) -> Self {
+        move |source| Self::Image { which, source }
+    }
+}

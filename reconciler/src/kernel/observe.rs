@@ -1,0 +1,165 @@
+//! What the kernel holds now, reconstructed from the kernel alone.
+//!
+//! Reads only. What it finds beside the live state (a candidate, an image that was never published, another class's
+//! programs) is the trace of a process that was killed; [`Observed::strays`] names it for the next apply to remove.
+
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+
+use crate::compile::ImageError;
+
+use super::image_map::ImageMap;
+use super::pins::{Pins, names};
+use super::program::{CANDIDATE, LIVE, object_id};
+use super::{KernelError, sys};
+
+/// One generation that the kernel holds.
+#[derive(Debug)]
+pub struct Generation {
+    pub number: u64,
+    pub image: ImageMap,
+}
+
+/// An attachment of the program to a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkState {
+    pub port: String,
+    /// Kernel index of the device; 0 when the device is gone.
+    pub device: u32,
+    pub program: u32,
+}
+
+/// Something that a killed process left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stray {
+    /// An image in the candidate slot of a class.
+    Candidate { bits: u32 },
+    /// A pin that belongs to no live or retained generation.
+    Pin(PathBuf),
+    /// A class that does not carry the live generation.
+    Class { bits: u32 },
+}
+
+/// Everything that wayleave has in the kernel.
+#[derive(Debug, Default)]
+pub struct Observed {
+    /// What packets meet now.
+    pub live: Option<Generation>,
+    /// Older generations kept for rollback, newest first.
+    pub retained: Vec<Generation>,
+    /// The capacity class of the live generation: images of 2^bits bytes.
+    pub class_bits: Option<u32>,
+    pub links: Vec<LinkState>,
+    /// Id of the program that should be attached, when it is loaded.
+    pub program: Option<u32>,
+    pub strays: Vec<Stray>,
+    /// Retained pins whose images this version cannot read.
+    pub unreadable: Vec<(u64, String)>,
+}
+
+impl Observed {
+    /// Number of the live generation; 0 before the first.
+    pub fn live_number(&self) -> u64 {
+        self.live.as_ref().map_or(0, |g| g.number)
+    }
+
+    /// A generation by its number, live or retained.
+    pub fn generation(&self, number: u64) -> Option<&Generation> {
+        self.live.iter().chain(&self.retained).find(|g| g.number == number)
+    }
+}
+
+/// Reads everything below `pins`; nothing pinned is an empty result.
+pub fn observe(pins: &Pins) -> Result<Observed, KernelError> {
+    let mut observed = Observed::default();
+    if !pins.exist() {
+        return Ok(observed);
+    }
+    let mut classes = Vec::new();
+    for bits in pins.classes()? {
+        let Some(generations) = sys::pinned(&pins.generations(bits))? else {
+            classes.push((bits, None));
+            continue;
+        };
+        if sys::slot(generations.as_fd(), CANDIDATE)?.is_some() {
+            observed.strays.push(Stray::Candidate { bits });
+        }
+        let live = sys::slot(generations.as_fd(), LIVE)?.map(|id| open(pins, id)).transpose()?;
+        classes.push((bits, live));
+    }
+    // While a class is being left, both classes carry the same generation until the new one publishes a newer: the
+    // newest is live, and of equals the larger class, to which the move goes.
+    let best = classes
+        .iter()
+        .enumerate()
+        .filter_map(|(i, (bits, live))| live.as_ref().map(|g| (g.number, *bits, i)))
+        .max()
+        .map(|(_, _, i)| i);
+    for (i, (bits, live)) in classes.into_iter().enumerate() {
+        if Some(i) == best {
+            observed.live = live;
+            observed.class_bits = Some(bits);
+        } else if best.is_some() {
+            observed.strays.push(Stray::Class { bits });
+        }
+    }
+    observe_retained(pins, &mut observed)?;
+    observe_programs(pins, &mut observed)?;
+    Ok(observed)
+}
+
+/// Opens a slot's image, by its pin where it has one.
+fn open(pins: &Pins, id: u32) -> Result<Generation, KernelError> {
+    for number in pins.generation_numbers()?.into_iter().rev() {
+        if let Some(image) = ImageMap::from_pin(&pins.generation(number))?
+            && image.id() == id
+        {
+            return Ok(Generation { number, image });
+        }
+    }
+    let image = ImageMap::from_id(id)?;
+    let number = image.view().map_err(KernelError::image("live"))?.generation();
+    Ok(Generation { number, image })
+}
+
+fn observe_retained(pins: &Pins, observed: &mut Observed) -> Result<(), KernelError> {
+    let live = observed.live_number();
+    for number in pins.generation_numbers()?.into_iter().rev() {
+        let path = pins.generation(number);
+        if number > live {
+            // Staged, never published.
+            observed.strays.push(Stray::Pin(path));
+        } else if number < live {
+            let Some(image) = ImageMap::from_pin(&path)? else { continue };
+            let readable = image.view().map(|_| ());
+            match readable {
+                Ok(()) => observed.retained.push(Generation { number, image }),
+                Err(e @ (ImageError::LayoutVersion { .. } | _)) => observed.unreadable.push((number, e.to_string())),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn observe_programs(pins: &Pins, observed: &mut Observed) -> Result<(), KernelError> {
+    if let Some(bits) = observed.class_bits {
+        let class = pins.class(bits);
+        let object = object_id();
+        for name in names(&class)? {
+            if name == format!("live-{object}") {
+                if let Some(program) = sys::pinned(&class.join(&name))? {
+                    observed.program = Some(sys::program_id(program.as_fd())?);
+                }
+            } else if name != "GENERATIONS" && !name.ends_with(&object) {
+                observed.strays.push(Stray::Pin(class.join(name)));
+            }
+        }
+    }
+    for port in pins.links()? {
+        if let Some(link) = sys::pinned(&pins.link(&port))? {
+            let (program, device) = sys::link_facts(link.as_fd())?;
+            observed.links.push(LinkState { port, device, program });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! The program: loaded twice, once for the live slot and once for the candidate, and kept by pins.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use aya::maps::{Map, MapData, PerCpuArray};
+use aya::programs::{ProgramError, Xdp, XdpAttachType};
+use aya::{EbpfLoader, TestRun as _, TestRunOptions};
+
+use super::pins::Pins;
+use super::{KernelError, counters, sys};
+
+/// The compiled BPF object, as `build.rs` made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BPF_OBJECT"));
+
+/// The program's name in the object.
+const ENTRY: &str = "wayleave";
+
+/// Maps that every class and every version of the program shares.
+const SHARED_MAPS: [&str; 4] = ["PORTS", "NEIGHBOURS", "DEVICES", "COUNTERS"];
+
+/// Slot of the published generation.
+pub(super) const LIVE: u32 = 0;
+/// Slot of the generation under test.
+pub(super) const CANDIDATE: u32 = 1;
+
+/// First hexadecimal digits of the object's digest: tells one version of the program from another.
+pub fn object_id() -> String {
+    blake3::hash(OBJECT).to_hex().as_str()[..16].to_owned()
+}
+
+/// What a test run of the candidate gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestRunOutcome {
+    /// `XDP_*` action.
+    pub action: u32,
+    /// Index of the counter that went up, as `fib::Reason` numbers them.
+    pub reason: u32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+}
+
+/// Both instances of the program for one capacity class.
+pub struct Programs {
+    pub(super) bits: u32,
+    generations: OwnedFd,
+    live: Xdp,
+    candidate: Xdp,
+    candidate_counters: PerCpuArray<MapData, [u64; 2]>,
+}
+
+impl std::fmt::Debug for Programs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Programs").field("bits", &self.bits).finish_non_exhaustive()
+    }
+}
+
+impl Programs {
+    /// Opens the pinned instances of a class, or makes its outer map and loads and pins them.
+    pub(super) fn ensure(pins: &Pins, bits: u32) -> Result<Self, KernelError> {
+        let class = pins.class(bits);
+        std::fs::create_dir_all(&class)
+            .map_err(|source| KernelError::Directory { path: class.clone(), source })?;
+        let generations = match sys::pinned(&pins.generations(bits))? {
+            Some(generations) => generations,
+            None => {
+                let template = sys::create_image_map(1 << bits)?;
+                let generations = sys::create_generations(template.as_fd())?;
+                sys::pin(generations.as_fd(), &pins.generations(bits))?;
+                generations
+            }
+        };
+        let object = object_id();
+        let counters = class.join(format!("CANDIDATE_COUNTERS-{object}"));
+        // Opened in this order, so that a kill between two pins leaves something that the next start completes.
+        let live = Self::instance(pins, bits, LIVE, "live", None)?;
+        let candidate = Self::instance(pins, bits, CANDIDATE, "candidate", Some(&counters))?;
+        let map = MapData::from_pin(&counters).map_err(KernelError::map("CANDIDATE_COUNTERS"))?;
+        let candidate_counters = PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map("CANDIDATE_COUNTERS"))?;
+        Ok(Self { bits, generations, live, candidate, candidate_counters })
+    }
+
+    fn instance(
+        pins: &Pins,
+        bits: u32,
+        slot: u32,
+        role: &str,
+        counters: Option<&std::path::Path>,
+    ) -> Result<Xdp, KernelError> {
+        let path = pins.class(bits).join(format!("{role}-{}", object_id()));
+        if path.exists() {
+            return Xdp::from_pin(&path, XdpAttachType::Interface).map_err(KernelError::program("open"));
+        }
+        let capacity = 1u32 << bits;
+        let mut loader = EbpfLoader::new();
+        loader.override_global("SLOT", &slot, true).override_global("CAPACITY", &capacity, true);
+        loader.map_pin_path("GENERATIONS", pins.generations(bits));
+        for name in SHARED_MAPS {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        if let Some(counters) = counters {
+            loader.map_pin_path("COUNTERS", counters.to_owned());
+        }
+        let mut object = loader.load(OBJECT).map_err(|source| KernelError::Object { source: Box::new(source) })?;
+        let program = object.program_mut(ENTRY).ok_or(KernelError::NoProgram { name: ENTRY })?;
+        let program: &mut Xdp = program.try_into().map_err(KernelError::program("find"))?;
+        program.load().map_err(KernelError::program("load"))?;
+        sys::pin(program.fd().map_err(KernelError::program("load"))?.as_fd(), &path)?;
+        Xdp::from_pin(&path, XdpAttachType::Interface).map_err(KernelError::program("open"))
+    }
+
+    pub(super) fn generations(&self) -> BorrowedFd<'_> {
+        self.generations.as_fd()
+    }
+
+    pub(super) fn live_fd(&self) -> Result<BorrowedFd<'_>, KernelError> {
+        Ok(self.live.fd().map_err(KernelError::program("open"))?.as_fd())
+    }
+
+    /// Runs the candidate on one frame that came in by the loopback device, and says what became of it.
+    ///
+    /// Nothing is sent and no counter of live traffic moves. The caller holds the lock: two runs at once would mix their
+    /// counters.
+    pub fn test_run(&self, frame: &[u8]) -> Result<TestRunOutcome, KernelError> {
+        let before = self.candidate_packets()?;
+        let mut out = vec![0; frame.len()];
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), repeat: 1, ..TestRunOptions::default() };
+        let result = self.candidate.test_run(options).map_err(KernelError::program("test"))?;
+        let after = self.candidate_packets()?;
+        let reason = before.iter().zip(&after).position(|(b, a)| b != a).ok_or(KernelError::NotCounted)?;
+        Ok(TestRunOutcome { action: result.return_value, reason: u32::try_from(reason).unwrap_or(u32::MAX), frame: out })
+    }
+
+    fn candidate_packets(&self) -> Result<Vec<u64>, KernelError> {
+        counters::packets(&self.candidate_counters).map(|all| all.iter().map(|c| c.packets).collect())
+    }
+}
