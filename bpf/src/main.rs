@@ -1,26 +1,27 @@
 //! The XDP program: one read of the live generation, one verdict, one counter.
 //!
 //! Everything that decides lies in the `fib` crate; this file holds the maps and the only unsafe reads of packets and
-//! images. The loader sets [`SLOT`] and [`CAPACITY`] before the verifier sees the program.
+//! images. The loader sets [`SLOT`] and the capacity before the verifier sees the program.
 #![no_std]
 #![no_main]
+
+mod image;
 
 use core::mem::zeroed;
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::{
     bindings::{bpf_fib_lookup as FibParams, xdp_action, xdp_md},
-    btf_maps::{Array, ArrayOfMaps, DevMap, PerCpuArray},
+    btf_maps::{Array, DevMap, PerCpuArray},
     helpers::bpf_fib_lookup,
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
-use fib::layout::{CAPACITY_MIN, NEXT_HOP_FAMILY, NEXT_HOP_IDS_MAX, NEXT_HOP_VIA, PORT_IDS_MAX};
+use fib::layout::{NEXT_HOP_FAMILY, NEXT_HOP_IDS_MAX, NEXT_HOP_VIA, PORT_IDS_MAX};
 use fib::verdict::REASONS_MAX;
 use fib::{Image, Neighbour, Node, Packet, PacketMut, Reason, Verdict};
+use image::KernelImage;
 
-/// `BPF_F_MMAPABLE` of the kernel's uapi.
-const MMAPABLE: usize = 1 << 10;
 /// `BPF_FIB_LOOKUP_OUTPUT`: look from the egress device.
 const FIB_LOOKUP_OUTPUT: u32 = 1 << 1;
 const AF_INET: u8 = 2;
@@ -31,14 +32,6 @@ const DEVICES_MAX: usize = 1 << 16;
 /// Which slot of `GENERATIONS` this instance reads: 0 live, 1 candidate. Constant to the verifier.
 #[unsafe(no_mangle)]
 static SLOT: u32 = 0;
-/// Bytes of every image in `GENERATIONS`. Constant to the verifier.
-#[unsafe(no_mangle)]
-static CAPACITY: u32 = CAPACITY_MIN;
-
-/// The published generation (slot 0) and the candidate (slot 1). The loader makes it for the capacity class at hand.
-#[btf_map]
-static GENERATIONS: ArrayOfMaps<Array<[u8; CAPACITY_MIN as usize], 1, MMAPABLE>, 2> = ArrayOfMaps::new();
-
 /// Egress devices by port id.
 #[btf_map]
 static PORTS: DevMap<{ PORT_IDS_MAX as usize }> = DevMap::new();
@@ -54,31 +47,6 @@ static DEVICES: Array<u64, DEVICES_MAX> = Array::new();
 /// Packets and bytes by reason.
 #[btf_map]
 static COUNTERS: PerCpuArray<[u64; 2], { REASONS_MAX as usize }> = PerCpuArray::new();
-
-/// An image in kernel memory: `CAPACITY` readable bytes.
-struct KernelImage(*const u8);
-
-macro_rules! read {
-    ($name:ident, $type:ty) => {
-        #[inline(always)]
-        fn $name(&self, offset: u32) -> Option<$type> {
-            // SAFETY: the loader sets `CAPACITY` once, before the program is loaded.
-            let capacity = unsafe { read_volatile(&raw const CAPACITY) };
-            if offset > capacity - size_of::<$type>() as u32 {
-                return None;
-            }
-            // SAFETY: the map value has `capacity` bytes and the read ends within them; the verifier proves it again.
-            // Alignment: the architectures that this object is loaded on read unaligned words.
-            Some(unsafe { read_volatile(self.0.add(offset as usize).cast::<$type>()) })
-        }
-    };
-}
-
-impl Image for KernelImage {
-    read!(u16, u16);
-    read!(u32, u32);
-    read!(u64, u64);
-}
 
 /// The frame that the driver handed over.
 struct Frame {
@@ -183,9 +151,8 @@ fn resolve<I: Image + ?Sized>(context: *mut xdp_md, image: &I, at: u32, port: u3
         params.__bindgen_anon_4.ipv6_dst = [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32];
     }
     // SAFETY: context and parameters are valid and of the stated size.
-    let found = unsafe {
-        bpf_fib_lookup(context.cast(), &raw mut params, size_of::<FibParams>() as i32, FIB_LOOKUP_OUTPUT)
-    };
+    let found =
+        unsafe { bpf_fib_lookup(context.cast(), &raw mut params, size_of::<FibParams>() as i32, FIB_LOOKUP_OUTPUT) };
     // 0 is BPF_FIB_LKUP_RET_SUCCESS: MAC addresses are filled in.
     if found != 0 || params.ifindex != device {
         return None;
@@ -213,8 +180,7 @@ fn run(context: &XdpContext) -> (Reason, u32) {
     const PASS: u32 = xdp_action::XDP_PASS;
     // SAFETY: the loader sets `SLOT` once, before the program is loaded.
     let slot = unsafe { read_volatile(&raw const SLOT) };
-    let Some(image) = GENERATIONS.get_value(slot, &0) else { return (Reason::NoGeneration, PASS) };
-    let image = KernelImage(image.as_ptr());
+    let Some(image) = KernelImage::of(slot) else { return (Reason::NoGeneration, PASS) };
     let mut frame = Frame { data: context.data(), end: context.data_end() };
     // SAFETY: the context is valid while the program runs.
     let ingress = unsafe { (*context.ctx).ingress_ifindex };

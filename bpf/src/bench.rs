@@ -1,0 +1,169 @@
+//! Lookups for the benchmark: the image, `LPM_TRIE`, `bpf_fib_lookup` and DIR-24-8, in programs of the same shape.
+//!
+//! Each run looks up [`LOOKUPS`] addresses of a list, starting where the last run ended, and adds what it found to a
+//! sum, so that the programs can be compared for equality and none is optimised away.
+#![no_std]
+#![no_main]
+
+mod image;
+
+use core::mem::zeroed;
+use core::ptr::read_volatile;
+
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup as FibParams, xdp_action, xdp_md},
+    btf_maps::{Array, LpmTrie, lpm_trie::Key},
+    helpers::bpf_fib_lookup,
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use fib::lookup;
+
+use image::KernelImage;
+
+/// Lookups of one run.
+const LOOKUPS: u32 = 64;
+/// Addresses in the list; a power of two.
+const ADDRESSES_LEN: usize = 1 << 16;
+/// `BPF_F_NO_PREALLOC`, which the kernel requires of a trie.
+const NO_PREALLOC: usize = 1;
+const AF_INET: u8 = 2;
+/// DIR-24-8: 2^24 entries of 4 bytes, then blocks of 256.
+const DIR_BYTES: usize = 1 << 27;
+const DIR_LONG: u32 = 1 << 31;
+
+/// Device that kernel lookups are made from.
+#[unsafe(no_mangle)]
+static DEVICE: u32 = 0;
+
+#[btf_map]
+static ADDRESSES_V4: Array<u32, ADDRESSES_LEN> = Array::new();
+
+#[btf_map]
+static ADDRESSES_V6: Array<[u64; 2], ADDRESSES_LEN> = Array::new();
+
+/// Next position in the list, sum of results, lookups that found something.
+#[btf_map]
+static STATE: Array<[u64; 3], 1> = Array::new();
+
+#[btf_map]
+static TRIE_V4: LpmTrie<[u8; 4], u32, 1_048_576, NO_PREALLOC> = LpmTrie::new();
+
+#[btf_map]
+static TRIE_V6: LpmTrie<[u8; 16], u32, 1_048_576, NO_PREALLOC> = LpmTrie::new();
+
+/// One value, as an image is: the same kind of memory access.
+#[btf_map]
+static DIR: Array<[u8; DIR_BYTES], 1, 1024> = Array::new();
+
+/// Runs `look` over the next addresses of the list.
+#[inline(always)]
+fn run(look: impl Fn(u32) -> Option<u32>) -> u32 {
+    let Some(state) = STATE.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: one run at a time: the benchmark is the only caller.
+    let state = unsafe { &mut *state };
+    let start = state[0] as u32;
+    for i in 0..LOOKUPS {
+        if let Some(found) = look(start.wrapping_add(i) & (ADDRESSES_LEN as u32 - 1)) {
+            state[1] = state[1].wrapping_add(found.into());
+            state[2] = state[2].wrapping_add(u64::from(found != 0));
+        }
+    }
+    state[0] = u64::from(start.wrapping_add(LOOKUPS));
+    xdp_action::XDP_PASS
+}
+
+#[inline(always)]
+fn v4(index: u32) -> Option<u32> {
+    ADDRESSES_V4.get(index).copied()
+}
+
+/// What the list alone costs.
+#[xdp]
+fn empty_v4(_context: XdpContext) -> u32 {
+    run(v4)
+}
+
+#[xdp]
+fn image_v4(_context: XdpContext) -> u32 {
+    let Some(image) = KernelImage::of(0) else { return xdp_action::XDP_ABORTED };
+    run(|index| lookup::v4(&image, v4(index)?).map(u32::from))
+}
+
+#[xdp]
+fn image_v6(_context: XdpContext) -> u32 {
+    let Some(image) = KernelImage::of(0) else { return xdp_action::XDP_ABORTED };
+    run(|index| {
+        let [high, low] = *ADDRESSES_V6.get(index)?;
+        lookup::v6(&image, high, low).map(u32::from)
+    })
+}
+
+#[xdp]
+fn trie_v4(_context: XdpContext) -> u32 {
+    run(|index| TRIE_V4.get(&Key::new(32, v4(index)?.to_be_bytes())).copied())
+}
+
+#[xdp]
+fn trie_v6(_context: XdpContext) -> u32 {
+    run(|index| {
+        let [high, low] = *ADDRESSES_V6.get(index)?;
+        // SAFETY: two words in network order are sixteen bytes.
+        let bytes: [u8; 16] = unsafe { core::mem::transmute([high.to_be(), low.to_be()]) };
+        TRIE_V6.get(&Key::new(128, bytes)).copied()
+    })
+}
+
+#[xdp]
+fn kernel_v4(context: XdpContext) -> u32 {
+    // SAFETY: the loader sets the device once, before the program is loaded.
+    let device = unsafe { read_volatile(&raw const DEVICE) };
+    run(|index| kernel_lookup(context.ctx, device, v4(index)?))
+}
+
+#[inline(always)]
+fn kernel_lookup(context: *mut xdp_md, device: u32, address: u32) -> Option<u32> {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut params: FibParams = unsafe { zeroed() };
+    params.family = AF_INET;
+    params.ifindex = device;
+    params.__bindgen_anon_4.ipv4_dst = address.to_be();
+    // SAFETY: context and parameters are valid and of the stated size.
+    let found = unsafe { bpf_fib_lookup(context.cast(), &raw mut params, size_of::<FibParams>() as i32, 0) };
+    if found == 0 { Some(1) } else { None }
+}
+
+#[xdp]
+fn dir_v4(_context: XdpContext) -> u32 {
+    let Some(table) = DIR.get(0) else { return xdp_action::XDP_ABORTED };
+    let table = table.as_ptr();
+    run(|index| {
+        let address = v4(index)?;
+        let first = dir_read(table, address >> 8)?;
+        if first & DIR_LONG == 0 {
+            return Some(first);
+        }
+        dir_read(table, (1 << 24) + ((first & !DIR_LONG) << 8) + (address & 0xff))
+    })
+}
+
+#[inline(always)]
+fn dir_read(table: *const u8, entry: u32) -> Option<u32> {
+    let offset = entry as usize * 4;
+    if offset > DIR_BYTES - 4 {
+        return None;
+    }
+    // SAFETY: the offset was checked against the value's size.
+    Some(unsafe { read_volatile(table.add(offset).cast::<u32>()) })
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // SAFETY: nothing here panics; the verifier refuses the program if this were reachable.
+    unsafe { core::hint::unreachable_unchecked() }
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

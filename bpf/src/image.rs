@@ -1,0 +1,52 @@
+//! The image in kernel memory: the outer map and the bounds-checked reads.
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
+use aya_ebpf::macros::btf_map;
+use fib::Image;
+use fib::layout::CAPACITY_MIN;
+
+/// `BPF_F_MMAPABLE` of the kernel's uapi.
+const MMAPABLE: usize = 1 << 10;
+
+/// Bytes of every image in `GENERATIONS`. Constant to the verifier.
+#[unsafe(no_mangle)]
+static CAPACITY: u32 = CAPACITY_MIN;
+
+/// The published generation (slot 0) and the candidate (slot 1). The loader makes it for the capacity class at hand.
+#[btf_map]
+static GENERATIONS: ArrayOfMaps<Array<[u8; CAPACITY_MIN as usize], 1, MMAPABLE>, 2> = ArrayOfMaps::new();
+
+/// An image in kernel memory: `CAPACITY` readable bytes.
+pub(crate) struct KernelImage(*const u8);
+
+impl KernelImage {
+    /// The image in a slot. A program calls this once a packet: what it returns is one generation, whole.
+    #[inline(always)]
+    pub(crate) fn of(slot: u32) -> Option<Self> {
+        GENERATIONS.get_value(slot, &0).map(|value| Self(value.as_ptr()))
+    }
+}
+
+macro_rules! read {
+    ($name:ident, $type:ty) => {
+        #[inline(always)]
+        fn $name(&self, offset: u32) -> Option<$type> {
+            // SAFETY: the loader sets `CAPACITY` once, before the program is loaded.
+            let capacity = unsafe { read_volatile(&raw const CAPACITY) };
+            if offset > capacity - size_of::<$type>() as u32 {
+                return None;
+            }
+            // SAFETY: the map value has `capacity` bytes and the read ends within them; the verifier proves it again.
+            // Alignment: the architectures that this object is loaded on read unaligned words.
+            Some(unsafe { read_volatile(self.0.add(offset as usize).cast::<$type>()) })
+        }
+    };
+}
+
+impl Image for KernelImage {
+    read!(u16, u16);
+    read!(u32, u32);
+    read!(u64, u64);
+}

@@ -1,0 +1,40 @@
+//! The node's own addresses: packets to them are the kernel's, whatever the routes say.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::Handle;
+
+use futures_util::TryStreamExt as _;
+
+/// Addresses of every device of this network namespace, IPv4 broadcast addresses included; sorted, each once.
+pub async fn local_addresses(handle: &Handle) -> Result<Vec<IpAddr>, rtnetlink::Error> {
+    let mut addresses = Vec::new();
+    let mut stream = handle.address().get().execute();
+    while let Some(message) = stream.try_next().await? {
+        collect(&message, &mut addresses);
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+fn collect(message: &AddressMessage, addresses: &mut Vec<IpAddr>) {
+    // On a point-to-point device `Address` is the peer's and `Local` is ours; IPv6 without a peer has only `Address`.
+    let local = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    let address = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    });
+    addresses.extend(local.or(address));
+    if message.header.family == AddressFamily::Inet {
+        addresses.extend(message.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Broadcast(ip) => Some(IpAddr::V4(*ip)),
+            _ => None,
+        }));
+    }
+}
