@@ -6,7 +6,7 @@ use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
 /// Leaves the packet to the kernel.
 #[xdp]
-pub fn wayleave(_ctx: XdpContext) -> u32 {
+fn wayleave(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
