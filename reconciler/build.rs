@@ -8,6 +8,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -58,8 +59,8 @@ fn build() -> Result<PathBuf, String> {
     // A new linker or compiler makes a new object.
     println!("cargo:rerun-if-changed={}", linker.display());
 
-    // A directory of its own: the outer cargo holds the lock of the workspace's.
-    let target_dir = path_var("OUT_DIR")?.join("bpf");
+    let out_dir = path_var("OUT_DIR")?;
+    let target_dir = target_dir(&out_dir);
     let mut cargo = compiler.cargo()?;
     cargo
         .current_dir(&root)
@@ -72,11 +73,24 @@ fn build() -> Result<PathBuf, String> {
     if !status.success() {
         return Err(format!("{PACKAGE} does not build for {target} (its messages are above): {cargo:?}"));
     }
-    let objects = target_dir.join(target).join("release");
+    // Copied, because builds of the workspace for several hosts share `target_dir`.
+    let built = target_dir.join(target).join("release");
+    let keep = |name: &str| {
+        let (from, to) = (built.join(name), out_dir.join(format!("{name}.o")));
+        fs::copy(&from, &to)
+            .map_err(|error| format!("cannot copy {} to {}: {error}", from.display(), to.display()))?;
+        Ok::<_, String>(to)
+    };
     // Handed to build scripts of dependents as DEP_WAYLEAVE_BPF_BENCH_OBJECT.
-    println!("cargo:bench_object={}", objects.join("wayleave-bench-bpf").display());
-    let object = objects.join(PACKAGE);
-    if object.is_file() { Ok(object) } else { Err(format!("cargo made no {}", object.display())) }
+    println!("cargo:bench_object={}", keep("wayleave-bench-bpf")?.display());
+    keep(PACKAGE)
+}
+
+/// `bpf` in the workspace's target directory (which cargo marks with a CACHEDIR.TAG): debug and release builds share it.
+/// It is a directory of its own because the outer cargo holds the lock of its own.
+fn target_dir(out_dir: &Path) -> PathBuf {
+    let outer = out_dir.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file());
+    outer.unwrap_or(out_dir).join("bpf")
 }
 
 /// Flags for the BPF target only: with `--target`, cargo keeps them from build scripts and procedural macros.
