@@ -10,3 +10,9 @@
 pub mod source;
 
 pub mod policy;
+
+pub mod compile;
+
+pub mod reconcile;
+
+pub mod kernel;

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use crate::compile::ImageError;
 
+pub mod address;
 pub mod attach;
+pub mod check;
 pub mod counters;
 pub mod image_map;
 pub mod observe;
@@ -41,6 +43,8 @@ pub enum KernelError {
     Program { action: &'static str, source: Box<aya::programs::ProgramError> },
     #[error("cannot use the map {map}")]
     Map { map: &'static str, source: Box<aya::maps::MapError> },
+    #[error("cannot point port id {id} at the device with index {device}")]
+    Port { id: u32, device: u32, source: Box<aya::maps::xdp::XdpMapError> },
     #[error("the {which} image cannot be read")]
     Image { which: &'static str, source: ImageError },
     #[error("a test run of the candidate was not counted")]

@@ -3,8 +3,9 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya::maps::{Map, MapData, PerCpuArray};
-use aya::programs::{ProgramError, Xdp, XdpAttachType};
+use aya::programs::Xdp;
 use aya::{EbpfLoader, TestRun as _, TestRunOptions};
+use aya_obj::programs::XdpAttachType;
 
 use super::pins::Pins;
 use super::{KernelError, counters, sys};

@@ -95,8 +95,7 @@ pub(super) fn create_generations(template: BorrowedFd<'_>) -> Result<OwnedFd, Ke
 /// Makes a map unwritable for user space, for ever. `EBUSY` while a writable mapping exists.
 pub(super) fn freeze(map: BorrowedFd<'_>) -> Result<(), KernelError> {
     let mut attr = zeroed();
-    // SAFETY: the variant of BPF_MAP_FREEZE.
-    unsafe { attr.__bindgen_anon_2.map_fd = raw(map) };
+    attr.__bindgen_anon_2.map_fd = raw(map);
     bpf(bpf_cmd::BPF_MAP_FREEZE, &mut attr).map(drop).map_err(|e| failed("BPF_MAP_FREEZE", "image map", e))
 }
 
@@ -146,8 +145,7 @@ pub(super) fn slot(generations: BorrowedFd<'_>, slot: u32) -> Result<Option<u32>
 /// Opens a map by its id; needs `CAP_SYS_ADMIN`.
 pub(super) fn map_by_id(id: u32) -> Result<OwnedFd, KernelError> {
     let mut attr = zeroed();
-    // SAFETY: the variant of BPF_MAP_GET_FD_BY_ID.
-    unsafe { attr.__bindgen_anon_6.__bindgen_anon_1.map_id = id };
+    attr.__bindgen_anon_6.__bindgen_anon_1.map_id = id;
     bpf_fd(bpf_cmd::BPF_MAP_GET_FD_BY_ID, &mut attr).map_err(|e| failed("BPF_MAP_GET_FD_BY_ID", &id.to_string(), e))
 }
 
@@ -166,8 +164,7 @@ pub(super) fn pin(object: BorrowedFd<'_>, at: &Path) -> Result<(), KernelError> 
 pub(super) fn pinned(at: &Path) -> Result<Option<OwnedFd>, KernelError> {
     let name = path(at)?;
     let mut attr = zeroed();
-    // SAFETY: the variant of BPF_OBJ_GET; the name outlives the call.
-    unsafe { attr.__bindgen_anon_4.pathname = name.as_ptr() as u64 };
+    attr.__bindgen_anon_4.pathname = name.as_ptr() as u64;
     match bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr) {
         Ok(fd) => Ok(Some(fd)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -200,8 +197,7 @@ pub(super) fn create_xdp_link(program: BorrowedFd<'_>, device: u32, flags: u32) 
 /// Detaches a link wherever it is still held.
 pub(super) fn detach_link(link: BorrowedFd<'_>) -> Result<(), KernelError> {
     let mut attr = zeroed();
-    // SAFETY: the variant of BPF_LINK_DETACH.
-    unsafe { attr.link_detach.link_fd = raw(link) };
+    attr.link_detach.link_fd = raw(link);
     bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop).map_err(|e| failed("BPF_LINK_DETACH", "XDP link", e))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! They hold what changes without a commit. Every value is written in words that the program reads whole.
 
-use aya::maps::xdp::DevMap;
+use aya::maps::xdp::{DevMap, XdpMapError};
 use aya::maps::{Array, Map, MapData};
 use fib::Neighbour;
 use fib::layout::{NEXT_HOP_IDS_MAX, PORT_IDS_MAX};
@@ -14,7 +14,6 @@ use super::pins::Pins;
 pub const DEVICE_INDEX_MAX: u32 = 1 << 16;
 
 /// The open tables of one node.
-#[derive(Debug)]
 pub struct Tables {
     ports: DevMap<MapData>,
     devices: Array<MapData, u64>,
@@ -35,7 +34,10 @@ impl Tables {
     /// Which device a port id leaves by. The kernel resolves the index in the calling thread's network namespace.
     pub fn set_port(&mut self, id: u32, device: u32) -> Result<(), KernelError> {
         debug_assert!(id < PORT_IDS_MAX, "the compiler gives out ids below the limit");
-        self.ports.set(id, device, None, 0).map_err(KernelError::map("PORTS"))
+        self.ports.set(id, device, None, 0).map_err(|e| match e {
+            XdpMapError::MapError(e) => KernelError::map("PORTS")(e),
+            other => KernelError::Port { id, device, source: Box::new(other) },
+        })
     }
 
     /// Device of a port id, if it has one.

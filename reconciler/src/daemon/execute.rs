@@ -1,0 +1,132 @@
+//! Executing steps: one match, in the order that [`crate::reconcile::steps`] gave.
+
+use std::cell::OnceCell;
+
+use crate::compile::{Image, View};
+use crate::kernel::neighbour::Netlink;
+use crate::kernel::observe::{Generation, Observed};
+use crate::kernel::program::Programs;
+use crate::kernel::publish::{self, Staged, Verified};
+use crate::kernel::tables::Tables;
+use crate::kernel::{KernelError, attach, check};
+use crate::reconcile::Step;
+
+use super::neighbours::{self, Unresolved};
+use super::node::{Facts, Node, NodeError};
+
+/// What an execution did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The generation that was published, if one was.
+    pub published: Option<u64>,
+    /// Ports that were attached, and how.
+    pub attached: Vec<(String, attach::Attached)>,
+    /// Next hops whose neighbour did not answer: packets to them use the kernel's own tables, or pass.
+    pub unresolved: Vec<Unresolved>,
+}
+
+/// Where an image stands on its way.
+enum Candidate<'k> {
+    None,
+    Staged(Staged<'k>),
+    Verified(Verified<'k>),
+}
+
+/// Executes `steps` in order; the first failure stops it, names its step and the generation that is still live.
+///
+/// The caller holds the lock. `image` is stamped already; `progress` hears of each step before it is made.
+pub async fn execute(
+    node: &Node,
+    netlink: &Netlink,
+    steps: &[Step],
+    image: &Image,
+    observed: &Observed,
+    facts: &Facts,
+    progress: &mut dyn FnMut(&Step),
+) -> Result<Report, NodeError> {
+    let programs = OnceCell::new();
+    let mut run = Run { node, netlink, image, observed, facts, programs: &programs, candidate: Candidate::None };
+    let mut report = Report::default();
+    for step in steps {
+        progress(step);
+        tracing::debug!(%step, "step");
+        if let Err(source) = run.step(step, &mut report).await {
+            let live = report.published.unwrap_or(observed.live_number());
+            return Err(NodeError::Step { step: step.to_string(), live, source: Box::new(source) });
+        }
+    }
+    Ok(report)
+}
+
+struct Run<'a> {
+    node: &'a Node,
+    netlink: &'a Netlink,
+    image: &'a Image,
+    observed: &'a Observed,
+    facts: &'a Facts,
+    programs: &'a OnceCell<Programs>,
+    candidate: Candidate<'a>,
+}
+
+impl<'a> Run<'a> {
+    async fn step(&mut self, step: &Step, report: &mut Report) -> Result<(), NodeError> {
+        let pins = &self.node.pins;
+        match step {
+            Step::ClearCandidate { bits } => publish::clear_candidate(pins, *bits)?,
+            Step::RemovePin { path } => pins.remove(path)?,
+            Step::RemoveClass { bits } => pins.remove_directory(&pins.class(*bits))?,
+            Step::PinLive => publish::pin_live(pins, self.live()?)?,
+            Step::LoadPrograms { bits } => {
+                let programs = Programs::ensure(pins, *bits)?;
+                // Steps load once; a second set would be a defect of the planner.
+                assert!(self.programs.set(programs).is_ok(), "programs are loaded once");
+            }
+            Step::CopyLive { .. } => publish::copy_live(self.programs()?, self.live()?)?,
+            Step::UpdateLink { port } => attach::update(pins, self.programs()?, port)?,
+            Step::Detach { port } => attach::detach(pins, port)?,
+            Step::Attach { port } => {
+                let mode = attach::attach(pins, self.programs()?, &port.port, &port.device, port.index, port.mode)?;
+                report.attached.push((port.port.clone(), mode));
+            }
+            Step::WriteTables => {
+                let mut tables = Tables::open(pins)?;
+                let view = self.image.view()?;
+                neighbours::write_devices(&mut tables, &view, self.facts)?;
+                report.unresolved = neighbours::write_neighbours(&mut tables, &view, self.facts, self.netlink).await?;
+            }
+            Step::Stage { .. } => {
+                self.candidate = Candidate::Staged(publish::stage(pins, self.programs()?, self.image)?);
+            }
+            Step::Verify { .. } => {
+                let Candidate::Staged(staged) = std::mem::replace(&mut self.candidate, Candidate::None) else {
+                    return Err(out_of_order(step));
+                };
+                let tables = Tables::open(pins)?;
+                let verified = staged.verify(|programs, view: &View<'_>| check::agree(programs, view, &tables))?;
+                self.candidate = Candidate::Verified(verified);
+            }
+            Step::Publish { .. } => {
+                let Candidate::Verified(verified) = std::mem::replace(&mut self.candidate, Candidate::None) else {
+                    return Err(out_of_order(step));
+                };
+                report.published = Some(verified.publish()?.number);
+            }
+            Step::Retire { generation } => pins.remove(&pins.generation(*generation))?,
+        }
+        Ok(())
+    }
+
+    fn programs(&self) -> Result<&'a Programs, NodeError> {
+        let missing = || KernelError::Verify { detail: "the programs are not loaded".to_owned() };
+        Ok(self.programs.get().ok_or_else(missing)?)
+    }
+
+    fn live(&self) -> Result<&'a Generation, NodeError> {
+        let missing = || KernelError::Verify { detail: "no generation is live".to_owned() };
+        Ok(self.observed.live.as_ref().ok_or_else(missing)?)
+    }
+}
+
+fn out_of_order(step: &Step) -> NodeError {
+    KernelError::Verify { detail: format!("{step}: the candidate is not ready for it") }.into()
+}

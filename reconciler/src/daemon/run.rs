@@ -1,0 +1,249 @@
+//! The daemon: follows a directory and the node, and keeps the kernel at what the policies say.
+//!
+//! Level-triggered: events only say when to look; each look reads everything anew. When the daemon stops or dies, the
+//! live generation goes on forwarding.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::kernel::neighbour::Netlink;
+use crate::kernel::tables::Tables;
+use crate::policy::Severity;
+use crate::reconcile::{Outcome, Schedule};
+
+use super::apply::{Applied, Proposal, apply, propose};
+use super::neighbours;
+use super::node::{Node, NodeError, unix_ms};
+use super::state::{Attempt, State, Sync};
+
+/// Pause between a change on the wire and its entry in the neighbour table, so that bursts are taken together.
+const NETLINK_SETTLE: Duration = Duration::from_millis(20);
+
+/// Runs until SIGTERM or SIGINT. SIGHUP looks at once.
+pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
+    let signal_error = |source| NodeError::State { path: PathBuf::from("signals"), source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(signal_error)?;
+
+    let netlink = Netlink::connect()?;
+    let mut changes = netlink.watch()?;
+    let (hints, mut hinted) = mpsc::channel::<()>(1);
+    let mut files = FileWatch::new(source, hints);
+    let mut schedule = Schedule::new(node.config.settle, node.config.rescan_interval, Instant::now());
+    let mut daemon = Daemon { node, source, netlink: &netlink, state: State::new(&node.config.state_dir) };
+    let mut refresh_at: Option<Instant> = None;
+    let mut ready = false;
+
+    loop {
+        let refresh = refresh_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => schedule.hint(Instant::now()),
+            Some(()) = hinted.recv() => schedule.hint(Instant::now()),
+            changed = changes.changed() => {
+                changed?;
+                refresh_at.get_or_insert(Instant::now() + NETLINK_SETTLE);
+            }
+            () = tokio::time::sleep_until(refresh.into()) => {
+                refresh_at = None;
+                if daemon.refresh().await {
+                    schedule.hint(Instant::now());
+                }
+            }
+            () = tokio::time::sleep_until(schedule.next().into()) => {
+                schedule.looking();
+                files.renew();
+                let outcome = daemon.look().await;
+                schedule.finished(outcome, Instant::now());
+                if !ready {
+                    ready = true;
+                    notify_systemd(&[sd_notify::NotifyState::Ready]);
+                }
+            }
+        }
+    }
+    notify_systemd(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("stopped; the live generation goes on forwarding");
+    Ok(())
+}
+
+/// Tells systemd, where it listens; a failure is logged and changes nothing.
+fn notify_systemd(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd was not notified");
+    }
+}
+
+struct Daemon<'a> {
+    node: &'a Node,
+    source: &'a Path,
+    netlink: &'a Netlink,
+    state: State,
+}
+
+impl Daemon<'_> {
+    /// One look at the source, recorded and logged.
+    async fn look(&mut self) -> Outcome {
+        let mut revision = None;
+        let mut unresolved = Vec::new();
+        let result = self.reconcile(&mut revision, &mut unresolved).await;
+        let (sync, outcome) = match result {
+            Ok(sync) => (sync, Outcome::Settled),
+            Err(NodeError::Policy { diagnostics }) => {
+                let errors: Vec<_> = diagnostics.iter().filter(|d| d.severity == Severity::Error).collect();
+                let first = errors.first().map(|d| format!("{}: {}", d.file, d.message)).unwrap_or_default();
+                tracing::error!(errors = errors.len(), %first, "the policies have errors; the live generation stays");
+                (Sync::InvalidPolicy { errors: errors.len(), first }, Outcome::Settled)
+            }
+            Err(error) => {
+                let text = chain(&error);
+                tracing::error!(error = %text, "the look failed; the live generation stays");
+                let outcome = if error.may_pass() { Outcome::Failed } else { Outcome::Settled };
+                (Sync::Failed { error: text }, outcome)
+            }
+        };
+        let attempt = Attempt { pid: std::process::id(), unix_ms: unix_ms(), revision, sync, unresolved };
+        if let Err(error) = self.state.set_attempt(&attempt) {
+            tracing::warn!(%error, "the state directory cannot be written");
+        }
+        outcome
+    }
+
+    async fn reconcile(
+        &self,
+        revision: &mut Option<String>,
+        unresolved: &mut Vec<String>,
+    ) -> Result<Sync, NodeError> {
+        let proposal = propose(self.node, self.netlink, self.source).await?;
+        let desired = proposal.desired()?;
+        *revision = Some(desired.revision().to_owned());
+        let digest = desired.digest().to_string();
+        match self.state.quarantined() {
+            Some(quarantined) if quarantined == digest => return Ok(Sync::Quarantined),
+            Some(_) => {
+                if let Err(error) = self.state.lift_quarantine() {
+                    tracing::warn!(%error, "the quarantine cannot be lifted");
+                }
+            }
+            None => {}
+        }
+        let applied = self.apply(proposal).await?;
+        unresolved.extend(
+            applied.report.unresolved.iter().map(|u| format!("{} via {} port {}", u.next_hop, u.via, u.port)),
+        );
+        Ok(Sync::InSync)
+    }
+
+    async fn apply(&self, proposal: Proposal) -> Result<Applied, NodeError> {
+        let summary = proposal.plan.summary_line();
+        let applied = apply(self.node, self.netlink, proposal, &mut |_| {}).await?;
+        for (port, mode) in &applied.report.attached {
+            tracing::info!(port, ?mode, "attached");
+        }
+        if let Some(generation) = applied.report.published {
+            tracing::info!(generation, %summary, "published");
+        }
+        for next_hop in &applied.report.unresolved {
+            tracing::warn!(next_hop = next_hop.next_hop, via = %next_hop.via, port = next_hop.port, "no neighbour");
+        }
+        Ok(applied)
+    }
+
+    /// Brings ports and neighbours up to date; says whether devices or addresses changed so that rules must.
+    async fn refresh(&self) -> bool {
+        match self.try_refresh().await {
+            Ok(again) => again,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "neighbours were not refreshed");
+                true
+            }
+        }
+    }
+
+    async fn try_refresh(&self) -> Result<bool, NodeError> {
+        let observed = self.node.observe()?;
+        let Some(live) = &observed.live else { return Ok(true) };
+        let facts = self.node.facts(self.netlink).await?;
+        let view = live.image.view()?;
+        let mut tables = Tables::open(&self.node.pins)?;
+        neighbours::write_devices(&mut tables, &view, &facts)?;
+        neighbours::refresh_neighbours(&mut tables, &view, &facts, self.netlink).await?;
+        let locals: Vec<_> = view.locals().collect();
+        let moved = facts.ports.iter().any(|(port, _)| {
+            !observed.links.iter().any(|link| link.port == port.port && link.device == port.index)
+        });
+        Ok(moved || locals != facts.node.local_addresses)
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Watches the source and the folder that holds it; a hint is lost at worst until the next rescan.
+struct FileWatch {
+    source: PathBuf,
+    hints: mpsc::Sender<()>,
+    watcher: Option<RecommendedWatcher>,
+    /// Device and inode that are being watched: a source that was replaced is watched anew.
+    watched: Option<(u64, u64)>,
+}
+
+impl FileWatch {
+    fn new(source: &Path, hints: mpsc::Sender<()>) -> Self {
+        let source = std::path::absolute(source).unwrap_or_else(|_| source.to_owned());
+        let mut watch = Self { source, hints, watcher: None, watched: None };
+        watch.renew();
+        watch
+    }
+
+    /// Watches again when the directory is another one than before.
+    fn renew(&mut self) {
+        use std::os::unix::fs::MetadataExt as _;
+        let identity = std::fs::metadata(&self.source).ok().map(|m| (m.dev(), m.ino()));
+        if self.watcher.is_some() && identity == self.watched {
+            return;
+        }
+        self.watched = identity;
+        self.watcher = self.watch().map_err(|error| tracing::warn!(%error, "file events are not available")).ok();
+    }
+
+    fn watch(&self) -> notify::Result<RecommendedWatcher> {
+        let hints = self.hints.clone();
+        let source = self.source.clone();
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading is not a change; everything else, errors and overflows included, is worth a look.
+            let read = |kind| {
+                matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
+            };
+            let elsewhere = |paths: &[PathBuf]| !paths.is_empty() && !paths.iter().any(|p| p.starts_with(&source));
+            if !event.is_ok_and(|e| read(e.kind) || elsewhere(&e.paths)) {
+                // A full channel holds a hint already.
+                let _ = hints.try_send(());
+            }
+        })?;
+        if self.watched.is_some() {
+            watcher.watch(&self.source, RecursiveMode::Recursive)?;
+        }
+        if let Some(parent) = self.source.parent().filter(|p| p.is_dir()) {
+            watcher.watch(parent, RecursiveMode::NonRecursive)?;
+        }
+        Ok(watcher)
+    }
+}

@@ -1,0 +1,87 @@
+//! What the daemon last tried, and what an operator has set aside; small files, replaced whole.
+//!
+//! Nothing here says what is live: that is the kernel's to say.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// How the last look at the source ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum Sync {
+    /// The kernel holds what the source says.
+    InSync,
+    /// The source has errors; the live generation stays.
+    InvalidPolicy { errors: usize, first: String },
+    /// The source is what an operator rolled back from; it waits for a different one.
+    Quarantined,
+    /// Something else failed; the daemon tries again.
+    Failed { error: String },
+}
+
+/// The last look of a running daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Attempt {
+    pub pid: u32,
+    pub unix_ms: u64,
+    /// Revision that was tried, when the source could be read.
+    pub revision: Option<String>,
+    pub sync: Sync,
+    /// Next hops without a neighbour, as `policy/name via address port`.
+    pub unresolved: Vec<String>,
+}
+
+/// The state directory of one node.
+#[derive(Clone, Debug)]
+pub struct State {
+    directory: PathBuf,
+}
+
+impl State {
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
+    /// Records the daemon's last look.
+    pub fn set_attempt(&self, attempt: &Attempt) -> io::Result<()> {
+        self.replace("attempt.json", &serde_json::to_vec(attempt)?)
+    }
+
+    /// The daemon's last look as JSON; `None` when there was none.
+    pub fn attempt(&self) -> Option<Value> {
+        serde_json::from_slice(&std::fs::read(self.directory.join("attempt.json")).ok()?).ok()
+    }
+
+    /// Sets rules aside: `run` does not apply this digest until a different one comes.
+    pub fn quarantine(&self, digest: &str, revision: &str) -> io::Result<()> {
+        self.replace("quarantine.json", json!({"digest": digest, "revision": revision}).to_string().as_bytes())
+    }
+
+    /// Digest that is set aside.
+    pub fn quarantined(&self) -> Option<String> {
+        let text = std::fs::read(self.directory.join("quarantine.json")).ok()?;
+        let value: Value = serde_json::from_slice(&text).ok()?;
+        value.get("digest")?.as_str().map(str::to_owned)
+    }
+
+    /// Lifts the quarantine; none set is no error.
+    pub fn lift_quarantine(&self) -> io::Result<()> {
+        match std::fs::remove_file(self.directory.join("quarantine.json")) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a file beside the old one and renames it: a reader sees the old or the new, whole.
+    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        std::fs::create_dir_all(&self.directory)?;
+        let new = self.directory.join(format!(".{name}.new"));
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        std::fs::rename(&new, self.directory.join(name))
+    }
+}

@@ -1,0 +1,121 @@
+//! The candidate's check: the loaded program and the library must decide alike on the real image, before it is live.
+
+use std::net::IpAddr;
+
+use fib::{Image, Neighbour, Reason, Verdict};
+
+use crate::compile::View;
+
+use super::KernelError;
+use super::program::Programs;
+use super::tables::Tables;
+
+/// Routes of each family whose packets are tried.
+const ROUTES_TRIED: usize = 64;
+
+/// `XDP_DROP`, `XDP_PASS` and `XDP_REDIRECT` of the kernel's uapi.
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
+
+/// The node as the library sees it: the same tables that the program reads.
+pub struct TableNode<'t>(pub &'t Tables);
+
+impl fib::Node for TableNode<'_> {
+    fn ingress_mac(&self) -> Option<u64> {
+        // Test runs come in by the loopback device, whose address is all zeros.
+        Some(0)
+    }
+
+    fn neighbour<I: Image + ?Sized>(&self, _image: &I, id: u32, _at: u32, _port: u32) -> Option<Neighbour> {
+        self.0.neighbour(id).ok().flatten()
+    }
+}
+
+/// Runs packets to a spread of the image's routes through the candidate, and compares action, reason and every byte.
+pub fn agree(programs: &Programs, view: &View<'_>, tables: &Tables) -> Result<(), KernelError> {
+    let mut destinations: Vec<IpAddr> = vec![[198, 18, 0, 1].into(), [0x2001, 0x2, 0, 0, 0, 0, 0, 1].into()];
+    destinations.extend(spread(view.routes_v4().map(|r| r.prefix.address()), view.routes_v4().count()));
+    destinations.extend(spread(view.routes_v6().map(|r| r.prefix.address()), view.routes_v6().count()));
+    for (number, destination) in destinations.into_iter().enumerate() {
+        let frame = probe(destination, u16::try_from(number).unwrap_or(u16::MAX));
+        one(programs, view, tables, &frame).map_err(|detail| KernelError::Verify {
+            detail: format!("packet to {destination}: {detail}"),
+        })??;
+    }
+    Ok(())
+}
+
+/// Compares one frame; the outer error is a disagreement, the inner one a failed call.
+fn one(programs: &Programs, view: &View<'_>, tables: &Tables, frame: &[u8]) -> Result<Result<(), KernelError>, String> {
+    let ran = match programs.test_run(frame) {
+        Ok(ran) => ran,
+        Err(e) => return Ok(Err(e)),
+    };
+    let mut expected = frame.to_vec();
+    let decision = fib::decide(view.bytes(), frame, &TableNode(tables));
+    let mut reason = decision.reason;
+    if reason == Reason::NoNeighbour && ran.reason == Reason::Forwarded as u32 {
+        // The kernel's own tables knew the neighbour: the program asks them, the library cannot.
+        return Ok(Ok(()));
+    }
+    let action = match reason.verdict() {
+        Verdict::Drop => XDP_DROP,
+        Verdict::Pass => XDP_PASS,
+        Verdict::Forward => match (tables.port(decision.port), decision.neighbour) {
+            (Err(e), _) => return Ok(Err(e)),
+            (Ok(Some(_)), Some(neighbour)) => {
+                if fib::packet::forward(&mut expected[..], decision.family, &neighbour).is_none() {
+                    return Err("the library cannot rewrite it".to_owned());
+                }
+                XDP_REDIRECT
+            }
+            _ => {
+                reason = Reason::NoPort;
+                XDP_PASS
+            }
+        },
+    };
+    if (ran.action, ran.reason) != (action, reason as u32) {
+        let name = |number: u32| Reason::ALL.iter().find(|r| **r as u32 == number).map_or("unknown", |r| r.name());
+        return Err(format!(
+            "the library says {} (action {action}), the program says {} (action {})",
+            reason.name(),
+            name(ran.reason),
+            ran.action
+        ));
+    }
+    if ran.frame != expected {
+        return Err("the program rewrote it otherwise than the library".to_owned());
+    }
+    Ok(Ok(()))
+}
+
+/// At most [`ROUTES_TRIED`] of `total` items, evenly spread, first and last included.
+fn spread<T>(items: impl Iterator<Item = T>, total: usize) -> impl Iterator<Item = T> {
+    let step = total.div_ceil(ROUTES_TRIED).max(1);
+    let last = total.saturating_sub(1);
+    items.enumerate().filter(move |(i, _)| i % step == 0 || *i == last).map(|(_, item)| item)
+}
+
+/// A UDP packet to `destination` in an Ethernet frame to the loopback device's address; `source_port` varies the flow.
+fn probe(destination: IpAddr, source_port: u16) -> Vec<u8> {
+    const PAYLOAD_BYTES: u8 = 26;
+    const UDP: u8 = 17;
+    let mut frame = vec![0; 12];
+    match destination {
+        IpAddr::V4(to) => {
+            frame.extend([0x08, 0x00, 0x45, 0, 0, 28 + PAYLOAD_BYTES, 0, 0, 0, 0, 64, UDP, 0, 0, 198, 18, 0, 2]);
+            frame.extend(to.octets());
+        }
+        IpAddr::V6(to) => {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 8 + PAYLOAD_BYTES, UDP, 64]);
+            frame.extend([0x20, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+            frame.extend(to.octets());
+        }
+    }
+    frame.extend(source_port.to_be_bytes());
+    frame.extend([0, 9, 0, 8 + PAYLOAD_BYTES, 0, 0]);
+    frame.resize(frame.len() + usize::from(PAYLOAD_BYTES), 0);
+    frame
+}
