@@ -273,11 +273,11 @@ Names are 1 to 63 lower-case letters, digits and `-`, beginning and ending with 
 Wrong:  name: Edge_A
 Right:  name: edge-a"
 
-    SchemaOther "WL0210" Error "a value breaks another rule of the schema"
-"The document breaks a rule of the published schema that has no code of its own; the message names the rule.
+    SchemaOther "WL0210" Error "a value breaks another rule of the format"
+"The document breaks a rule of the format that has no code of its own, such as a whole number written with a fraction.
 
-Wrong:  {prefix: 10.0.0.0/8, nextHops: []}
-Right:  {prefix: 10.0.0.0/8, nextHops: [{name: edge-a}]}"
+Wrong:  {name: edge-a, weight: 2.0}
+Right:  {name: edge-a, weight: 2}"
 
     NotAPrefix "WL0301" Error "this is not an IP prefix"
 "A prefix is ADDRESS/LENGTH. A single address needs its length as well: /32 or /128.

@@ -57,10 +57,10 @@ pub fn node_config(text: &[u8], path: &Path) -> Result<NodeConfig, Vec<Diagnosti
 }
 
 fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<NodeConfig> {
-    let written: document::NodeConfig = match serde_json::from_value(root.to_json()) {
+    let written: document::NodeConfig = match schema::typed(file, root) {
         Ok(written) => written,
-        Err(error) => {
-            faults.push(Diagnostic::new(Code::SchemaOther, file, Some(root.span), error.to_string()));
+        Err(diagnostic) => {
+            faults.push(diagnostic);
             return None;
         }
     };

@@ -10,6 +10,7 @@ use jsonschema::error::ValidationErrorKind as Kind;
 use jsonschema::paths::{Location, LocationSegment};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
+use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 
 use super::codes::Code;
@@ -125,6 +126,19 @@ pub(super) fn check<'k>(
         }
     }
     if found.is_empty() { Ok(kind) } else { Err(found) }
+}
+
+/// The typed form of a tree that [`check`] found no fault in.
+///
+/// JSON Schema takes 2.0 for a whole number and serde does not; whatever else the two see differently is shown as well.
+pub(super) fn typed<T: DeserializeOwned>(file: &str, root: &Node) -> Result<T, Diagnostic> {
+    serde_json::from_value(root.to_json()).map_err(|error| match root.first_fraction() {
+        Some(node) => {
+            let message = format!("{} must be written without a fraction", describe(node));
+            Diagnostic::new(Code::SchemaOther, file, Some(node.span), message)
+        }
+        None => Diagnostic::new(Code::SchemaOther, file, Some(root.span), error.to_string()),
+    })
 }
 
 fn dispatch<'k>(

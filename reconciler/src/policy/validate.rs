@@ -1,7 +1,6 @@
 //! Validation: a snapshot in, the checked policy or every fault of every file out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ops::ControlFlow;
 
 use crate::source::{FileFault, Snapshot, SourceFile, is_yaml};
 
@@ -61,7 +60,7 @@ pub fn validate(snapshot: &Snapshot) -> Validated {
             }
             SourceFile::Content(bytes) if is_yaml(file) => {
                 documents += 1;
-                let _ = run.document(file, bytes, &mut names);
+                run.document(file, bytes, &mut names);
             }
             SourceFile::Content(_) => {}
         }
@@ -91,36 +90,30 @@ pub(super) fn file_fault(file: &str, fault: &FileFault) -> Diagnostic {
 }
 
 impl<'s> Run<'s> {
-    fn document(
-        &mut self,
-        file: &'s str,
-        bytes: &'s [u8],
-        names: &mut HashMap<String, (String, Span)>,
-    ) -> ControlFlow<()> {
+    fn document(&mut self, file: &'s str, bytes: &'s [u8], names: &mut HashMap<String, (String, Span)>) {
         let text = match yaml::decode(file, bytes) {
             Ok(text) => text,
             Err(diagnostic) => {
                 self.faults.push(diagnostic);
-                return ControlFlow::Break(());
+                return;
             }
         };
         let parsed = yaml::parse(file, text);
         self.faults.extend(parsed.diagnostics);
-        let Some(root) = parsed.root else { return ControlFlow::Break(()) };
+        let Some(root) = parsed.root else { return };
         if let Err(diagnostics) = schema::check(file, &root, POLICY_KINDS, CONFIG_KINDS) {
             self.faults.extend(diagnostics);
-            return ControlFlow::Break(());
+            return;
         }
-        let written: document::RoutePolicy = match serde_json::from_value(root.to_json()) {
+        let written: document::RoutePolicy = match schema::typed(file, &root) {
             Ok(written) => written,
-            Err(error) => {
-                self.faults.push(Diagnostic::new(Code::SchemaOther, file, Some(root.span), error.to_string()));
-                return ControlFlow::Break(());
+            Err(diagnostic) => {
+                self.faults.push(diagnostic);
+                return;
             }
         };
         self.claim_name(file, &root, &written.metadata.name, names);
         read_route_policy(self, file, &root, written);
-        ControlFlow::Continue(())
     }
 
     fn claim_name(&mut self, file: &str, root: &Node, name: &str, names: &mut HashMap<String, (String, Span)>) {

@@ -75,6 +75,16 @@ impl Node {
         node.span
     }
 
+    /// The first number in the tree that is written with a point or an exponent.
+    pub(super) fn first_fraction(&self) -> Option<&Self> {
+        match &self.value {
+            Value::Number(number) if number.is_f64() => Some(self),
+            Value::List(items) => items.iter().find_map(Self::first_fraction),
+            Value::Map(entries) => entries.iter().find_map(|e| e.value.first_fraction()),
+            _ => None,
+        }
+    }
+
     pub(super) fn to_json(&self) -> serde_json::Value {
         match &self.value {
             Value::Null => serde_json::Value::Null,
