@@ -3,11 +3,28 @@
 //! `Snapshot -> Policy | Diagnostics`. Nothing here reads a file, a clock or the environment; a [`Policy`] can only be
 //! made by [`validate()`], so whoever holds one knows that every reference in it resolves.
 
+pub mod codes;
+pub mod diagnostic;
+mod document;
+pub mod limits;
+mod list;
+mod node;
 pub mod prefix;
+mod quantity;
+mod route_policy;
+mod routes;
+pub mod schema;
+mod validate;
+mod yaml;
 
 use std::net::IpAddr;
 
+pub use codes::Code;
+pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
+pub use document::Attach;
+pub use node::{NodeConfig, Port, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
+pub use validate::{Validated, validate};
 
 /// Where a rule was written: a file of the snapshot (index into [`Policy::files`]) and its 1-based line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,1 +1,149 @@
 //! Sources: where policy documents come from; one read gives one immutable [`Snapshot`].
+//!
+//! Path in, `Snapshot` out. A snapshot is pure data: whoever holds one needs no file system, and the same files give
+//! the same revision wherever they lie.
+
+mod directory;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+pub use directory::read_directory;
+
+/// The files of one source state, by source-relative path with `/` between the parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// `dir@sha256:…` over path and content of every file; independent of the order in which they were read.
+    pub revision: String,
+    pub files: BTreeMap<String, SourceFile>,
+}
+
+/// The bytes of one file, or why they are not here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceFile {
+    Content(Arc<[u8]>),
+    Fault(FileFault),
+}
+
+/// Why one file of a source could not be taken; the others are.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FileFault {
+    #[error("the file has {size_bytes} bytes; the limit is {limit_bytes}")]
+    Oversized { size_bytes: u64, limit_bytes: u64 },
+    #[error("the symbolic link leaves the source: it leads to `{target}`")]
+    LeavesSource { target: String },
+    #[error("the symbolic link leads back to a directory that contains it")]
+    Cycle,
+    #[error("the file cannot be read: {reason}")]
+    Unreadable { reason: String },
+    #[error("this is neither a regular file nor a directory")]
+    NotRegular,
+    #[error("the name is not valid UTF-8")]
+    Name,
+}
+
+/// Why a source gave no snapshot at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("the source directory `{path}` does not exist")]
+    Missing { path: PathBuf },
+    #[error("the source `{path}` is not a directory")]
+    NotADirectory { path: PathBuf },
+    #[error("`{path}` cannot be read")]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        cause: std::io::Error,
+    },
+    #[error("the source directory `{path}` holds no file; that never means \"remove every rule\"")]
+    Empty { path: PathBuf },
+    #[error("the source `{path}` has more than {limit} {what}")]
+    TooLarge { path: PathBuf, what: &'static str, limit: u64 },
+    #[error("the files of `{path}` kept changing while they were read")]
+    Changing { path: PathBuf },
+}
+
+/// How much of a source is read at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub files_max: usize,
+    /// Directory entries looked at, hidden ones included.
+    pub entries_max: usize,
+    /// Directories below the source.
+    pub depth_max: usize,
+    /// Size of one `.yaml` or `.yml` file.
+    pub yaml_bytes_max: u64,
+    /// Size of one other file, such as a prefix list.
+    pub file_bytes_max: u64,
+    pub total_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            files_max: 65_535,
+            entries_max: 262_144,
+            depth_max: 16,
+            yaml_bytes_max: 4 << 20,
+            file_bytes_max: 128 << 20,
+            total_bytes_max: 512 << 20,
+        }
+    }
+}
+
+impl Limits {
+    fn bytes_max(&self, path: &str) -> u64 {
+        if is_yaml(path) { self.yaml_bytes_max } else { self.file_bytes_max }
+    }
+}
+
+/// Whether `path` is named like a policy document.
+pub fn is_yaml(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.rsplit_once('.')
+        .is_some_and(|(_, ending)| ending.eq_ignore_ascii_case("yaml") || ending.eq_ignore_ascii_case("yml"))
+}
+
+impl Snapshot {
+    /// A snapshot of `files`, with its revision.
+    pub fn of_directory(files: BTreeMap<String, SourceFile>) -> Self {
+        let mut hash = Sha256::new();
+        for (path, file) in &files {
+            // Lengths before contents: no two different sets of files give the same bytes to the hash.
+            hash.update((path.len() as u64).to_le_bytes());
+            hash.update(path);
+            match file {
+                SourceFile::Content(bytes) => {
+                    hash.update([0]);
+                    hash.update((bytes.len() as u64).to_le_bytes());
+                    hash.update(bytes);
+                }
+                SourceFile::Fault(fault) => {
+                    let text = fault.to_string();
+                    hash.update([1]);
+                    hash.update((text.len() as u64).to_le_bytes());
+                    hash.update(text);
+                }
+            }
+        }
+        let mut revision = String::from("dir@sha256:");
+        for byte in hash.finalize() {
+            revision.push(char::from(HEX[usize::from(byte >> 4)]));
+            revision.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+        Self { revision, files }
+    }
+
+    /// The bytes of `path`, when the snapshot has them.
+    pub fn content(&self, path: &str) -> Option<&[u8]> {
+        match self.files.get(path)? {
+            SourceFile::Content(bytes) => Some(bytes),
+            SourceFile::Fault(_) => None,
+        }
+    }
+}
+
+const HEX: [u8; 16] = *b"0123456789abcdef";

@@ -1,0 +1,252 @@
+//! Documents as written: the only types that are deserialized, and the source of the published schemas.
+//!
+//! Doc comments here are the descriptions in the schemas: users read them in their editors.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// The version of the document format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+pub(super) enum ApiVersion {
+    #[serde(rename = "wayleave/v1")]
+    V1,
+}
+
+/// Routes with the next hops that they use.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RoutePolicy {
+    #[expect(dead_code, reason = "checked by the schema; the field makes the schema require it")]
+    pub(super) api_version: ApiVersion,
+    #[expect(dead_code, reason = "checked by the schema; the field makes the schema require it")]
+    pub(super) kind: RoutePolicyKind,
+    pub(super) metadata: Metadata,
+    pub(super) spec: RouteSpec,
+}
+
+/// The kind of this document.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) enum RoutePolicyKind {
+    RoutePolicy,
+}
+
+/// What the policy is called and whose it is.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Metadata {
+    /// Identifies the policy in plans, counters and traces; unique among the policies of its kind.
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), length(min = 1, max = 63))]
+    pub(super) name: String,
+    /// Who answers for the policy, such as a team.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 253))]
+    pub(super) owner: Option<String>,
+    /// Free key and value pairs for tools around wayleave.
+    #[expect(dead_code, reason = "for people and for tools that read the documents")]
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+/// Next hops, and the routes that use them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RouteSpec {
+    /// The gateways that routes of this policy name.
+    #[serde(default)]
+    pub(super) next_hops: Vec<NextHop>,
+    /// What happens to packets, by destination; the longest prefix wins.
+    pub(super) routes: Vec<Route>,
+}
+
+/// A named gateway behind a port.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct NextHop {
+    /// Unique within the policy.
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), length(min = 1, max = 63))]
+    pub(super) name: String,
+    /// The gateway's IPv4 or IPv6 address, such as `192.0.2.1` or `2001:db8::1`.
+    pub(super) via: String,
+    /// The policy's name for an interface; a node's configuration maps it to a device.
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), length(min = 1, max = 63))]
+    pub(super) port: String,
+}
+
+/// One prefix, or the prefixes of a list, and what happens to packets for them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Route {
+    /// The destination, such as `10.20.0.0/16` or `2001:db8::/32`, without host bits. Either this or prefixesFrom.
+    #[serde(default)]
+    #[schemars(with = "String")]
+    pub(super) prefix: Option<String>,
+    /// Path of a list in this source: one `PREFIX` or `PREFIX,NEXT-HOP-NAME` a line, `#` begins a comment. Either this or
+    /// prefix.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 1024))]
+    pub(super) prefixes_from: Option<String>,
+    /// The next hops that share the traffic. Implies `action: forward`.
+    #[serde(default)]
+    #[schemars(with = "Vec<NextHopShare>", length(min = 1, max = 256))]
+    pub(super) next_hops: Option<Vec<NextHopShare>>,
+    /// forward (implied by nextHops), drop, or pass to the kernel.
+    #[serde(default)]
+    #[schemars(with = "RouteAction")]
+    pub(super) action: Option<RouteAction>,
+}
+
+/// A next hop's part in a route.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct NextHopShare {
+    /// The name of one of this policy's next hops.
+    pub(super) name: String,
+    /// Share of the traffic relative to the others of the route.
+    #[serde(default = "weight_default")]
+    #[schemars(range(min = 1, max = 65_535), extend("default" = 1))]
+    pub(super) weight: u16,
+}
+
+fn weight_default() -> u16 {
+    1
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RouteAction {
+    Forward,
+    Drop,
+    Pass,
+}
+
+/// A node's own configuration: where its policies come from and which devices its ports are.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct NodeConfig {
+    #[expect(dead_code, reason = "checked by the schema; the field makes the schema require it")]
+    pub(super) api_version: ApiVersion,
+    #[expect(dead_code, reason = "checked by the schema; the field makes the schema require it")]
+    pub(super) kind: NodeConfigKind,
+    pub(super) metadata: NodeMetadata,
+    pub(super) spec: NodeSpec,
+}
+
+/// The kind of this document.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) enum NodeConfigKind {
+    NodeConfig,
+}
+
+/// What the node is called.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct NodeMetadata {
+    /// The node's name in reports.
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"), length(min = 1, max = 253))]
+    pub(super) name: String,
+    /// Free key and value pairs, such as the site.
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct NodeSpec {
+    pub(super) source: NodeSource,
+    /// The device of every port name that policies use.
+    #[schemars(length(min = 1, max = 256))]
+    pub(super) ports: BTreeMap<String, Port>,
+    /// A directory on a bpf file system, where programs and maps are pinned.
+    #[serde(default = "bpffs_default")]
+    #[schemars(with = "String", length(min = 1), extend("default" = "/sys/fs/bpf/wayleave"))]
+    pub(super) bpffs: PathBuf,
+    /// Where the journal of applied generations is kept.
+    #[serde(default = "state_dir_default")]
+    #[schemars(with = "String", length(min = 1), extend("default" = "/var/lib/wayleave"))]
+    pub(super) state_dir: PathBuf,
+    #[serde(default)]
+    pub(super) retain: Retain,
+    /// How often the source is read even when nothing seems to have changed, such as 30s.
+    #[serde(default = "rescan_interval_default")]
+    #[schemars(extend("default" = "30s"))]
+    pub(super) rescan_interval: String,
+    /// How long the source must be quiet after a change before it is read, such as 20ms.
+    #[serde(default = "settle_default")]
+    #[schemars(extend("default" = "20ms"))]
+    pub(super) settle: String,
+}
+
+/// Where the node's policies come from.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct NodeSource {
+    /// A directory of policies; a relative path starts at the folder of this configuration file.
+    #[schemars(with = "String", length(min = 1))]
+    pub(super) directory: PathBuf,
+}
+
+/// The device behind a port name.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Port {
+    /// The interface's name in the kernel, such as eth0.
+    #[schemars(regex(pattern = r"^[^\s/]+$"), length(min = 1, max = 15))]
+    pub(super) device: String,
+    /// How the program is attached: auto takes the driver's own XDP where the driver has it, else the generic one.
+    #[serde(default)]
+    #[schemars(extend("default" = "auto"))]
+    pub(super) attach: Attach,
+}
+
+/// How the XDP program is attached to a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Attach {
+    #[default]
+    Auto,
+    Native,
+    Generic,
+}
+
+/// How much of the past is kept for rollback.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Retain {
+    /// Generations kept, the live one included.
+    #[serde(default = "generations_default")]
+    #[schemars(range(min = 1, max = 64), extend("default" = 8))]
+    pub(super) generations: u8,
+    /// Memory that retained generations may take, such as 512MiB; no limit of its own when left out.
+    #[serde(default)]
+    #[schemars(with = "String")]
+    pub(super) memory: Option<String>,
+}
+
+impl Default for Retain {
+    fn default() -> Self {
+        Self { generations: generations_default(), memory: None }
+    }
+}
+
+fn generations_default() -> u8 {
+    8
+}
+
+fn bpffs_default() -> PathBuf {
+    "/sys/fs/bpf/wayleave".into()
+}
+
+fn state_dir_default() -> PathBuf {
+    "/var/lib/wayleave".into()
+}
+
+fn rescan_interval_default() -> String {
+    "30s".to_owned()
+}
+
+fn settle_default() -> String {
+    "20ms".to_owned()
+}

@@ -1,0 +1,183 @@
+//! Validation: a snapshot in, the checked policy or every fault of every file out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use crate::source::{FileFault, Snapshot, SourceFile, is_yaml};
+
+use super::codes::Code;
+use super::diagnostic::{Diagnostic, Faults, Span};
+use super::document;
+use super::route_policy::read_route_policy;
+use super::routes::RouteTable;
+use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
+use super::yaml::{self, Node, Step};
+use super::{Policy, RoutePolicy, limits};
+
+/// What validation made of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Validated {
+    /// Present exactly when no diagnostic is an error.
+    pub policy: Option<Policy>,
+    /// By file, place, code and message.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// What is shared by all documents of one run. Files are numbered as the snapshot orders them until the end, when only
+/// those that a rule came from keep a number.
+pub(super) struct Run<'s> {
+    pub(super) snapshot: &'s Snapshot,
+    pub(super) faults: Faults,
+    pub(super) table: RouteTable<'s>,
+    pub(super) file_ids: HashMap<&'s str, u32>,
+    pub(super) used_files: HashSet<u32>,
+    /// Lists already read, with the place that names them.
+    pub(super) lists: BTreeMap<&'s str, (String, Span)>,
+    pub(super) policies: Vec<RoutePolicy>,
+}
+
+/// Checks every document and list of `snapshot`.
+pub fn validate(snapshot: &Snapshot) -> Validated {
+    let file_ids = snapshot.files.keys().map(String::as_str).zip(0_u32..).collect();
+    let mut run = Run {
+        snapshot,
+        faults: Faults::default(),
+        table: RouteTable::new(snapshot),
+        file_ids,
+        used_files: HashSet::new(),
+        lists: BTreeMap::new(),
+        policies: Vec::new(),
+    };
+    let mut names: HashMap<String, (String, Span)> = HashMap::new();
+    let mut documents = 0;
+    for (file, entry) in &snapshot.files {
+        match entry {
+            SourceFile::Fault(fault) => {
+                let link = matches!(fault, FileFault::LeavesSource { .. } | FileFault::Cycle);
+                if link || is_yaml(file) {
+                    run.faults.push(file_fault(file, fault));
+                }
+                documents += usize::from(is_yaml(file));
+            }
+            SourceFile::Content(bytes) if is_yaml(file) => {
+                documents += 1;
+                run.document(file, bytes, &mut names);
+            }
+            SourceFile::Content(_) => {}
+        }
+    }
+    if documents == 0 {
+        let message = "the source holds no policy document (`*.yaml` or `*.yml`)";
+        run.faults.push(
+            Diagnostic::new(Code::NoPolicy, ".", None, message)
+                .help("an empty source never means \"remove every rule\""),
+        );
+    }
+    run.finish()
+}
+
+/// A file that could not be taken, as a diagnostic.
+pub(super) fn file_fault(file: &str, fault: &FileFault) -> Diagnostic {
+    let (code, help) = match fault {
+        FileFault::LeavesSource { .. } | FileFault::Cycle => {
+            (Code::LinkLeavesSource, "put the file itself into the source")
+        }
+        FileFault::Oversized { .. } => (Code::FileTooLarge, "tables of this size belong in several lists"),
+        FileFault::Unreadable { .. } | FileFault::NotRegular | FileFault::Name => {
+            (Code::FileUnreadable, "rules that cannot be read are not removed rules: nothing is applied")
+        }
+    };
+    Diagnostic::new(code, file, None, fault.to_string()).help(help)
+}
+
+impl<'s> Run<'s> {
+    fn document(&mut self, file: &'s str, bytes: &'s [u8], names: &mut HashMap<String, (String, Span)>) {
+        let text = match yaml::decode(file, bytes) {
+            Ok(text) => text,
+            Err(diagnostic) => {
+                self.faults.push(diagnostic);
+                return;
+            }
+        };
+        let parsed = yaml::parse(file, text);
+        self.faults.extend(parsed.diagnostics);
+        let Some(root) = parsed.root else { return };
+        if let Err(diagnostics) = schema::check(file, &root, POLICY_KINDS, CONFIG_KINDS) {
+            self.faults.extend(diagnostics);
+            return;
+        }
+        let written: document::RoutePolicy = match schema::typed(file, &root) {
+            Ok(written) => written,
+            Err(diagnostic) => {
+                self.faults.push(diagnostic);
+                return;
+            }
+        };
+        self.claim_name(file, &root, &written.metadata.name, names);
+        read_route_policy(self, file, &root, written);
+    }
+
+    fn claim_name(&mut self, file: &str, root: &Node, name: &str, names: &mut HashMap<String, (String, Span)>) {
+        let span = root.place(&[Step::Key("metadata"), Step::Key("name")]);
+        if let Some((first_file, first)) = names.get(name) {
+            let message = format!("the policy name `{name}` is used twice");
+            let diagnostic = Diagnostic::new(Code::DuplicatePolicy, file, Some(span), message);
+            self.faults.push(diagnostic.related(first_file, *first, "first used here"));
+        } else {
+            names.insert(name.to_owned(), (file.to_owned(), span));
+        }
+    }
+
+    /// The number of `file`, which a rule comes from.
+    pub(super) fn use_file(&mut self, file: &str) -> u32 {
+        let id = self.file_ids.get(file).copied().unwrap_or(u32::MAX);
+        self.used_files.insert(id);
+        id
+    }
+
+    fn finish(mut self) -> Validated {
+        self.table.sort(&mut self.faults);
+        self.check_limits();
+        if self.faults.has_errors() {
+            return Validated { policy: None, diagnostics: self.faults.finish() };
+        }
+        let mut files = Vec::with_capacity(self.used_files.len());
+        let mut numbers = vec![0_u32; self.snapshot.files.len()];
+        for ((path, id), number) in self.snapshot.files.keys().zip(0_u32..).zip(&mut numbers) {
+            if self.used_files.contains(&id) {
+                *number = u32::try_from(files.len()).unwrap_or(u32::MAX);
+                files.push(path.clone());
+            }
+        }
+        self.table.distribute(&mut self.policies, &numbers);
+        for policy in &mut self.policies {
+            policy.origin.file = numbers[policy.origin.file as usize];
+            for hop in &mut policy.next_hops {
+                hop.origin.file = numbers[hop.origin.file as usize];
+            }
+        }
+        self.policies.sort_by(|a, b| a.name.cmp(&b.name));
+        let policy = Policy { revision: self.snapshot.revision.clone(), files, route_policies: self.policies };
+        Validated { policy: Some(policy), diagnostics: self.faults.finish() }
+    }
+
+    fn check_limits(&mut self) {
+        let hops = || self.policies.iter().flat_map(|p| &p.next_hops);
+        let ports: BTreeSet<&str> = hops().map(|hop| hop.port.as_str()).collect();
+        let groups: usize = self.policies.iter().map(|p| p.groups.len()).sum();
+        let (ipv4, ipv6) = self.table.counts();
+        let tables = [
+            ("IPv4 routes", ipv4, limits::ROUTES_PER_FAMILY_MAX),
+            ("IPv6 routes", ipv6, limits::ROUTES_PER_FAMILY_MAX),
+            ("next hops", hops().count(), limits::NEXT_HOPS_MAX),
+            ("next-hop groups", groups, limits::GROUPS_MAX),
+            ("ports", ports.len(), limits::PORTS_MAX),
+            ("files", self.used_files.len(), limits::FILES_MAX),
+        ];
+        for (table, needed, size) in tables {
+            if needed > size {
+                let message = format!("the table of {table} holds {size}; this source needs {needed}");
+                self.faults.push(Diagnostic::new(Code::TableFull, ".", None, message));
+            }
+        }
+    }
+}
