@@ -26,6 +26,7 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
     ("net/ipv4/icmp_ratelimit", "0"),
+    ("net/ipv4/icmp_ratemask", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
     ("net/ipv4/ip_nonlocal_bind", "1"),
     ("net/ipv6/conf/all/accept_dad", "0"),
@@ -34,6 +35,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/default/router_solicitations", "0"),
     ("net/ipv6/icmp/ratelimit", "0"),
+    // Limit only a type that nobody sends; an empty list is not taken.
+    ("net/ipv6/icmp/ratemask", "255"),
     ("net/ipv6/ip_nonlocal_bind", "1"),
 ];
 

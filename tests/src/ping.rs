@@ -26,13 +26,20 @@ pub fn ping(namespace: &Namespace, destination: IpAddr, timeout: Duration) -> Re
     // A ping socket speaks datagrams; std's UDP type only makes the calls.
     let socket = UdpSocket::from(socket);
     socket.connect(SocketAddr::new(destination, 0)).with_context(|| format!("no route to {destination}"))?;
-    socket.set_read_timeout(Some(timeout))?;
     let started = Instant::now();
     // The kernel fills in the checksum and the identifier, and gives us only the replies to it.
     socket.send(&[request, 0, 0, 0, 0, 0, 0, 1]).with_context(|| format!("echo request to {destination}"))?;
-    match socket.recv(&mut [0; 64]) {
-        Ok(_) => Ok(Some(started.elapsed())),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("echo request to {destination}")),
+    loop {
+        let left = timeout.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        socket.set_read_timeout(Some(left))?;
+        match socket.recv(&mut [0; 64]) {
+            Ok(_) => return Ok(Some(started.elapsed())),
+            // A timeout, or a signal that cut the call short: the clock decides.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error).with_context(|| format!("echo request to {destination}")),
+        }
     }
 }

@@ -106,7 +106,8 @@ fn destinations_answer_only_once_the_router_has_a_route() {
         ("2001:db8:100::/48", "2001:db8:100:7::1"),
     ];
     for (upstream, (prefix, to)) in lab.upstreams.iter().zip(cases) {
-        ping(&lab.client.namespace, address(to), SECOND).expect_err("unreachable before there is a route");
+        let answer = ping(&lab.client.namespace, address(to), SECOND);
+        assert!(answer.is_err(), "{to} should be unreachable before there is a route, not {answer:?}");
         lab.route_in_kernel(prefix, upstream).unwrap();
         let before = upstream.namespace.counters("eth0").unwrap().rx_packets;
         assert!(ping(&lab.client.namespace, address(to), SECOND).unwrap().is_some(), "no answer from {to}");
