@@ -4,9 +4,11 @@
 //!
 //! `source -> policy -> compile -> plan -> stage -> verify -> publish -> report`
 //!
-//! Read the modules in that order. Only [`source`], `kernel` and `daemon` touch files, clocks, sockets or the
+//! Read the modules in that order. Only [`source`], [`kernel`] and `daemon` touch files, clocks, sockets or the
 //! environment; everything between them is a pure function of its arguments.
 
 pub mod source;
 
 pub mod policy;
+
+pub mod kernel;

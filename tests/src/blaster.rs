@@ -37,6 +37,7 @@ struct Address {
 impl Blaster {
     /// Sends UDP datagrams of `payload_bytes` to the destinations in turn, all of one address family.
     ///
+    /// While a neighbour is not resolved the kernel takes datagrams and drops most: resolve it, or set it, before.
     /// `limit` is the number of datagrams after which it ends by itself.
     pub fn udp(
         namespace: &Namespace,

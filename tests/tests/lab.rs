@@ -138,9 +138,9 @@ fn every_frame_sent_is_counted() {
 #[test]
 fn udp_is_sent_to_all_destinations_in_turn() {
     let (a, b) = pair();
-    for packet_ports in [4001, 4002] {
-        let (sink_b, port) = (&b, packet_ports);
-        let sink = CountingSink::start(sink_b, "eth0", move |frame| {
+    a.add_neighbour("eth0", address("10.9.0.2"), b.mac("eth0").unwrap()).unwrap();
+    for port in [4001, 4002] {
+        let sink = CountingSink::start(&b, "eth0", move |frame| {
             Seen::parse(frame).is_some_and(|seen| seen.destination_port == port && seen.checksums_hold)
         })
         .unwrap();
