@@ -1,1 +1,35 @@
-//! The lab: namespaces, links, packets.
+//! The lab: network namespaces, links, frames and tiny XDP programs for tests against the real kernel.
+//!
+//! Everything here is made by the test, lives in namespaces the test made, and disappears when dropped. What a run
+//! that was killed left behind is removed by the next run.
+//!
+//! Read in this order: [`require_root_and_bpf`], [`Bpffs`], [`Namespace`], [`veth`], [`Topology`]; then the packet
+//! tools: [`Packet`] builds frames, [`Seen`] reads them, [`PacketSocket`] sends and receives them one by one,
+//! [`CountingSink`] counts many, [`Blaster`] sends as many as it can.
+
+mod blaster;
+mod bpffs;
+mod device;
+mod ethtool;
+mod namespace;
+mod packet;
+mod packet_socket;
+mod ping;
+mod seen;
+mod sink;
+mod socket;
+mod topology;
+mod xdp;
+
+pub use blaster::Blaster;
+pub use bpffs::Bpffs;
+pub use device::{LinkCounters, Mac, veth};
+pub use ethtool::Offload;
+pub use namespace::Namespace;
+pub use packet::{Extension, Packet, tcp_flags};
+pub use packet_socket::PacketSocket;
+pub use ping::ping;
+pub use seen::Seen;
+pub use sink::{CountingSink, SinkCount};
+pub use topology::{Host, Topology};
+pub use xdp::{AttachedXdp, XdpMode, attach_xdp_drop, attach_xdp_pass, require_root_and_bpf};

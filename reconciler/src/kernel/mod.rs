@@ -13,6 +13,8 @@ pub mod attach;
 pub mod check;
 pub mod counters;
 pub mod image_map;
+pub mod link;
+pub mod neighbour;
 pub mod observe;
 pub mod pins;
 pub mod program;

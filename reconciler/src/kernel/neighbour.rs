@@ -1,0 +1,185 @@
+//! Neighbours (ARP and ND entries): listed, and resolved on demand.
+//!
+//! XDP cannot wait for an answer to ARP, so a next hop has to be known before the first packet needs it. The kernel asks
+//! and keeps the table; this module tells it to, and waits for what it learns.
+//!
+//! Everything acts in the network namespace of the thread that first polls the future.
+
+use std::io;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::watch::{Event, Watch};
+
+/// Why rtnetlink could not say or do something.
+#[derive(Debug, thiserror::Error)]
+pub enum NeighbourError {
+    #[error("cannot open an rtnetlink socket")]
+    Open {
+        #[source]
+        source: io::Error,
+    },
+    #[error("the kernel refused to {what}")]
+    Request {
+        what: &'static str,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error("interface {ifindex} cannot be asked for {ip}")]
+    Ask {
+        ifindex: u32,
+        ip: IpAddr,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    #[error("{ip} on interface {ifindex} did not answer within {} ms; last state: {state:?}", timeout.as_millis())]
+    TimedOut {
+        ifindex: u32,
+        ip: IpAddr,
+        timeout: Duration,
+        /// `Failed` or `Incomplete`: nobody answers; `None`: the kernel does not even keep an entry.
+        state: Option<NeighbourState>,
+    },
+    #[error("cannot read link and neighbour notifications")]
+    Receive {
+        #[source]
+        source: io::Error,
+    },
+    #[error("a notification of the kernel cannot be read: {reason}")]
+    Decode { reason: String },
+}
+
+/// One entry of the kernel's neighbour table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    pub ifindex: u32,
+    pub ip: IpAddr,
+    /// Kept by the kernel even in entries that are no longer valid; see [`Neighbour::usable_mac`].
+    pub mac: Option<[u8; 6]>,
+    pub state: NeighbourState,
+}
+
+impl Neighbour {
+    /// The MAC that the kernel itself would send to now, as in `NUD_VALID` of linux/net/neighbour.h.
+    pub fn usable_mac(&self) -> Option<[u8; 6]> {
+        match self.state {
+            NeighbourState::Permanent
+            | NeighbourState::Noarp
+            | NeighbourState::Reachable
+            | NeighbourState::Probe
+            | NeighbourState::Stale
+            | NeighbourState::Delay => self.mac,
+            _ => None,
+        }
+    }
+
+    /// `None` for what is not an ARP or ND entry, such as a bridge's forwarding table.
+    pub(super) fn from_message(message: &NeighbourMessage) -> Option<Self> {
+        let mut ip = None;
+        let mut mac = None;
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(IpAddr::V4(*v4)),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some(IpAddr::V6(*v6)),
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+                _ => {}
+            }
+        }
+        Some(Self { ifindex: message.header.ifindex, ip: ip?, mac, state: message.header.state })
+    }
+}
+
+/// Lists the ARP and ND entries, ordered by interface and address.
+pub async fn neighbours() -> Result<Vec<Neighbour>, NeighbourError> {
+    list(&connect()?).await
+}
+
+/// Has the kernel ask for `ip` on the interface until it knows a MAC, for at most `timeout`.
+///
+/// An entry that is usable already is returned at once; if it is stale, the kernel checks it in the background (RFC
+/// 4861's DELAY and PROBE), so calling this now and then keeps a next hop fresh that only XDP sends to.
+pub async fn resolve(ifindex: u32, ip: IpAddr, timeout: Duration) -> Result<Neighbour, NeighbourError> {
+    let deadline = Instant::now() + timeout;
+    // Opened before asking: the answer may be there before the request returns.
+    let mut watch = Watch::open()?;
+    let handle = connect()?;
+    let mut state = None;
+    let asking = async {
+        loop {
+            ask(&handle, ifindex, ip).await?;
+            if let Some(found) = list(&handle).await?.into_iter().find(|one| one.ifindex == ifindex && one.ip == ip) {
+                if found.usable_mac().is_some() {
+                    return Ok(found);
+                }
+                state = Some(found.state);
+            }
+            if let Some(found) = answered(&mut watch, ifindex, ip, &mut state).await? {
+                return Ok(found);
+            }
+        }
+    };
+    match timeout_at(deadline, asking).await {
+        Ok(result) => result,
+        Err(_) => Err(NeighbourError::TimedOut { ifindex, ip, timeout, state }),
+    }
+}
+
+/// Waits for a usable entry; `None` when the kernel has given up, or news was lost, and it has to be asked again.
+async fn answered(
+    watch: &mut Watch,
+    ifindex: u32,
+    ip: IpAddr,
+    state: &mut Option<NeighbourState>,
+) -> Result<Option<Neighbour>, NeighbourError> {
+    loop {
+        match watch.next().await? {
+            Event::Neighbour(news) if news.ifindex == ifindex && news.ip == ip => {
+                if news.usable_mac().is_some() {
+                    return Ok(Some(news));
+                }
+                *state = Some(news.state);
+                if news.state == NeighbourState::Failed {
+                    return Ok(None);
+                }
+            }
+            Event::NeighbourGone { ifindex: gone, ip: address } if gone == ifindex && address == ip => {
+                *state = None;
+                return Ok(None);
+            }
+            Event::Lost => return Ok(None),
+            _ => {}
+        }
+    }
+}
+
+/// `ip neigh … use`: makes the entry if need be and starts resolution as a packet for it would (`NTF_USE`).
+async fn ask(handle: &rtnetlink::Handle, ifindex: u32, ip: IpAddr) -> Result<(), NeighbourError> {
+    let request = handle.neighbours().add(ifindex, ip).state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
+    request.execute().await.map_err(|source| NeighbourError::Ask { ifindex, ip, source })
+}
+
+async fn list(handle: &rtnetlink::Handle) -> Result<Vec<Neighbour>, NeighbourError> {
+    let mut answers = pin!(handle.neighbours().get().execute());
+    let mut neighbours = Vec::new();
+    while let Some(message) =
+        answers.try_next().await.map_err(|source| NeighbourError::Request { what: "list neighbours", source })?
+    {
+        neighbours.extend(Neighbour::from_message(&message));
+    }
+    neighbours.sort_by_key(|one| (one.ifindex, one.ip));
+    Ok(neighbours)
+}
+
+/// A connection for requests; its task ends when the handle is dropped.
+pub(super) fn connect() -> Result<rtnetlink::Handle, NeighbourError> {
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(|source| NeighbourError::Open { source })?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
