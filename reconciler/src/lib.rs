@@ -10,3 +10,5 @@
 pub mod source;
 
 pub mod policy;
+
+pub mod compile;

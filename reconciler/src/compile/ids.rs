@@ -1,0 +1,97 @@
+//! Ids that outlive a generation: a name keeps its id for as long as any retained generation knows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fib::layout::{NEXT_HOP_IDS_MAX, PORT_IDS_MAX};
+
+use super::CompileError;
+use super::view::View;
+use crate::policy::Policy;
+
+/// Policy ids are 16 bits in a target, and 0 is never given out.
+pub const POLICY_IDS_MAX: u32 = 1 << 16;
+
+/// Ids that the live and retained generations use.
+///
+/// Counters and neighbours in the kernel are indexed by id, so an id never passes to another name while a generation
+/// that uses it may still be live or become so again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LiveIds {
+    /// By (policy, next hop).
+    pub next_hops: BTreeMap<(String, String), u32>,
+    pub ports: BTreeMap<String, u32>,
+    pub policies: BTreeMap<String, u32>,
+}
+
+impl LiveIds {
+    /// The union over images, the live one first: where two disagree about a name, the first holds.
+    pub fn from_views<'v, 'a: 'v>(views: impl IntoIterator<Item = &'v View<'a>>) -> Self {
+        let mut ids = Self::default();
+        for view in views {
+            for hop in view.next_hops() {
+                ids.next_hops.entry((hop.policy.to_owned(), hop.name.to_owned())).or_insert(hop.id);
+            }
+            for port in view.ports() {
+                ids.ports.entry(port.name.to_owned()).or_insert(port.id);
+            }
+            for policy in view.policies() {
+                ids.policies.entry(policy.name.to_owned()).or_insert(policy.id);
+            }
+        }
+        ids
+    }
+
+    /// The ids of a policy's names: those known keep theirs, new ones get the lowest that nobody has.
+    pub(super) fn assign<'p>(&self, policy: &'p Policy) -> Result<Ids<'p>, CompileError> {
+        let hops = policy
+            .route_policies
+            .iter()
+            .flat_map(|p| p.next_hops.iter().map(|hop| (p.name.as_str(), hop.name.as_str())))
+            .collect::<BTreeSet<_>>();
+        let ports = policy.route_policies.iter().flat_map(|p| p.next_hops.iter().map(|hop| hop.port.as_str()));
+        let names = policy.route_policies.iter().map(|p| p.name.as_str());
+        // `BTreeMap<(String, String), _>` cannot be asked by a pair of `&str`: a borrowed copy can.
+        let live_hops: BTreeMap<(&str, &str), u32> =
+            self.next_hops.iter().map(|((policy, hop), &id)| ((policy.as_str(), hop.as_str()), id)).collect();
+        let live = |ids: &'_ BTreeMap<String, u32>, name: &str| ids.get(name).copied();
+        Ok(Ids {
+            next_hops: give("next-hop ids", NEXT_HOP_IDS_MAX, hops, self.next_hops.values(), |n| {
+                live_hops.get(&n).copied()
+            })?,
+            ports: give("port ids", PORT_IDS_MAX, ports.collect(), self.ports.values(), |n| live(&self.ports, n))?,
+            policies: give("policy ids", POLICY_IDS_MAX, names.collect(), self.policies.values(), |n| {
+                live(&self.policies, n)
+            })?,
+        })
+    }
+}
+
+/// Ids of every name in one policy set.
+#[derive(Debug)]
+pub(super) struct Ids<'p> {
+    pub next_hops: BTreeMap<(&'p str, &'p str), u32>,
+    pub ports: BTreeMap<&'p str, u32>,
+    pub policies: BTreeMap<&'p str, u32>,
+}
+
+fn give<'l, N: Ord + Copy>(
+    table: &'static str,
+    ids_max: u32,
+    names: BTreeSet<N>,
+    taken: impl Iterator<Item = &'l u32>,
+    known: impl Fn(N) -> Option<u32>,
+) -> Result<BTreeMap<N, u32>, CompileError> {
+    let taken: BTreeSet<u32> = taken.copied().collect();
+    let new = names.iter().filter(|&&name| known(name).is_none()).count();
+    let mut free = (1..ids_max).filter(|id| !taken.contains(id));
+    let mut ids = BTreeMap::new();
+    for name in names {
+        let id = known(name).or_else(|| free.next()).ok_or(CompileError::TableFull {
+            table,
+            needed: taken.len() + new,
+            max: ids_max as usize - 1,
+        })?;
+        ids.insert(name, id);
+    }
+    Ok(ids)
+}

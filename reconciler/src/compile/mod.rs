@@ -1,0 +1,159 @@
+//! Compile: checked intent in, the bytes of a generation out.
+//!
+//! `(Policy, NodeFacts, LiveIds) -> Image`. A pure function: equal arguments give equal bytes, whatever the order of
+//! files, documents or routes was. [`view`] is the way back, from bytes to rules.
+
+mod fib;
+mod group;
+mod ids;
+mod tables;
+#[cfg(test)]
+mod tests;
+pub mod view;
+mod write;
+
+use std::net::IpAddr;
+
+use ::fib::layout::{
+    AT_CREATED_UNIX_MS, AT_DIGEST, AT_GENERATION, AT_PARENT, CAPACITY_MAX, CAPACITY_MIN, REVISION_BYTES_MAX,
+};
+
+use crate::policy::{Policy, Prefix};
+use fib::{Address, Poptrie, Rule};
+pub use group::{MEMBERS_MAX, SLOTS_MAX};
+pub use ids::{LiveIds, POLICY_IDS_MAX};
+use tables::{TARGET_LOCAL, Tables};
+pub use view::{Digest, ImageError, View};
+
+/// Seeds the flow hash. The same in every generation, so that flows stay on their member across a publish.
+const HASH_SEED: u32 = 0x7761_796c;
+
+/// What a node adds to the policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Addresses of the node itself, in any order: packets to them are the kernel's, unless a route names exactly that
+    /// address.
+    pub local_addresses: Vec<IpAddr>,
+}
+
+/// Why a policy does not fit into an image.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    #[error("{needed} {table} needed, the limit is {max}")]
+    TableFull { table: &'static str, needed: usize, max: usize },
+    #[error("the image would need {bytes} bytes, the largest capacity class is {max} bytes")]
+    ImageTooLarge { bytes: u64, max: u32 },
+    #[error("the revision is {bytes} bytes long, the limit is {max}: `{revision}`")]
+    RevisionTooLong { revision: String, bytes: usize, max: u32 },
+}
+
+/// The bytes of a generation, exactly as long as they need to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    bytes: Vec<u8>,
+}
+
+impl Image {
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// BLAKE3 of the rules: equal rules, equal digest, whatever generation they are.
+    pub fn digest(&self) -> Digest {
+        let mut digest = [0; 32];
+        digest.copy_from_slice(&self.bytes[AT_DIGEST as usize..][..32]);
+        Digest(digest)
+    }
+
+    /// Gives the image its place in history; the rules and their digest stay as they are.
+    pub fn stamp(&mut self, generation: u64, parent: u64, created_unix_ms: u64) {
+        for (at, value) in [(AT_GENERATION, generation), (AT_PARENT, parent), (AT_CREATED_UNIX_MS, created_unix_ms)] {
+            self.bytes[at as usize..][..8].copy_from_slice(&value.to_le_bytes());
+        }
+    }
+
+    pub fn view(&self) -> Result<View<'_>, ImageError> {
+        View::new(&self.bytes)
+    }
+}
+
+/// The size of the inner map that holds an image: the next power of two within the capacity classes.
+pub fn capacity_class(image_bytes: usize) -> Result<u32, CompileError> {
+    match u32::try_from(image_bytes) {
+        Ok(bytes) if bytes <= CAPACITY_MAX => Ok(bytes.next_power_of_two().max(CAPACITY_MIN)),
+        _ => Err(CompileError::ImageTooLarge { bytes: image_bytes as u64, max: CAPACITY_MAX }),
+    }
+}
+
+/// Compiles a policy for one node; names that `live` knows keep their ids.
+pub fn compile(policy: &Policy, node: &NodeFacts, live: &LiveIds) -> Result<Image, CompileError> {
+    if policy.revision.len() > REVISION_BYTES_MAX as usize {
+        return Err(CompileError::RevisionTooLong {
+            revision: policy.revision.clone(),
+            bytes: policy.revision.len(),
+            max: REVISION_BYTES_MAX,
+        });
+    }
+    let ids = live.assign(policy)?;
+    let tables = Tables::collect(policy, &ids)?;
+    let (mut v4_rules, mut v6_rules) = rules(policy, &tables);
+    let mut locals = node.local_addresses.clone();
+    locals.sort_unstable();
+    locals.dedup();
+    let v4_locals = locals.iter().filter_map(|a| if let IpAddr::V4(a) = a { Some(a.to_bits()) } else { None });
+    add_locals(&mut v4_rules, v4_locals);
+    let v6_locals = locals.iter().filter_map(|a| if let IpAddr::V6(a) = a { Some(a.to_bits()) } else { None });
+    add_locals(&mut v6_rules, v6_locals);
+    write::write(&write::Contents {
+        revision: &policy.revision,
+        tables: &tables,
+        v4: &Poptrie::build(&v4_rules),
+        v6: &Poptrie::build(&v6_rules),
+        v4_rules: &v4_rules,
+        v6_rules: &v6_rules,
+        locals: &locals,
+    })
+}
+
+/// The routes of all policies, sorted by (address, length).
+fn rules(policy: &Policy, tables: &Tables) -> (Vec<Rule<u32>>, Vec<Rule<u128>>) {
+    let mut v4 = Vec::new();
+    let mut v6 = Vec::new();
+    for (document, actions) in policy.route_policies.iter().zip(&tables.actions) {
+        let v4_count = document.routes.partition_point(|route| route.prefix.is_ipv4());
+        v4.reserve(v4_count);
+        v6.reserve(document.routes.len() - v4_count);
+        for route in &document.routes {
+            let target = actions.of(route.action);
+            // Below 2^16 since the files table is.
+            let file = u16::try_from(route.origin.file).unwrap_or(u16::MAX);
+            let line = route.origin.line;
+            match route.prefix {
+                Prefix::V4(a, length) => v4.push(Rule { address: a.to_bits(), length, target, file, line }),
+                Prefix::V6(a, length) => v6.push(Rule { address: a.to_bits(), length, target, file, line }),
+            }
+        }
+    }
+    // Stable sorts merge the sorted runs of single policies in one pass.
+    v4.sort_by_key(|rule| (rule.address, rule.length));
+    v6.sort_by_key(|rule| (rule.address, rule.length));
+    (v4, v6)
+}
+
+/// Adds the node's own addresses, but not where a route names exactly the same address.
+fn add_locals<A: Address>(rules: &mut Vec<Rule<A>>, locals: impl Iterator<Item = A>) {
+    let written = rules.len();
+    let length = if A::BITS == 32 { 32 } else { 128 };
+    for address in locals {
+        if rules[..written].binary_search_by_key(&(address, length), |rule| (rule.address, rule.length)).is_err() {
+            rules.push(Rule { address, length, target: TARGET_LOCAL, file: 0, line: 0 });
+        }
+    }
+    if rules.len() > written {
+        rules.sort_by_key(|rule| (rule.address, rule.length));
+    }
+}

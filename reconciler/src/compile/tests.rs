@@ -1,0 +1,304 @@
+//! Properties: the policy scanned naively, the route tables and the lookup tables agree on every address.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ::fib::layout::{AT_LAYOUT_VERSION, Section};
+use ::fib::lookup;
+use proptest::prelude::*;
+
+use super::view::{Match, RouteAction, View};
+use super::*;
+use crate::policy::{Action, NextHop, NextHopGroup, Origin, Route, RoutePolicy};
+
+/// Routes as (prefix, policy, action); actions beyond the two plain ones name groups.
+type Written = (Prefix, usize, u32);
+
+const POLICIES: [&str; 3] = ["branch", "core", "edge"];
+const GROUPS: [&[(u32, u16)]; 4] = [&[(0, 1)], &[(1, 7)], &[(0, 3), (1, 1)], &[(0, 1), (1, 1), (2, 2)]];
+
+/// A policy set of the routes given; `rotate` changes every order that a policy may be written in.
+fn policy(routes: &[Written], rotate: usize) -> Policy {
+    let files = vec!["a.yaml".to_owned(), "b.yaml".to_owned(), "c.yaml".to_owned()];
+    let route_policies = POLICIES.iter().enumerate().map(|(place, name)| {
+        let file = u32::try_from(place).unwrap();
+        let hop = |i: u32| NextHop {
+            name: format!("hop-{i}"),
+            via: Ipv4Addr::new(192, 0, 2, u8::try_from(place * 10).unwrap() + u8::try_from(i).unwrap()).into(),
+            port: if i == 2 { "dc".to_owned() } else { "uplink".to_owned() },
+            origin: Origin { file, line: 5 + i },
+        };
+        let mut hops: Vec<u32> = (0..3).collect();
+        hops.rotate_left(rotate % 3);
+        let written = |i: u32| u32::try_from(hops.iter().position(|&h| h == i).unwrap()).unwrap();
+        let mut order: Vec<usize> = (0..GROUPS.len()).collect();
+        order.rotate_left(rotate % GROUPS.len());
+        let groups = order.iter().map(|&g| {
+            let mut members: Vec<(u32, u16)> = GROUPS[g].iter().map(|&(hop, weight)| (written(hop), weight)).collect();
+            members.sort_unstable();
+            NextHopGroup { members }
+        });
+        let mut own: Vec<Route> = routes
+            .iter()
+            .filter(|(_, policy, _)| *policy == place)
+            .map(|&(prefix, _, action)| Route {
+                prefix,
+                action: match action {
+                    0 => Action::Drop,
+                    1 => Action::Pass,
+                    g => Action::Forward(
+                        u32::try_from(order.iter().position(|&o| o == g as usize - 2).unwrap()).unwrap(),
+                    ),
+                },
+                origin: Origin { file, line: 100 + u32::from(prefix.length()) },
+            })
+            .collect();
+        own.sort_by_key(|route| route.prefix);
+        RoutePolicy {
+            name: (*name).to_owned(),
+            owner: None,
+            origin: Origin { file, line: 1 },
+            next_hops: hops.iter().map(|&i| hop(i)).collect(),
+            groups: groups.collect(),
+            routes: own,
+        }
+    });
+    Policy { revision: "dir@sha256:test".to_owned(), files, route_policies: route_policies.collect() }
+}
+
+/// Lengths with the ends and the node boundaries more often than the rest.
+fn length(max: u8) -> impl Strategy<Value = u8> {
+    prop_oneof![3 => 0..=max, 1 => Just(0), 2 => Just(max), 1 => Just(6), 1 => Just(12), 1 => Just(18), 1 => Just(24)]
+}
+
+/// Addresses in few places, so that prefixes nest and neighbour.
+fn address() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        (0u32..8, any::<u32>(), 0u32..33).prop_map(|(top, low, shift)| {
+            let low = low.checked_shr(shift).unwrap_or(0);
+            IpAddr::V4(Ipv4Addr::from_bits((0x0a00_0000 + (top << 16)) ^ (low & 0x0003_ffff)))
+        }),
+        (0u128..4, any::<u128>(), 0u32..129).prop_map(|(top, low, shift)| {
+            let low = low.checked_shr(shift).unwrap_or(0);
+            IpAddr::V6(Ipv6Addr::from_bits(((0x2001_0db8 << 96) + (top << 90)) ^ low))
+        }),
+        any::<u32>().prop_map(|bits| Ipv4Addr::from_bits(bits).into()),
+        any::<u128>().prop_map(|bits| Ipv6Addr::from_bits(bits).into()),
+    ]
+}
+
+fn written() -> impl Strategy<Value = Vec<Written>> {
+    let one = (address(), length(128), 0..POLICIES.len(), 0u32..6)
+        .prop_map(|(address, length, policy, action)| (Prefix::containing(address, length), policy, action));
+    prop::collection::vec(one, 0..60).prop_map(|mut routes| {
+        routes.sort_by_key(|(prefix, ..)| *prefix);
+        routes.dedup_by_key(|(prefix, ..)| *prefix);
+        routes
+    })
+}
+
+/// First, last and neighbouring addresses of every prefix, and some anywhere.
+fn interesting(routes: &[Written], more: &[IpAddr]) -> Vec<IpAddr> {
+    let mut addresses = more.to_vec();
+    for (prefix, ..) in routes {
+        match *prefix {
+            Prefix::V4(first, length) => {
+                let last = first.to_bits() | u32::MAX.checked_shr(length.into()).unwrap_or(0);
+                for bits in [first.to_bits(), first.to_bits().wrapping_sub(1), last, last.wrapping_add(1)] {
+                    addresses.push(Ipv4Addr::from_bits(bits).into());
+                }
+            }
+            Prefix::V6(first, length) => {
+                let last = first.to_bits() | u128::MAX.checked_shr(length.into()).unwrap_or(0);
+                for bits in [first.to_bits(), first.to_bits().wrapping_sub(1), last, last.wrapping_add(1)] {
+                    addresses.push(Ipv6Addr::from_bits(bits).into());
+                }
+            }
+        }
+    }
+    addresses
+}
+
+fn poptrie_target(view: &View, address: IpAddr) -> u16 {
+    let target = match address {
+        IpAddr::V4(a) => lookup::v4(view.bytes(), a.to_bits()),
+        IpAddr::V6(a) => {
+            let (high, low) = ((a.to_bits() >> 64) as u64, u64::try_from(a.to_bits() & u128::from(u64::MAX)).unwrap());
+            lookup::v6(view.bytes(), high, low)
+        }
+    };
+    target.expect("the lookup stays inside the image")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    #[test]
+    fn three_witnesses_agree(
+        routes in written(),
+        more in prop::collection::vec(address(), 40),
+        local_addresses in prop::collection::vec(address(), 0..4),
+    ) {
+        let node = NodeFacts { local_addresses };
+        let image = compile(&policy(&routes, 0), &node, &LiveIds::default()).unwrap();
+        let view = image.view().unwrap();
+        view.verify_digest().unwrap();
+        prop_assert_eq!(view.routes_v4().len() + view.routes_v6().len(), routes.len());
+        let mut addresses = interesting(&routes, &more);
+        addresses.extend(&node.local_addresses);
+        for address in addresses {
+            let naive = routes.iter().filter(|(p, ..)| p.contains(address)).max_by_key(|(p, ..)| p.length());
+            let found = view.find(address);
+            prop_assert_eq!(found.map(|route| route.prefix), naive.map(|(p, ..)| *p), "{}", address);
+            if let (Some(found), Some(&(prefix, place, action))) = (found, naive) {
+                prop_assert_eq!(found.policy, POLICIES[place]);
+                prop_assert_eq!(found.line, 100 + u32::from(prefix.length()));
+                match found.action {
+                    RouteAction::Drop => prop_assert_eq!(action, 0),
+                    RouteAction::Pass => prop_assert_eq!(action, 1),
+                    RouteAction::Forward { group } => {
+                        let members: Vec<(String, u32)> = view
+                            .members(group)
+                            .map(|m| (m.next_hop.name.to_owned(), m.weight))
+                            .collect();
+                        let expected: Vec<(String, u32)> = GROUPS[action as usize - 2]
+                            .iter()
+                            .map(|&(hop, weight)| (format!("hop-{hop}"), u32::from(weight)))
+                            .collect();
+                        prop_assert_eq!(members, expected);
+                    }
+                }
+            }
+            let exact = naive.is_some_and(|(p, ..)| p.length() == if address.is_ipv4() { 32 } else { 128 });
+            let met = view.lookup(address);
+            if node.local_addresses.contains(&address) && !exact {
+                prop_assert_eq!(met, Match::Local);
+            } else {
+                prop_assert_eq!(met, found.map_or(Match::None, Match::Route));
+            }
+            let target = view.target(poptrie_target(&view, address)).unwrap();
+            prop_assert!(target.agrees_with(&met), "{}: tables {:?}, lookup {:?}", address, met, target);
+        }
+    }
+
+    #[test]
+    fn bytes_do_not_depend_on_the_order_written(routes in written(), rotate in 1usize..12) {
+        let node = NodeFacts { local_addresses: vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()] };
+        let back = NodeFacts { local_addresses: vec![[10, 0, 0, 2].into(), [10, 0, 0, 1].into(), [10, 0, 0, 2].into()] };
+        let image = compile(&policy(&routes, 0), &node, &LiveIds::default()).unwrap();
+        let other = compile(&policy(&routes, rotate), &back, &LiveIds::default()).unwrap();
+        prop_assert!(image.bytes() == other.bytes());
+    }
+
+    #[test]
+    fn damaged_bytes_never_panic(
+        routes in written(),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 1u8..), 1..8),
+        header in any::<bool>(),
+        cut in any::<prop::sample::Index>(),
+        addresses in prop::collection::vec(address(), 8),
+    ) {
+        let image = compile(&policy(&routes, 0), &NodeFacts::default(), &LiveIds::default()).unwrap();
+        let mut bytes = image.into_bytes();
+        let range = if header { 640 } else { bytes.len() };
+        for (at, flip) in &flips {
+            bytes[at.index(range)] ^= flip;
+        }
+        prop_assert!(View::new(&bytes[..cut.index(bytes.len())]).is_err());
+        if let Ok(view) = View::new(&bytes) {
+            let _ = (view.verify_digest(), view.revision(), LiveIds::from_views([&view]));
+            for route in view.routes_v4().chain(view.routes_v6()) {
+                if let RouteAction::Forward { group } = route.action {
+                    view.members(group).for_each(drop);
+                }
+            }
+            let _ = (view.locals().count(), view.policies().count());
+            for address in addresses {
+                let _ = (view.lookup(address), lookup::v4(view.bytes(), 0x0a00_0001));
+            }
+        }
+    }
+}
+
+#[test]
+fn names_keep_their_ids_and_new_ones_take_the_lowest_free() {
+    let routes = [("10.0.0.0/8".parse().unwrap(), 0, 2)];
+    let mut changed = policy(&routes, 0);
+    let first = compile(&changed, &NodeFacts::default(), &LiveIds::default()).unwrap();
+    let first = first.view().unwrap();
+    let ids =
+        |view: &View| view.next_hops().map(|hop| (format!("{}/{}", hop.policy, hop.name), hop.id)).collect::<Vec<_>>();
+    assert_eq!(ids(&first)[..4].iter().map(|(_, id)| *id).collect::<Vec<_>>(), [1, 2, 3, 4]);
+
+    // branch/hop-0 (id 1) goes, branch/hop-9 comes, and edge becomes the first policy by another name.
+    changed.route_policies[0].next_hops[0].name = "hop-9".to_owned();
+    changed.route_policies[2].name = "zone".to_owned();
+    let second = compile(&changed, &NodeFacts::default(), &LiveIds::from_views([&first])).unwrap();
+    let second = second.view().unwrap();
+    let expected = [
+        ("branch/hop-1", 2),
+        ("branch/hop-2", 3),
+        ("branch/hop-9", 10),
+        ("core/hop-0", 4),
+        ("core/hop-1", 5),
+        ("core/hop-2", 6),
+        ("zone/hop-0", 11),
+        ("zone/hop-1", 12),
+        ("zone/hop-2", 13),
+    ];
+    assert_eq!(ids(&second), expected.map(|(name, id)| (name.to_owned(), id)));
+    assert_eq!(second.policies().map(|p| p.id).collect::<Vec<_>>(), [1, 2, 4]);
+    assert_eq!(
+        second.ports().map(|p| (p.name, p.id)).collect::<Vec<_>>(),
+        first.ports().map(|p| (p.name, p.id)).collect::<Vec<_>>()
+    );
+
+    // Once no retained generation knows branch/hop-0, its id is free again; the same policy again changes nothing.
+    let third = compile(&changed, &NodeFacts::default(), &LiveIds::from_views([&second])).unwrap();
+    assert_eq!(ids(&third.view().unwrap()), ids(&second));
+    changed.route_policies[0].next_hops[1].name = "hop-8".to_owned();
+    let fourth = compile(&changed, &NodeFacts::default(), &LiveIds::from_views([&second])).unwrap();
+    assert!(ids(&fourth.view().unwrap()).contains(&("branch/hop-8".to_owned(), 1)));
+}
+
+#[test]
+fn limits_name_the_table_and_the_sizes() {
+    let mut many = policy(&[], 0);
+    let hop = many.route_policies[0].next_hops[0].clone();
+    let named = |i: usize| NextHop { name: format!("n{i}"), port: format!("p{i}"), ..hop.clone() };
+    many.route_policies[0].next_hops = (0..300).map(named).collect();
+    many.route_policies[0].groups.clear();
+    let error = compile(&many, &NodeFacts::default(), &LiveIds::default()).unwrap_err();
+    assert_eq!(error.to_string(), "302 port ids needed, the limit is 255");
+    let named = |i: usize| NextHop { name: format!("n{i}"), ..hop.clone() };
+    many.route_policies[0].next_hops = (0..65_535).map(named).collect();
+    let error = compile(&many, &NodeFacts::default(), &LiveIds::default()).unwrap_err();
+    assert_eq!(error.to_string(), "65541 next-hop ids needed, the limit is 65535");
+    assert_eq!(capacity_class(1).unwrap(), 1 << 20);
+    assert_eq!(capacity_class((1 << 20) + 1).unwrap(), 1 << 21);
+    assert_eq!(capacity_class(1 << 29).unwrap(), 1 << 29);
+    let error = capacity_class((1 << 29) + 1).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the image would need 536870913 bytes, the largest capacity class is 536870912 bytes"
+    );
+}
+
+#[test]
+fn a_stamp_leaves_the_rules_and_their_digest_alone() {
+    let routes: Vec<Written> =
+        (0..10u8).map(|i| (Prefix::containing([10, i, 0, 0].into(), 16), 0, 2 + u32::from(i % 4))).collect();
+    let mut image = compile(&policy(&routes, 0), &NodeFacts::default(), &LiveIds::default()).unwrap();
+    assert!(image.bytes().len() < 16 * 1024, "ten routes are {} bytes", image.bytes().len());
+    let digest = image.digest();
+    image.stamp(7, 6, 1_700_000_000_123);
+    let view = image.view().unwrap();
+    view.verify_digest().unwrap();
+    assert_eq!((view.generation(), view.parent(), view.created_unix_ms()), (7, 6, 1_700_000_000_123));
+    assert_eq!((view.digest(), view.revision()), (digest, "dir@sha256:test"));
+    assert_eq!(view.count(Section::V4Routes), 10);
+
+    let mut other = image.bytes().to_vec();
+    other[AT_LAYOUT_VERSION as usize] ^= 2;
+    assert_eq!(View::new(&other).unwrap_err(), ImageError::LayoutVersion { found: 3, supported: 1 });
+}

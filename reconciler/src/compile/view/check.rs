@@ -1,0 +1,166 @@
+//! The checks that make a [`View`] of bytes.
+
+use std::collections::{BTreeSet, HashMap};
+
+use fib::image::Image as _;
+use fib::layout::{
+    AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION, AT_REVISION_BYTES, AT_SLOTS, AT_TARGETS,
+    AT_V4_FIB, AT_V6_FIB, FIB_DIRECT, FIB_DIRECT_BITS, FIB_LEAVES, FIB_NODES, HEADER_BYTES, LAYOUT_VERSION, MAGIC,
+    NEXT_HOP_FAMILY, NEXT_HOP_FILE, NEXT_HOP_NAME, NEXT_HOP_POLICY, NEXT_HOP_PORT, REVISION_BYTES_MAX, Section, kind,
+};
+
+use super::routes::Lengths;
+use super::{ImageError, Target, View};
+
+pub(super) fn view(bytes: &[u8]) -> Result<View<'_>, ImageError> {
+    let bytes = identity(bytes)?;
+    let revision_bytes = bytes.u32(AT_REVISION_BYTES).unwrap_or(u32::MAX);
+    if revision_bytes > REVISION_BYTES_MAX {
+        return Err(ImageError::Text);
+    }
+    let revision = text(bytes, AT_REVISION, revision_bytes)?;
+    sections(bytes)?;
+    let mut view = View {
+        bytes,
+        text: "",
+        revision,
+        targets: Vec::new(),
+        v4_lengths: Lengths::default(),
+        v6_lengths: Lengths::default(),
+    };
+    view.text = text(bytes, view.at(Section::Text, 0), view.count(Section::Text))?;
+    headers(&view)?;
+    small_tables(&view)?;
+    view.targets = targets(&view)?;
+    view.v4_lengths = view.check_v4_routes()?;
+    view.v6_lengths = view.check_v6_routes()?;
+    Ok(view)
+}
+
+/// Magic, layout version and length; returns the image without what follows it.
+fn identity(bytes: &[u8]) -> Result<&[u8], ImageError> {
+    let truncated = |needed: u32| ImageError::Truncated { bytes: bytes.len(), needed: needed as usize };
+    let magic = bytes.u64(AT_MAGIC).ok_or(truncated(HEADER_BYTES))?;
+    if magic != MAGIC {
+        return Err(ImageError::NotAnImage { found: magic });
+    }
+    let version = bytes.u32(AT_LAYOUT_VERSION).ok_or(truncated(HEADER_BYTES))?;
+    if version != LAYOUT_VERSION {
+        return Err(ImageError::LayoutVersion { found: version, supported: LAYOUT_VERSION });
+    }
+    let image_bytes = bytes.u32(AT_IMAGE_BYTES).ok_or(truncated(HEADER_BYTES))?.max(HEADER_BYTES);
+    bytes.get(..image_bytes as usize).ok_or(truncated(image_bytes))
+}
+
+fn text(bytes: &[u8], first: u32, length: u32) -> Result<&str, ImageError> {
+    let range = first as usize..first as usize + length as usize;
+    bytes.get(range).and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or(ImageError::Text)
+}
+
+fn sections(bytes: &[u8]) -> Result<(), ImageError> {
+    for section in all() {
+        let end = bytes.u32(section.at()).zip(bytes.u32(section.at() + 4)).map(|(offset, count)| {
+            (u64::from(offset), u64::from(offset) + u64::from(count) * u64::from(section.entry_bytes()))
+        });
+        if !end.is_some_and(|(start, end)| start >= u64::from(HEADER_BYTES) && end <= bytes.len() as u64) {
+            return Err(ImageError::Section { section });
+        }
+    }
+    Ok(())
+}
+
+fn all() -> impl Iterator<Item = Section> {
+    Section::ALL.into_iter().map(|(section, _)| section)
+}
+
+/// The packet path's offsets must name the same tables.
+fn headers(view: &View) -> Result<(), ImageError> {
+    let same = |at: u32, section: Section| {
+        if view.u32(at) == view.at(section, 0) { Ok(()) } else { Err(ImageError::Section { section }) }
+    };
+    for (fib, [direct, nodes, leaves]) in [
+        (AT_V4_FIB, [Section::V4Direct, Section::V4Nodes, Section::V4Leaves]),
+        (AT_V6_FIB, [Section::V6Direct, Section::V6Nodes, Section::V6Leaves]),
+    ] {
+        same(fib + FIB_DIRECT, direct)?;
+        same(fib + FIB_NODES, nodes)?;
+        same(fib + FIB_LEAVES, leaves)?;
+        let bits = view.u32(fib + FIB_DIRECT_BITS);
+        if !matches!(bits, 6 | 12 | 18) || view.count(direct) != 1 << bits {
+            return Err(ImageError::Section { section: direct });
+        }
+    }
+    same(AT_TARGETS, Section::Targets)?;
+    same(AT_SLOTS, Section::Slots)?;
+    same(AT_NEXT_HOPS, Section::NextHops)
+}
+
+fn small_tables(view: &View) -> Result<(), ImageError> {
+    let strings = view.count(Section::Strings);
+    let is_string = |row: u32| row < strings;
+    let is_file = |row: u32| row < view.count(Section::Files);
+    let is_policy = |row: u32| row < view.count(Section::Policies);
+    let is_family = |at: u32| matches!(view.bytes.get(at as usize), Some(4 | 6));
+
+    rows(view, Section::Strings, |at| {
+        let first = view.u32(at) as usize;
+        view.text.get(first..first.saturating_add(view.u32(at + 4) as usize)).is_some()
+    })?;
+    rows(view, Section::Files, |at| is_string(view.u32(at)))?;
+    rows(view, Section::Ports, |at| is_string(view.u32(at + 4)))?;
+    rows(view, Section::Policies, |at| is_string(view.u32(at + 4)) && is_file(view.u32(at + 8)))?;
+    let ports: BTreeSet<u32> = view.ports().map(|port| port.id).collect();
+    rows(view, Section::NextHops, |at| {
+        is_string(view.u32(at + NEXT_HOP_NAME))
+            && is_policy(view.u32(at + NEXT_HOP_POLICY))
+            && is_file(view.u32(at + NEXT_HOP_FILE))
+            && is_family(at + NEXT_HOP_FAMILY)
+            && ports.contains(&u32::from(view.u16(at + NEXT_HOP_PORT)))
+    })?;
+    rows(view, Section::Members, |at| view.u32(at) < view.count(Section::NextHops))?;
+    rows(view, Section::Groups, |at| {
+        let end = view.u32(at + 4).checked_add(view.u32(at + 8));
+        is_policy(view.u32(at)) && end.is_some_and(|end| end <= view.count(Section::Members))
+    })?;
+    rows(view, Section::Slots, |at| u32::from(view.u16(at)) < view.count(Section::NextHops))?;
+    rows(view, Section::Locals, |at| is_family(at + 16))
+}
+
+fn rows(view: &View, section: Section, holds: impl Fn(u32) -> bool) -> Result<(), ImageError> {
+    match (0..view.count(section)).find(|&row| !holds(view.at(section, row))) {
+        Some(row) => Err(ImageError::Row { section, row }),
+        None => Ok(()),
+    }
+}
+
+fn targets(view: &View) -> Result<Vec<Target>, ImageError> {
+    let groups: HashMap<u32, u32> =
+        (0..view.count(Section::Groups)).map(|group| (view.u32(view.at(Section::Groups, group) + 12), group)).collect();
+    let policies: HashMap<u32, u32> = view.policies().zip(0..).map(|(policy, row)| (policy.id, row)).collect();
+    let decode = |row: u32| {
+        let at = view.at(Section::Targets, row);
+        let (head, tail) = (view.u64(at), view.u64(at + 8));
+        let [kind, _, low, high, ..] = head.to_le_bytes();
+        let policy = || policies.get(&u32::from(u16::from_le_bytes([low, high]))).copied();
+        match kind {
+            kind::NONE => Some(Target::None),
+            kind::LOCAL => Some(Target::Local),
+            kind::DROP => policy().map(Target::Drop),
+            kind::PASS => policy().map(Target::Pass),
+            kind::FORWARD_ONE if head >> 32 < u64::from(view.count(Section::NextHops)) => {
+                groups.get(&row).copied().map(Target::Forward)
+            }
+            kind::FORWARD_GROUP if (tail & 0xffff_ffff) + (tail >> 32) < u64::from(view.count(Section::Slots)) => {
+                groups.get(&row).copied().map(Target::Forward)
+            }
+            _ => None,
+        }
+    };
+    let section = Section::Targets;
+    let targets: Result<Vec<Target>, ImageError> =
+        (0..view.count(section)).map(|row| decode(row).ok_or(ImageError::Row { section, row })).collect();
+    match targets?.as_slice() {
+        targets @ [Target::None, ..] => Ok(targets.to_vec()),
+        _ => Err(ImageError::Row { section, row: 0 }),
+    }
+}

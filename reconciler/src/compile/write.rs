@@ -1,0 +1,241 @@
+//! Rows in, bytes out: the only code that writes an image.
+
+use std::net::IpAddr;
+
+use fib::layout::{
+    AT_DIGEST, AT_HASH_SEED, AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION, AT_REVISION_BYTES,
+    AT_SLOTS, AT_TARGETS, AT_V4_FIB, AT_V6_FIB, CAPACITY_MAX, FIB_DIRECT, FIB_DIRECT_BITS, FIB_LEAVES, FIB_NODES,
+    HEADER_BYTES, LAYOUT_VERSION, MAGIC, RULES_START, SECTION_ALIGN, Section,
+};
+
+use super::fib::{Poptrie, Rule};
+use super::tables::{HopRow, TARGET_LOCAL, Tables};
+use super::{CompileError, HASH_SEED, Image};
+
+/// Everything an image holds.
+pub(super) struct Contents<'a, 'p> {
+    pub revision: &'a str,
+    pub tables: &'a Tables<'p>,
+    pub v4: &'a Poptrie,
+    pub v6: &'a Poptrie,
+    /// With the node's own addresses among them, told by their target.
+    pub v4_rules: &'a [Rule<u32>],
+    pub v6_rules: &'a [Rule<u128>],
+    /// Sorted.
+    pub locals: &'a [IpAddr],
+}
+
+/// The finished image, all but its place in history.
+pub(super) fn write(contents: &Contents) -> Result<Image, CompileError> {
+    let sections = Sections::lay_out(contents)?;
+    let mut bytes = vec![0u8; sections.image_bytes as usize];
+    put(&mut bytes, AT_MAGIC, &MAGIC.to_le_bytes());
+    put(&mut bytes, AT_LAYOUT_VERSION, &LAYOUT_VERSION.to_le_bytes());
+    put(&mut bytes, AT_IMAGE_BYTES, &sections.image_bytes.to_le_bytes());
+    put(&mut bytes, AT_REVISION_BYTES, &(revision_bytes(contents.revision)).to_le_bytes());
+    put(&mut bytes, AT_REVISION, contents.revision.as_bytes());
+    write_header(&mut bytes, contents, &sections);
+    write_lookup_tables(&mut bytes, contents, &sections);
+    write_rows(&mut bytes, contents, &sections);
+    let digest = blake3::hash(&bytes[RULES_START as usize..]);
+    put(&mut bytes, AT_DIGEST, digest.as_bytes());
+    Ok(Image { bytes })
+}
+
+/// Where every section stands.
+struct Sections {
+    /// (offset, entries), in the order of [`Section::ALL`].
+    at: [(u32, u32); Section::ALL.len()],
+    image_bytes: u32,
+}
+
+impl Sections {
+    fn lay_out(contents: &Contents) -> Result<Self, CompileError> {
+        let tables = contents.tables;
+        let routes = |locals: usize, rules: usize| rules - locals;
+        let v4_locals = contents.v4_rules.iter().filter(|rule| rule.target == TARGET_LOCAL).count();
+        let v6_locals = contents.v6_rules.iter().filter(|rule| rule.target == TARGET_LOCAL).count();
+        let mut offset = u64::from(HEADER_BYTES);
+        let mut sections = Vec::with_capacity(Section::ALL.len());
+        for (section, entry_bytes) in Section::ALL {
+            let count = match section {
+                Section::V4Direct => contents.v4.direct.len(),
+                Section::V4Nodes => contents.v4.nodes.len(),
+                Section::V4Leaves => contents.v4.leaves.len(),
+                Section::V6Direct => contents.v6.direct.len(),
+                Section::V6Nodes => contents.v6.nodes.len(),
+                Section::V6Leaves => contents.v6.leaves.len(),
+                Section::Targets => tables.targets.len(),
+                Section::Slots => tables.slots.len(),
+                Section::NextHops => tables.next_hops.len(),
+                Section::Ports => tables.ports.len(),
+                Section::Policies => tables.policies.len(),
+                Section::Groups => tables.groups.len(),
+                Section::Members => tables.members.len(),
+                Section::V4Routes => routes(v4_locals, contents.v4_rules.len()),
+                Section::V6Routes => routes(v6_locals, contents.v6_rules.len()),
+                Section::Locals => contents.locals.len(),
+                Section::Files => tables.files.len(),
+                Section::Strings => tables.strings.len(),
+                Section::Text => tables.text.len(),
+            };
+            offset = offset.next_multiple_of(u64::from(SECTION_ALIGN));
+            sections.push((offset, count as u64));
+            offset += count as u64 * u64::from(entry_bytes);
+        }
+        if offset > u64::from(CAPACITY_MAX) {
+            return Err(CompileError::ImageTooLarge { bytes: offset, max: CAPACITY_MAX });
+        }
+        let at = std::array::from_fn(|i| (word(sections[i].0), word(sections[i].1)));
+        Ok(Self { at, image_bytes: word(offset) })
+    }
+
+    fn offset(&self, section: Section) -> u32 {
+        self.at[section as usize].0
+    }
+}
+
+fn write_header(bytes: &mut [u8], contents: &Contents, sections: &Sections) {
+    for (fib, trie, [direct, nodes, leaves]) in [
+        (AT_V4_FIB, contents.v4, [Section::V4Direct, Section::V4Nodes, Section::V4Leaves]),
+        (AT_V6_FIB, contents.v6, [Section::V6Direct, Section::V6Nodes, Section::V6Leaves]),
+    ] {
+        put(bytes, fib + FIB_DIRECT, &sections.offset(direct).to_le_bytes());
+        put(bytes, fib + FIB_NODES, &sections.offset(nodes).to_le_bytes());
+        put(bytes, fib + FIB_LEAVES, &sections.offset(leaves).to_le_bytes());
+        put(bytes, fib + FIB_DIRECT_BITS, &trie.direct_bits.to_le_bytes());
+    }
+    put(bytes, AT_TARGETS, &sections.offset(Section::Targets).to_le_bytes());
+    put(bytes, AT_SLOTS, &sections.offset(Section::Slots).to_le_bytes());
+    put(bytes, AT_NEXT_HOPS, &sections.offset(Section::NextHops).to_le_bytes());
+    put(bytes, AT_HASH_SEED, &HASH_SEED.to_le_bytes());
+    for (section, _) in Section::ALL {
+        let (offset, count) = sections.at[section as usize];
+        put(bytes, section.at(), &offset.to_le_bytes());
+        put(bytes, section.at() + 4, &count.to_le_bytes());
+    }
+}
+
+fn write_lookup_tables(bytes: &mut [u8], contents: &Contents, sections: &Sections) {
+    for (trie, [direct, nodes, leaves]) in [
+        (contents.v4, [Section::V4Direct, Section::V4Nodes, Section::V4Leaves]),
+        (contents.v6, [Section::V6Direct, Section::V6Nodes, Section::V6Leaves]),
+    ] {
+        fill(bytes, sections.offset(direct), &trie.direct, |entry| entry.to_le_bytes());
+        fill(bytes, sections.offset(nodes), &trie.nodes, |node| {
+            let mut row = [0; 24];
+            row[..8].copy_from_slice(&node.children.to_le_bytes());
+            row[8..16].copy_from_slice(&node.leaves.to_le_bytes());
+            row[16..20].copy_from_slice(&node.first_leaf.to_le_bytes());
+            row[20..].copy_from_slice(&node.first_child.to_le_bytes());
+            row
+        });
+        fill(bytes, sections.offset(leaves), &trie.leaves, |leaf| leaf.to_le_bytes());
+    }
+}
+
+fn write_rows(bytes: &mut [u8], contents: &Contents, sections: &Sections) {
+    let tables = contents.tables;
+    fill(bytes, sections.offset(Section::Targets), &tables.targets, |target| {
+        let mut row = [0; 16];
+        row[..8].copy_from_slice(&target[0].to_le_bytes());
+        row[8..].copy_from_slice(&target[1].to_le_bytes());
+        row
+    });
+    fill(bytes, sections.offset(Section::Slots), &tables.slots, |slot| slot.to_le_bytes());
+    fill(bytes, sections.offset(Section::NextHops), &tables.next_hops, next_hop_row);
+    fill(bytes, sections.offset(Section::Ports), &tables.ports, words::<2, 8>);
+    fill(bytes, sections.offset(Section::Policies), &tables.policies, words::<4, 16>);
+    fill(bytes, sections.offset(Section::Groups), &tables.groups, words::<4, 16>);
+    fill(bytes, sections.offset(Section::Members), &tables.members, words::<2, 8>);
+    let written = |rule: &&Rule<u32>| rule.target != TARGET_LOCAL;
+    fill(bytes, sections.offset(Section::V4Routes), contents.v4_rules.iter().filter(written), |rule| {
+        let mut row = [0; 16];
+        row[..4].copy_from_slice(&rule.address.to_le_bytes());
+        row[4..8].copy_from_slice(&rule.line.to_le_bytes());
+        row[8..10].copy_from_slice(&rule.file.to_le_bytes());
+        row[10..12].copy_from_slice(&rule.target.to_le_bytes());
+        row[12] = rule.length;
+        row
+    });
+    let written = |rule: &&Rule<u128>| rule.target != TARGET_LOCAL;
+    fill(bytes, sections.offset(Section::V6Routes), contents.v6_rules.iter().filter(written), |rule| {
+        let mut row = [0; 32];
+        row[..16].copy_from_slice(&rule.address.to_le_bytes());
+        row[16..20].copy_from_slice(&rule.line.to_le_bytes());
+        row[20..22].copy_from_slice(&rule.file.to_le_bytes());
+        row[22..24].copy_from_slice(&rule.target.to_le_bytes());
+        row[24] = rule.length;
+        row
+    });
+    fill(bytes, sections.offset(Section::Locals), contents.locals, |&address| {
+        let mut row = [0; 24];
+        let (family, octets) = family_and_octets(address);
+        row[..16].copy_from_slice(&octets);
+        row[16] = family;
+        row
+    });
+    fill(bytes, sections.offset(Section::Files), &tables.files, words::<1, 4>);
+    fill(bytes, sections.offset(Section::Strings), &tables.strings, words::<2, 8>);
+    put(bytes, sections.offset(Section::Text), tables.text.as_bytes());
+}
+
+fn next_hop_row(hop: &HopRow) -> [u8; 40] {
+    let mut row = [0; 40];
+    let (family, octets) = family_and_octets(hop.via);
+    row[..4].copy_from_slice(&hop.id.to_le_bytes());
+    row[4..6].copy_from_slice(&hop.port.to_le_bytes());
+    row[6] = family;
+    row[8..24].copy_from_slice(&octets);
+    row[24..28].copy_from_slice(&hop.name.to_le_bytes());
+    row[28..32].copy_from_slice(&hop.policy.to_le_bytes());
+    row[32..36].copy_from_slice(&hop.file.to_le_bytes());
+    row[36..].copy_from_slice(&hop.line.to_le_bytes());
+    row
+}
+
+fn family_and_octets(address: IpAddr) -> (u8, [u8; 16]) {
+    match address {
+        IpAddr::V4(address) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&address.octets());
+            (4, octets)
+        }
+        IpAddr::V6(address) => (6, address.octets()),
+    }
+}
+
+/// `COUNT` 32-bit words as `BYTES` bytes.
+fn words<const COUNT: usize, const BYTES: usize>(row: &[u32; COUNT]) -> [u8; BYTES] {
+    const { assert!(COUNT * 4 == BYTES) };
+    let mut bytes = [0; BYTES];
+    for (to, from) in bytes.chunks_exact_mut(4).zip(row) {
+        to.copy_from_slice(&from.to_le_bytes());
+    }
+    bytes
+}
+
+fn put(bytes: &mut [u8], at: u32, value: &[u8]) {
+    bytes[at as usize..at as usize + value.len()].copy_from_slice(value);
+}
+
+fn fill<R, const BYTES: usize>(
+    bytes: &mut [u8],
+    at: u32,
+    rows: impl IntoIterator<Item = R>,
+    encode: impl Fn(R) -> [u8; BYTES],
+) {
+    for (to, row) in bytes[at as usize..].chunks_exact_mut(BYTES).zip(rows) {
+        to.copy_from_slice(&encode(row));
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "at most REVISION_BYTES_MAX, which compile() checks")]
+fn revision_bytes(revision: &str) -> u32 {
+    revision.len() as u32
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "offsets and counts are below CAPACITY_MAX, checked in lay_out")]
+fn word(number: u64) -> u32 {
+    number as u32
+}
