@@ -12,3 +12,4 @@ pub mod source;
 pub mod policy;
 
 pub mod compile;
+pub mod plan;
