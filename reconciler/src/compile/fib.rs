@@ -108,10 +108,9 @@ impl Poptrie {
         let first_child = self.nodes.len();
         self.nodes.resize(first_child + children.count_ones() as usize, TrieNode::default());
         self.nodes[node] = TrieNode { children, leaves, first_leaf, first_child: index(first_child) };
-        let mut child = first_child;
-        for slot in (0..SLOTS).filter(|slot| (children >> slot) & 1 != 0) {
+        let divided = (0..SLOTS).filter(|slot| (children >> slot) & 1 != 0);
+        for (child, slot) in (first_child..).zip(divided) {
             self.fill(child, &rules[runs[slot].clone()], at + STRIDE_BITS, targets[slot]);
-            child += 1;
         }
     }
 }

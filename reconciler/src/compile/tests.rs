@@ -80,7 +80,7 @@ fn address() -> impl Strategy<Value = IpAddr> {
         }),
         (0u128..4, any::<u128>(), 0u32..129).prop_map(|(top, low, shift)| {
             let low = low.checked_shr(shift).unwrap_or(0);
-            IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8 << 96) + (top << 90) ^ low))
+            IpAddr::V6(Ipv6Addr::from_bits(((0x2001_0db8 << 96) + (top << 90)) ^ low))
         }),
         any::<u32>().prop_map(|bits| Ipv4Addr::from_bits(bits).into()),
         any::<u128>().prop_map(|bits| Ipv6Addr::from_bits(bits).into()),

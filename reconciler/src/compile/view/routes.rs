@@ -26,6 +26,8 @@ pub enum RouteAction {
 pub struct RouteView<'a> {
     pub prefix: Prefix,
     pub action: RouteAction,
+    /// Index of the target, which means something in this image only.
+    pub target: u16,
     pub policy: &'a str,
     pub file: &'a str,
     pub line: u32,
@@ -177,7 +179,7 @@ impl<'a> View<'a> {
 
     fn route(&self, prefix: Prefix, target: u16, file: u16, line: u32) -> RouteView<'a> {
         let (action, policy) = self.action(target);
-        RouteView { prefix, action, policy, file: self.file(u32::from(file)), line }
+        RouteView { prefix, action, target, policy, file: self.file(u32::from(file)), line }
     }
 
     fn action(&self, target: u16) -> (RouteAction, &'a str) {

@@ -1,0 +1,197 @@
+//! A plan as people read it, and as programs do.
+
+use std::fmt::{self, Write as _};
+use std::io;
+
+use serde::Serialize;
+use serde::ser::{SerializeSeq, Serializer};
+
+use super::{Action, Change, Count, Effect, Kind, Plan, Summary};
+
+/// Changes listed in the human form before the rest folds into a count.
+const CHANGES_SHOWN_MAX: usize = 200;
+const FORMAT_VERSION: u32 = 1;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return match &self.from {
+                Some(from) if from.digest == self.to.digest => {
+                    writeln!(f, "No changes. Generation {} already carries these rules.", from.generation)
+                }
+                Some(from) => writeln!(
+                    f,
+                    "No changes. Every packet meets the same rules as in generation {}; only their files or lines differ.",
+                    from.generation
+                ),
+                None => writeln!(f, "No changes. Nothing is published, and there is nothing to publish."),
+            };
+        }
+        for change in self.changes.iter().take(CHANGES_SHOWN_MAX) {
+            writeln!(f, "{}", line(change))?;
+        }
+        if let Some(folded) = self.changes.len().checked_sub(CHANGES_SHOWN_MAX).filter(|&folded| folded > 0) {
+            writeln!(f, "… and {} more changes; --format json lists all", grouped(folded as u128))?;
+        }
+        let Effect { ipv4_addresses, ipv6_prefixes } = self.effect;
+        writeln!(f)?;
+        writeln!(f, "Effect: {}", effect_words("IPv4 address", "IPv4 addresses", ipv4_addresses))?;
+        writeln!(f, "        {}", effect_words("IPv6 /64", "IPv6 /64s", ipv6_prefixes))?;
+        let Summary { add, change, remove, .. } = self.summary;
+        writeln!(f, "Plan: {add} to add, {change} to change, {remove} to remove.")
+    }
+}
+
+fn line(change: &Change) -> String {
+    let sign = match change.action {
+        Action::Add => '+',
+        Action::Change => '~',
+        Action::Remove => '-',
+    };
+    let kind = match change.kind {
+        Kind::Policy => "policy",
+        Kind::Port => "port",
+        Kind::NextHop => "next hop",
+        Kind::Local => "local address",
+        Kind::Route => "route",
+    };
+    let mut text = format!("{sign} {kind} {}", change.key);
+    let words = match (&change.before, &change.after) {
+        (Some(before), Some(after)) => format!(": {before} → {after}"),
+        // What only exists says nothing more than its name.
+        _ if matches!(change.kind, Kind::Policy | Kind::Port | Kind::Local) => String::new(),
+        (Some(only), None) | (None, Some(only)) => format!(": {only}"),
+        (None, None) => String::new(),
+    };
+    text.push_str(&words);
+    if let Some((file, line)) = &change.place {
+        let _ = write!(text, "  [{file}:{line}]");
+    }
+    text
+}
+
+fn effect_words(one: &str, many: &str, count: Count) -> String {
+    let Count { changed, gained, lost, dropped, rerouted } = count;
+    let unit = if changed == 1 { one } else { many };
+    if changed == 0 {
+        return format!("0 {unit} meet another fate");
+    }
+    let ways =
+        [(gained, "gain a route"), (lost, "lose their route"), (dropped, "become dropped"), (rerouted, "go elsewhere")];
+    let ways = ways.iter().filter(|(n, _)| *n > 0).map(|(n, way)| format!("{} {way}", grouped(*n)));
+    format!("{} {unit} change: {}", grouped(changed), ways.collect::<Vec<_>>().join(", "))
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(number: u128) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+impl Plan {
+    /// Writes the plan as one JSON document, change by change: a plan of a million changes needs no second copy.
+    pub fn write_json(&self, to: impl io::Write) -> serde_json::Result<()> {
+        let side = |side: &super::Side| SideJson {
+            generation: (side.generation != 0).then_some(side.generation),
+            revision: side.revision.clone(),
+            digest: side.digest.to_string(),
+        };
+        let document = PlanJson {
+            format_version: FORMAT_VERSION,
+            from: self.from.as_ref().map(side),
+            to: side(&self.to),
+            changes: ChangesJson(&self.changes),
+            summary: self.summary,
+            effect: (&self.effect).into(),
+        };
+        serde_json::to_writer(to, &document)
+    }
+}
+
+#[derive(Serialize)]
+struct PlanJson<'p> {
+    format_version: u32,
+    from: Option<SideJson>,
+    to: SideJson,
+    changes: ChangesJson<'p>,
+    summary: Summary,
+    effect: EffectJson,
+}
+
+#[derive(Serialize)]
+struct SideJson {
+    generation: Option<u64>,
+    revision: String,
+    digest: String,
+}
+
+struct ChangesJson<'p>(&'p [Change]);
+
+impl Serialize for ChangesJson<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(Some(self.0.len()))?;
+        for change in self.0 {
+            list.serialize_element(&ChangeJson {
+                action: change.action,
+                kind: change.kind,
+                key: change.key.to_string(),
+                before: change.before.as_deref(),
+                after: change.after.as_deref(),
+                file: change.place.as_ref().map(|(file, _)| &**file),
+                line: change.place.as_ref().map(|(_, line)| *line),
+            })?;
+        }
+        list.end()
+    }
+}
+
+#[derive(Serialize)]
+struct ChangeJson<'p> {
+    action: Action,
+    kind: Kind,
+    key: String,
+    before: Option<&'p str>,
+    after: Option<&'p str>,
+    file: Option<&'p str>,
+    line: Option<u32>,
+}
+
+/// Numbers may exceed 2^53: read them as 64-bit integers (2^64 at most).
+#[derive(Serialize)]
+struct EffectJson {
+    ipv4_addresses_changed: u128,
+    ipv4_addresses_gained: u128,
+    ipv4_addresses_lost: u128,
+    ipv4_addresses_dropped: u128,
+    ipv4_addresses_rerouted: u128,
+    ipv6_prefixes_changed: u128,
+    ipv6_prefixes_gained: u128,
+    ipv6_prefixes_lost: u128,
+    ipv6_prefixes_dropped: u128,
+    ipv6_prefixes_rerouted: u128,
+}
+
+impl From<&Effect> for EffectJson {
+    fn from(effect: &Effect) -> Self {
+        let Effect { ipv4_addresses: v4, ipv6_prefixes: v6 } = effect;
+        Self {
+            ipv4_addresses_changed: v4.changed,
+            ipv4_addresses_gained: v4.gained,
+            ipv4_addresses_lost: v4.lost,
+            ipv4_addresses_dropped: v4.dropped,
+            ipv4_addresses_rerouted: v4.rerouted,
+            ipv6_prefixes_changed: v6.changed,
+            ipv6_prefixes_gained: v6.gained,
+            ipv6_prefixes_lost: v6.lost,
+            ipv6_prefixes_dropped: v6.dropped,
+            ipv6_prefixes_rerouted: v6.rerouted,
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Plans against what every single address meets.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::compile::view::{Match, RouteAction};
+use crate::compile::{Image, LiveIds, NodeFacts, compile};
+use crate::policy::{self, NextHop, NextHopGroup, Origin, Policy, Route, RoutePolicy};
+
+/// Routes as (prefix, next hops with weights | "drop" | "pass"); one policy, three next hops.
+fn image(routes: &[(&str, &str)], line: u32, locals: &[&str]) -> Image {
+    let mut groups: Vec<NextHopGroup> = Vec::new();
+    let mut list = Vec::new();
+    for (i, (prefix, action)) in (0..).zip(routes) {
+        let action = match *action {
+            "drop" => policy::Action::Drop,
+            "pass" => policy::Action::Pass,
+            members => {
+                let mut members: Vec<(u32, u16)> = members
+                    .split(' ')
+                    .map(|m| {
+                        let (hop, weight) = m.split_once('*').unwrap_or((m, "1"));
+                        (
+                            ["a", "b", "c"].iter().position(|h| *h == hop).unwrap().try_into().unwrap(),
+                            weight.parse().unwrap(),
+                        )
+                    })
+                    .collect();
+                members.sort_unstable();
+                let at = groups.iter().position(|g| g.members == members).unwrap_or_else(|| {
+                    groups.push(NextHopGroup { members });
+                    groups.len() - 1
+                });
+                policy::Action::Forward(at.try_into().unwrap())
+            }
+        };
+        list.push(Route { prefix: prefix.parse().unwrap(), action, origin: Origin { file: 0, line: line + i } });
+    }
+    list.sort_by_key(|route| route.prefix);
+    let hop = |i: u8| NextHop {
+        name: format!("edge-{}", char::from(b'a' + i)),
+        via: Ipv4Addr::new(192, 0, 2, 1 + i).into(),
+        port: "uplink".to_owned(),
+        origin: Origin { file: 0, line: 5 + u32::from(i) },
+    };
+    let policy = Policy {
+        revision: format!("dir@sha256:{line}"),
+        files: vec!["branch.yaml".to_owned()],
+        route_policies: vec![RoutePolicy {
+            name: "branch".to_owned(),
+            owner: None,
+            origin: Origin { file: 0, line: 1 },
+            next_hops: (0..3).map(hop).collect(),
+            groups,
+            routes: list,
+        }],
+    };
+    let node = NodeFacts { local_addresses: locals.iter().map(|a| a.parse().unwrap()).collect() };
+    compile(&policy, &node, &LiveIds::default()).unwrap()
+}
+
+fn plan(before: &[(&str, &str)], after: &[(&str, &str)]) -> Plan {
+    let (mut before, after) = (image(before, 10, &[]), image(after, 10, &[]));
+    before.stamp(4, 3, 0);
+    Plan::between(Some(&before.view().unwrap()), &after.view().unwrap())
+}
+
+#[test]
+fn a_plan_reads_as_a_review() {
+    let plan = plan(
+        &[("10.0.0.0/8", "a"), ("10.1.0.0/16", "a"), ("10.2.0.0/16", "drop"), ("2001:db8::/48", "pass")],
+        &[("10.0.0.0/8", "a"), ("10.1.0.0/16", "a*3 b*1"), ("10.2.3.0/24", "drop"), ("2001:db8::/48", "drop")],
+    );
+    let expected = "\
+~ route 10.1.0.0/16: edge-a via 192.0.2.1 port uplink → edge-a ×3 via 192.0.2.1 port uplink, edge-b ×1 via 192.0.2.2 port uplink  [branch.yaml:11]
+- route 10.2.0.0/16: drop  [branch.yaml:12]
++ route 10.2.3.0/24: drop  [branch.yaml:12]
+~ route 2001:db8::/48: pass → drop  [branch.yaml:13]
+
+Effect: 130,816 IPv4 addresses change: 130,816 go elsewhere
+        65,536 IPv6 /64s change: 65,536 become dropped
+Plan: 1 to add, 2 to change, 1 to remove.
+";
+    assert_eq!(plan.to_string(), expected);
+    assert_eq!((plan.parent(), plan.summary().unchanged), (4, 6));
+    let mut json = Vec::new();
+    plan.write_json(&mut json).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["format_version"], 1);
+    assert_eq!(json["from"]["generation"], 4);
+    assert_eq!(json["to"]["generation"], serde_json::Value::Null);
+    assert_eq!(json["to"]["digest"], plan.to().digest.to_string());
+    assert_eq!(json["changes"][1]["action"], "remove");
+    assert_eq!(json["changes"][1]["key"], "10.2.0.0/16");
+    assert_eq!(json["changes"][1]["before"], "drop");
+    assert_eq!(json["changes"][1]["after"], serde_json::Value::Null);
+    assert_eq!(json["changes"][1]["line"], 12);
+    assert_eq!(json["effect"]["ipv4_addresses_rerouted"], 130_816);
+    assert_eq!(json["summary"]["change"], 2);
+}
+
+#[test]
+fn equal_rules_are_no_changes_wherever_they_are_written() {
+    let routes = [("10.0.0.0/8", "a*2 b*1"), ("10.1.0.0/16", "b")];
+    let mut before = image(&routes, 10, &[]);
+    before.stamp(9, 8, 0);
+    let same = Plan::between(Some(&before.view().unwrap()), &image(&routes, 10, &[]).view().unwrap());
+    assert!(same.is_empty());
+    assert_eq!(same.to_string(), "No changes. Generation 9 already carries these rules.\n");
+    let moved = Plan::between(Some(&before.view().unwrap()), &image(&routes, 20, &[]).view().unwrap());
+    assert!(moved.is_empty() && moved.effect() == &Effect::default());
+    assert!(moved.to_string().contains("only their files or lines differ"));
+}
+
+#[test]
+fn the_first_plan_adds_everything_and_folds() {
+    let prefixes: Vec<String> = (0..300u32).map(|i| format!("10.{}.{}.0/24", i / 256, i % 256)).collect();
+    let routes: Vec<(&str, &str)> = prefixes.iter().map(|p| (p.as_str(), "a")).collect();
+    let first = image(&routes, 10, &["10.0.0.1"]);
+    let plan = Plan::between(None, &first.view().unwrap());
+    let text = plan.to_string();
+    assert_eq!(plan.parent(), 0);
+    assert_eq!(plan.summary(), Summary { add: 306, ..Summary::default() });
+    assert_eq!(text.lines().count(), 200 + 1 + 4);
+    assert!(text.contains("… and 106 more changes; --format json lists all"), "{text}");
+    assert!(text.contains("Effect: 76,800 IPv4 addresses change: 76,800 gain a route\n"), "{text}");
+    assert_eq!(plan.effect().ipv4_addresses.gained, 300 * 256);
+}
+
+#[test]
+fn a_whole_family_is_counted_exactly() {
+    let everything = [("0.0.0.0/0", "a"), ("::/0", "b")];
+    let effect = *plan(&[], &everything).effect();
+    assert_eq!(effect.ipv4_addresses, Count { changed: 1 << 32, gained: 1 << 32, ..Count::default() });
+    assert_eq!(effect.ipv6_prefixes, Count { changed: 1 << 64, gained: 1 << 64, ..Count::default() });
+    assert_eq!(plan(&everything, &[]).effect().ipv6_prefixes.lost, 1 << 64);
+}
+
+/// What a packet to `address` meets, independent of the sweep and of names.
+fn fate(view: &View, address: IpAddr) -> String {
+    match view.lookup(address) {
+        Match::None => "none".to_owned(),
+        Match::Local => "local".to_owned(),
+        Match::Route(RouteView { action: RouteAction::Drop, .. }) => "drop".to_owned(),
+        Match::Route(RouteView { action: RouteAction::Pass, .. }) => "pass".to_owned(),
+        Match::Route(RouteView { action: RouteAction::Forward { group }, .. }) => {
+            let members: Vec<(IpAddr, u32)> = view.members(group).map(|m| (m.next_hop.via, m.weight)).collect();
+            if let [(via, _)] = members[..] { format!("{via}") } else { format!("{members:?}") }
+        }
+    }
+}
+
+fn way(before: &str, after: &str) -> &'static str {
+    match (before, after) {
+        (_, "drop") => "dropped",
+        (_, "none") => "lost",
+        ("none", _) => "gained",
+        _ => "rerouted",
+    }
+}
+
+type Table = BTreeMap<(u32, u8), usize>;
+const ACTIONS: [&str; 5] = ["a", "b", "a*3 b*1", "drop", "pass"];
+
+/// First address (of 1,024) and length of prefixes, for both families to use.
+fn tables() -> impl Strategy<Value = (Table, Table)> {
+    let table = || prop::collection::btree_map((0u32..1024, 0u8..11), 0..ACTIONS.len(), 0..25);
+    (table(), table(), any::<bool>()).prop_map(|(mut a, b, alike)| {
+        if alike {
+            a.extend(b.clone());
+        }
+        (a, b)
+    })
+}
+
+fn v4(table: &Table) -> BTreeMap<Prefix, &'static str> {
+    table
+        .iter()
+        .map(|(&(low, more), &action)| {
+            (Prefix::containing(Ipv4Addr::from_bits(0x0a00_0000 + low).into(), 22 + more), ACTIONS[action])
+        })
+        .collect()
+}
+
+/// 1,024 steps of a quarter of a /64.
+fn v6(table: &Table) -> BTreeMap<Prefix, &'static str> {
+    table
+        .iter()
+        .map(|(&(low, more), &action)| {
+            let bits = (0x2001_0db8 << 96) + (u128::from(low) << 62);
+            (Prefix::containing(Ipv6Addr::from_bits(bits).into(), 56 + more), ACTIONS[action])
+        })
+        .collect()
+}
+
+fn of(routes: &BTreeMap<Prefix, &'static str>, locals: &[&str]) -> Image {
+    let texts: Vec<(String, &str)> = routes.iter().map(|(prefix, action)| (prefix.to_string(), *action)).collect();
+    let routes: Vec<(&str, &str)> = texts.iter().map(|(prefix, action)| (prefix.as_str(), *action)).collect();
+    image(&routes, 1, locals)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_effect_is_what_a_scan_of_all_addresses_counts((before, after) in tables(), local in any::<bool>()) {
+        let locals: &[&str] = if local { &["10.0.0.77", "10.0.1.0"] } else { &[] };
+        let (a, b) = (of(&v4(&before), &[]), of(&v4(&after), locals));
+        let (a, b) = (a.view().unwrap(), b.view().unwrap());
+        let plan = Plan::between(Some(&a), &b);
+        let mut ways: BTreeMap<&str, u128> = BTreeMap::new();
+        for low in 0..1024 {
+            let address = Ipv4Addr::from_bits(0x0a00_0000 + low).into();
+            let (was, becomes) = (fate(&a, address), fate(&b, address));
+            if was != becomes {
+                *ways.entry(way(&was, &becomes)).or_default() += 1;
+            }
+        }
+        let count = plan.effect().ipv4_addresses;
+        let of = |way| ways.get(way).copied().unwrap_or(0);
+        let scanned = Count {
+            changed: ways.values().sum(), gained: of("gained"), lost: of("lost"), dropped: of("dropped"), rerouted: of("rerouted"),
+        };
+        prop_assert_eq!(count, scanned);
+        prop_assert!(count.changed == 0 || !plan.is_empty());
+    }
+
+    #[test]
+    fn a_half_changed_64_counts_once((before, after) in tables()) {
+        let (a, b) = (of(&v6(&before), &[]), of(&v6(&after), &[]));
+        let (a, b) = (a.view().unwrap(), b.view().unwrap());
+        let mut ways: BTreeMap<&str, std::collections::BTreeSet<u32>> = BTreeMap::new();
+        for quarter in 0..1024u32 {
+            let address = Ipv6Addr::from_bits((0x2001_0db8 << 96) + (u128::from(quarter) << 62)).into();
+            let (was, becomes) = (fate(&a, address), fate(&b, address));
+            if was != becomes {
+                ways.entry(way(&was, &becomes)).or_default().insert(quarter / 4);
+                ways.entry("changed").or_default().insert(quarter / 4);
+            }
+        }
+        let of = |way| ways.get(way).map_or(0, |units| units.len() as u128);
+        let scanned = Count {
+            changed: of("changed"), gained: of("gained"), lost: of("lost"), dropped: of("dropped"), rerouted: of("rerouted"),
+        };
+        prop_assert_eq!(Plan::between(Some(&a), &b).effect().ipv6_prefixes, scanned);
+    }
+
+    #[test]
+    fn changes_turn_the_old_routes_into_the_new((before, after) in tables()) {
+        let (old, new) = (v4(&before), v4(&after));
+        let (a, b) = (of(&old, &[]), of(&new, &[]));
+        let plan = Plan::between(Some(&a.view().unwrap()), &b.view().unwrap());
+        let mut applied: BTreeMap<String, String> = texts(&a);
+        for change in plan.changes().iter().filter(|change| change.kind == Kind::Route) {
+            let key = change.key.to_string();
+            prop_assert_eq!(applied.get(&key).cloned(), change.before.as_deref().map(str::to_owned));
+            match &change.after {
+                Some(after) => drop(applied.insert(key, after.to_string())),
+                None => drop(applied.remove(&key)),
+            }
+        }
+        prop_assert_eq!(applied, texts(&b));
+        let summary = plan.summary();
+        prop_assert_eq!(summary.add + summary.change + summary.remove, plan.changes().len());
+        prop_assert!(Plan::between(Some(&b.view().unwrap()), &b.view().unwrap()).is_empty());
+    }
+}
+
+/// Every route in words, as a first plan would add it.
+fn texts(image: &Image) -> BTreeMap<String, String> {
+    Plan::between(None, &image.view().unwrap())
+        .changes()
+        .iter()
+        .filter(|change| change.kind == Kind::Route)
+        .map(|change| (change.key.to_string(), change.after.as_deref().unwrap().to_owned()))
+        .collect()
+}
