@@ -15,8 +15,6 @@ pub mod compile;
 
 pub mod plan;
 
-pub mod trace;
-
 pub mod reconcile;
 
 pub mod kernel;

@@ -54,6 +54,11 @@ pub struct Image {
 }
 
 impl Image {
+    /// The bytes that a view looks at, to be published again.
+    pub fn copy_of(view: &View<'_>) -> Self {
+        Self { bytes: view.bytes().to_vec() }
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use crate::compile::{Image, View};
-use crate::kernel::neighbour::Netlink;
 use crate::kernel::observe::Observed;
 use crate::plan::Plan;
 use crate::policy::Diagnostic;
@@ -52,17 +51,17 @@ impl Proposal {
 }
 
 /// Proposes what `source` says.
-pub async fn propose(node: &Node, netlink: &Netlink, source: &Path) -> Result<Proposal, NodeError> {
+pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
     let observed = node.observe()?;
-    let facts = node.facts(netlink).await?;
+    let facts = node.facts().await?;
     let desired = node.desire(source, &facts.node, &observed)?;
     proposal(node, desired.image, desired.diagnostics, observed, facts, Event::Applied)
 }
 
 /// Proposes the rules of an older generation again: the newest retained one, or the one named.
-pub async fn propose_rollback(node: &Node, netlink: &Netlink, number: Option<u64>) -> Result<Proposal, NodeError> {
+pub async fn propose_rollback(node: &Node, number: Option<u64>) -> Result<Proposal, NodeError> {
     let observed = node.observe()?;
-    let facts = node.facts(netlink).await?;
+    let facts = node.facts().await?;
     let generation = match number {
         Some(number) => observed.generation(number).ok_or(NodeError::NoGeneration { number })?,
         None => {
@@ -92,7 +91,6 @@ fn proposal(
 /// Makes a proposal true. Refused when another generation has become live since it was made.
 pub async fn apply(
     node: &Node,
-    netlink: &Netlink,
     mut proposal: Proposal,
     progress: &mut dyn FnMut(&Step),
 ) -> Result<Applied, NodeError> {
@@ -113,11 +111,17 @@ pub async fn apply(
         proposal.image.stamp(*generation, live, unix_ms());
     }
     let Proposal { steps, image, observed, facts, .. } = &proposal;
-    let report = execute(node, netlink, steps, image, observed, facts, progress).await?;
+    let report = execute(node, steps, image, observed, facts, progress).await?;
     if let Some(generation) = report.published {
         record(node, &proposal, generation)?;
     }
     Ok(Applied { live: report.published.unwrap_or(live), report })
+}
+
+/// What a plan changes, in a few words.
+pub fn summary(plan: &Plan) -> String {
+    let summary = plan.summary();
+    format!("{} added, {} changed, {} removed", summary.add, summary.change, summary.remove)
 }
 
 /// Writes the journal. The generation is live already, so a full disk is reported, not undone.
@@ -129,7 +133,7 @@ fn record(node: &Node, proposal: &Proposal, generation: u64) -> Result<(), NodeE
         revision: view.revision().to_owned(),
         digest: view.digest().to_string(),
         by: operator(),
-        summary: proposal.plan.summary_line(),
+        summary: summary(&proposal.plan),
         ..Entry::new(proposal.event, view.created_unix_ms())
     };
     node.journal

@@ -3,7 +3,6 @@
 use std::cell::OnceCell;
 
 use crate::compile::{Image, View};
-use crate::kernel::neighbour::Netlink;
 use crate::kernel::observe::{Generation, Observed};
 use crate::kernel::program::Programs;
 use crate::kernel::publish::{self, Staged, Verified};
@@ -37,7 +36,6 @@ enum Candidate<'k> {
 /// The caller holds the lock. `image` is stamped already; `progress` hears of each step before it is made.
 pub async fn execute(
     node: &Node,
-    netlink: &Netlink,
     steps: &[Step],
     image: &Image,
     observed: &Observed,
@@ -45,7 +43,7 @@ pub async fn execute(
     progress: &mut dyn FnMut(&Step),
 ) -> Result<Report, NodeError> {
     let programs = OnceCell::new();
-    let mut run = Run { node, netlink, image, observed, facts, programs: &programs, candidate: Candidate::None };
+    let mut run = Run { node, image, observed, facts, programs: &programs, candidate: Candidate::None };
     let mut report = Report::default();
     for step in steps {
         progress(step);
@@ -60,7 +58,6 @@ pub async fn execute(
 
 struct Run<'a> {
     node: &'a Node,
-    netlink: &'a Netlink,
     image: &'a Image,
     observed: &'a Observed,
     facts: &'a Facts,
@@ -92,7 +89,7 @@ impl<'a> Run<'a> {
                 let mut tables = Tables::open(pins)?;
                 let view = self.image.view()?;
                 neighbours::write_devices(&mut tables, &view, self.facts)?;
-                report.unresolved = neighbours::write_neighbours(&mut tables, &view, self.facts, self.netlink).await?;
+                report.unresolved = neighbours::write_neighbours(&mut tables, &view, self.facts).await?;
             }
             Step::Stage { .. } => {
                 self.candidate = Candidate::Staged(publish::stage(pins, self.programs()?, self.image)?);

@@ -1,13 +1,15 @@
 //! Next hops to neighbours: which MAC addresses packets leave with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use fib::Neighbour;
 
 use crate::compile::View;
-use crate::kernel::neighbour::{Netlink, NetlinkError};
+use crate::compile::view::NextHopView;
+use crate::kernel::link::Link;
+use crate::kernel::neighbour::{NeighbourError, neighbours, resolve};
 use crate::kernel::tables::Tables;
 
 use super::node::{Facts, NodeError};
@@ -28,11 +30,11 @@ pub fn write_devices(tables: &mut Tables, view: &View<'_>, facts: &Facts) -> Res
     for port in view.ports() {
         if let Some((device, link)) = facts.ports.iter().find(|(p, _)| p.port == port.name) {
             tables.set_port(port.id, device.index)?;
-            tables.set_device(device.index, mac(link.mac))?;
+            tables.set_device(device.index, mac(link.mac.unwrap_or_default()))?;
         }
     }
     for (device, link) in &facts.ports {
-        tables.set_device(device.index, mac(link.mac))?;
+        tables.set_device(device.index, mac(link.mac.unwrap_or_default()))?;
     }
     Ok(())
 }
@@ -43,31 +45,55 @@ pub async fn write_neighbours(
     tables: &mut Tables,
     view: &View<'_>,
     facts: &Facts,
-    netlink: &Netlink,
 ) -> Result<Vec<Unresolved>, NodeError> {
-    let mut known = known(netlink).await?;
-    let hops: Vec<_> = view
-        .next_hops()
+    let mut known = known().await?;
+    let missing: Vec<_> = hops(view, facts).map(|(hop, link)| (link.index, hop.via)).collect();
+    resolve_missing(&mut known, missing).await;
+    write_known(tables, view, facts, &known)
+}
+
+/// Writes what the kernel knows now, without asking anybody.
+pub async fn refresh_neighbours(
+    tables: &mut Tables,
+    view: &View<'_>,
+    facts: &Facts,
+) -> Result<Vec<Unresolved>, NodeError> {
+    write_known(tables, view, facts, &known().await?)
+}
+
+/// Asks for every next hop again: the kernel checks stale entries in the background, and unknown ones get their chance.
+/// Packets that XDP forwards do not keep the kernel's entries fresh by themselves.
+pub async fn revalidate(tables: &mut Tables, view: &View<'_>, facts: &Facts) -> Result<Vec<Unresolved>, NodeError> {
+    let all: BTreeSet<Key> = hops(view, facts).map(|(hop, link)| (link.index, hop.via)).collect();
+    resolve_all(all).await;
+    refresh_neighbours(tables, view, facts).await
+}
+
+/// Device and address of a neighbour.
+type Key = (u32, IpAddr);
+
+/// The next hops whose port has a device on this node.
+fn hops<'v>(view: &'v View<'_>, facts: &'v Facts) -> impl Iterator<Item = (NextHopView<'v>, &'v Link)> {
+    view.next_hops()
         .filter_map(|hop| facts.ports.iter().find(|(p, _)| p.port == hop.port).map(|(_, link)| (hop, link)))
-        .collect();
-    let missing: Vec<(u32, IpAddr)> =
-        hops.iter().map(|(hop, link)| (link.index, hop.via)).filter(|key| !known.contains_key(key)).collect();
-    if !missing.is_empty() {
-        known.extend(netlink.resolve_all(&missing, RESOLVE_WAIT).await?);
-    }
+}
+
+fn write_known(
+    tables: &mut Tables,
+    view: &View<'_>,
+    facts: &Facts,
+    known: &BTreeMap<Key, [u8; 6]>,
+) -> Result<Vec<Unresolved>, NodeError> {
     let mut unresolved = Vec::new();
-    for (hop, link) in hops {
+    for (hop, link) in hops(view, facts) {
         let neighbour = known.get(&(link.index, hop.via)).map(|destination| Neighbour {
             destination: mac(*destination),
-            source: mac(link.mac),
+            source: mac(link.mac.unwrap_or_default()),
             mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
         });
         if neighbour.is_none() {
-            unresolved.push(Unresolved {
-                next_hop: format!("{}/{}", hop.policy, hop.name),
-                via: hop.via,
-                port: hop.port.to_owned(),
-            });
+            let next_hop = format!("{}/{}", hop.policy, hop.name);
+            unresolved.push(Unresolved { next_hop, via: hop.via, port: hop.port.to_owned() });
         }
         // Equal words are not written: readers on other CPUs keep the cache line.
         if tables.neighbour(hop.id)? != neighbour {
@@ -77,10 +103,29 @@ pub async fn write_neighbours(
     Ok(unresolved)
 }
 
+async fn resolve_missing(known: &mut BTreeMap<Key, [u8; 6]>, keys: Vec<Key>) {
+    let missing: BTreeSet<Key> = keys.into_iter().filter(|key| !known.contains_key(key)).collect();
+    known.extend(resolve_all(missing).await);
+}
+
+/// Asks for all of `keys` at once, within one wait. Who does not answer is not in the result.
+async fn resolve_all(keys: BTreeSet<Key>) -> Vec<(Key, [u8; 6])> {
+    let asked = keys.into_iter().map(|(device, ip)| async move {
+        match resolve(device, ip, RESOLVE_WAIT).await {
+            Ok(found) => found.usable_mac().map(|mac| ((device, ip), mac)),
+            Err(error) => {
+                tracing::debug!(%ip, device, %error, "not resolved");
+                None
+            }
+        }
+    });
+    futures_util::future::join_all(asked).await.into_iter().flatten().collect()
+}
+
 /// Every neighbour whose address the kernel holds to be usable.
-async fn known(netlink: &Netlink) -> Result<BTreeMap<(u32, IpAddr), [u8; 6]>, NetlinkError> {
-    let neighbours = netlink.neighbours().await?;
-    Ok(neighbours.into_iter().filter_map(|n| n.usable().map(|mac| ((n.index, n.ip), mac))).collect())
+async fn known() -> Result<BTreeMap<Key, [u8; 6]>, NeighbourError> {
+    let all = neighbours().await?;
+    Ok(all.into_iter().filter_map(|n| n.usable_mac().map(|mac| ((n.ifindex, n.ip), mac))).collect())
 }
 
 /// Six bytes as `fib::Neighbour` holds them: the first byte lowest.

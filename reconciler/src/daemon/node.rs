@@ -7,8 +7,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capacity_class, compile};
 use crate::kernel::KernelError;
 use crate::kernel::attach::Mode;
-use crate::kernel::link::Link;
-use crate::kernel::neighbour::{Netlink, NetlinkError};
+use crate::kernel::address::local_addresses;
+use crate::kernel::link::{Link, links};
+use crate::kernel::neighbour::NeighbourError;
 use crate::kernel::observe::{Observed, observe};
 use crate::kernel::pins::{Lock, Pins};
 use crate::kernel::tables::DEVICE_INDEX_MAX;
@@ -37,7 +38,7 @@ pub enum NodeError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error("the kernel's links and neighbours cannot be read")]
-    Netlink(#[from] NetlinkError),
+    Netlink(#[from] NeighbourError),
     #[error("{step} failed; {}", still(*live))]
     Step { step: String, live: u64, source: Box<NodeError> },
     #[error("the plan was made against generation {expected}, but generation {found} is live now; plan again")]
@@ -125,8 +126,8 @@ impl Node {
     }
 
     /// Reads devices and addresses from the kernel, and finds the device of every port.
-    pub async fn facts(&self, netlink: &Netlink) -> Result<Facts, NodeError> {
-        let links = netlink.links().await?;
+    pub async fn facts(&self) -> Result<Facts, NodeError> {
+        let links = links().await?;
         let mut ports = Vec::new();
         for (name, port) in &self.config.ports {
             let link = links.iter().find(|l| l.name == port.device).ok_or_else(|| KernelError::NoDevice {
@@ -149,7 +150,7 @@ impl Node {
             let device = PortDevice { port: name.clone(), device: port.device.clone(), index: link.index, mode };
             ports.push((device, link.clone()));
         }
-        let node = NodeFacts { local_addresses: netlink.local_addresses().await? };
+        let node = NodeFacts { local_addresses: local_addresses().await? };
         Ok(Facts { ports, node })
     }
 

@@ -11,12 +11,12 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::kernel::neighbour::Netlink;
+use crate::kernel::watch::Watch;
 use crate::kernel::tables::Tables;
 use crate::policy::Severity;
 use crate::reconcile::{Outcome, Schedule};
 
-use super::apply::{Applied, Proposal, apply, propose};
+use super::apply::{Applied, Proposal, apply, propose, summary};
 use super::neighbours;
 use super::node::{Node, NodeError, unix_ms};
 use super::state::{Attempt, State, Sync};
@@ -31,12 +31,11 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(signal_error)?;
 
-    let netlink = Netlink::connect()?;
-    let mut changes = netlink.watch()?;
+    let mut changes = Watch::open()?;
     let (hints, mut hinted) = mpsc::channel::<()>(1);
     let mut files = FileWatch::new(source, hints);
     let mut schedule = Schedule::new(node.config.settle, node.config.rescan_interval, Instant::now());
-    let mut daemon = Daemon { node, source, netlink: &netlink, state: State::new(&node.config.state_dir) };
+    let mut daemon = Daemon { node, source, state: State::new(&node.config.state_dir) };
     let mut refresh_at: Option<Instant> = None;
     let mut ready = false;
 
@@ -48,7 +47,7 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
             _ = interrupt.recv() => break,
             _ = hangup.recv() => schedule.hint(Instant::now()),
             Some(()) = hinted.recv() => schedule.hint(Instant::now()),
-            changed = changes.changed() => {
+            changed = changes.next() => {
                 changed?;
                 refresh_at.get_or_insert(Instant::now() + NETLINK_SETTLE);
             }
@@ -85,7 +84,6 @@ fn notify_systemd(state: &[sd_notify::NotifyState<'_>]) {
 struct Daemon<'a> {
     node: &'a Node,
     source: &'a Path,
-    netlink: &'a Netlink,
     state: State,
 }
 
@@ -122,7 +120,7 @@ impl Daemon<'_> {
         revision: &mut Option<String>,
         unresolved: &mut Vec<String>,
     ) -> Result<Sync, NodeError> {
-        let proposal = propose(self.node, self.netlink, self.source).await?;
+        let proposal = propose(self.node, self.source).await?;
         let desired = proposal.desired()?;
         *revision = Some(desired.revision().to_owned());
         let digest = desired.digest().to_string();
@@ -143,8 +141,8 @@ impl Daemon<'_> {
     }
 
     async fn apply(&self, proposal: Proposal) -> Result<Applied, NodeError> {
-        let summary = proposal.plan.summary_line();
-        let applied = apply(self.node, self.netlink, proposal, &mut |_| {}).await?;
+        let summary = summary(&proposal.plan);
+        let applied = apply(self.node, proposal, &mut |_| {}).await?;
         for (port, mode) in &applied.report.attached {
             tracing::info!(port, ?mode, "attached");
         }
@@ -171,11 +169,11 @@ impl Daemon<'_> {
     async fn try_refresh(&self) -> Result<bool, NodeError> {
         let observed = self.node.observe()?;
         let Some(live) = &observed.live else { return Ok(true) };
-        let facts = self.node.facts(self.netlink).await?;
+        let facts = self.node.facts().await?;
         let view = live.image.view()?;
         let mut tables = Tables::open(&self.node.pins)?;
         neighbours::write_devices(&mut tables, &view, &facts)?;
-        neighbours::refresh_neighbours(&mut tables, &view, &facts, self.netlink).await?;
+        neighbours::refresh_neighbours(&mut tables, &view, &facts).await?;
         let locals: Vec<_> = view.locals().collect();
         let moved = facts.ports.iter().any(|(port, _)| {
             !observed.links.iter().any(|link| link.port == port.port && link.device == port.index)

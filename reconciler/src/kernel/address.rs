@@ -1,18 +1,22 @@
 //! The node's own addresses: packets to them are the kernel's, whatever the routes say.
 
 use std::net::IpAddr;
+use std::pin::pin;
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::Handle;
-
 use futures_util::TryStreamExt as _;
 
+use super::neighbour::{NeighbourError, connect};
+
 /// Addresses of every device of this network namespace, IPv4 broadcast addresses included; sorted, each once.
-pub async fn local_addresses(handle: &Handle) -> Result<Vec<IpAddr>, rtnetlink::Error> {
+pub async fn local_addresses() -> Result<Vec<IpAddr>, NeighbourError> {
+    let handle = connect()?;
     let mut addresses = Vec::new();
-    let mut stream = handle.address().get().execute();
-    while let Some(message) = stream.try_next().await? {
+    let mut stream = pin!(handle.address().get().execute());
+    while let Some(message) =
+        stream.try_next().await.map_err(|source| NeighbourError::Request { what: "list addresses", source })?
+    {
         collect(&message, &mut addresses);
     }
     addresses.sort_unstable();

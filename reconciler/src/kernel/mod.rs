@@ -21,6 +21,7 @@ pub mod program;
 pub mod publish;
 mod sys;
 pub mod tables;
+pub mod watch;
 
 /// Why a step in the kernel failed. Nothing live has changed unless the message says so.
 #[derive(Debug, thiserror::Error)]

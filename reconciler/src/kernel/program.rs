@@ -57,7 +57,7 @@ impl std::fmt::Debug for Programs {
 
 impl Programs {
     /// Opens the pinned instances of a class, or makes its outer map and loads and pins them.
-    pub(super) fn ensure(pins: &Pins, bits: u32) -> Result<Self, KernelError> {
+    pub fn ensure(pins: &Pins, bits: u32) -> Result<Self, KernelError> {
         let class = pins.class(bits);
         std::fs::create_dir_all(&class)
             .map_err(|source| KernelError::Directory { path: class.clone(), source })?;
