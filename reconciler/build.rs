@@ -77,8 +77,7 @@ fn build() -> Result<PathBuf, String> {
     let built = target_dir.join(target).join("release");
     let keep = |name: &str| {
         let (from, to) = (built.join(name), out_dir.join(format!("{name}.o")));
-        fs::copy(&from, &to)
-            .map_err(|error| format!("cannot copy {} to {}: {error}", from.display(), to.display()))?;
+        fs::copy(&from, &to).map_err(|error| format!("cannot copy {} to {}: {error}", from.display(), to.display()))?;
         Ok::<_, String>(to)
     };
     // Handed to build scripts of dependents as DEP_WAYLEAVE_BPF_BENCH_OBJECT.

@@ -3,10 +3,18 @@
 //! Data goes to stdout and everything else to stderr. A new command is three lines here: its module, its variant of
 //! [`Command`] and its arm in [`dispatch`].
 
+mod apply;
 mod completions;
+mod detach;
 mod explain;
+mod history;
+mod node;
+mod plan;
 mod report;
+mod rollback;
+mod run;
 mod schema;
+mod status;
 mod validate;
 
 use std::io::{self, ErrorKind, Write};
@@ -46,6 +54,13 @@ impl Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Validate(validate::Args),
+    Plan(plan::Args),
+    Apply(apply::Args),
+    Run(run::Args),
+    Status(status::Args),
+    History(history::Args),
+    Rollback(rollback::Args),
+    Detach(detach::Args),
     Schema(schema::Args),
     Explain(explain::Args),
     Completions(completions::Args),
@@ -54,6 +69,13 @@ enum Command {
 fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
     match &cli.command {
         Command::Validate(args) => validate::run(args, &cli.global),
+        Command::Plan(args) => plan::run(args, &cli.global),
+        Command::Apply(args) => apply::run(args, &cli.global),
+        Command::Run(args) => run::run(args, &cli.global),
+        Command::Status(args) => status::run(args, &cli.global),
+        Command::History(args) => history::run(args, &cli.global),
+        Command::Rollback(args) => rollback::run(args, &cli.global),
+        Command::Detach(args) => detach::run(args, &cli.global),
         Command::Schema(args) => schema::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Completions(args) => completions::run(args),

@@ -144,5 +144,14 @@ pub(crate) fn count(diagnostics: &[Diagnostic]) -> (usize, usize) {
 
 /// Whether stdout takes colour: a terminal, and no `NO_COLOR` (<https://no-color.org>).
 pub(crate) fn stdout_takes_colour() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+    takes_colour(&std::io::stdout())
+}
+
+/// The same for stderr.
+pub(crate) fn stderr_takes_colour() -> bool {
+    takes_colour(&std::io::stderr())
+}
+
+fn takes_colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }

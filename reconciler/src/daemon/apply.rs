@@ -64,9 +64,7 @@ pub async fn propose_rollback(node: &Node, number: Option<u64>) -> Result<Propos
     let facts = node.facts().await?;
     let generation = match number {
         Some(number) => observed.generation(number).ok_or(NodeError::NoGeneration { number })?,
-        None => {
-            observed.retained.first().ok_or(NodeError::NothingOlder { live: observed.live_number() })?
-        }
+        None => observed.retained.first().ok_or(NodeError::NothingOlder { live: observed.live_number() })?,
     };
     let image = Image::copy_of(&generation.image.view()?);
     proposal(node, image, Vec::new(), observed, facts, Event::RolledBack)
@@ -89,11 +87,7 @@ fn proposal(
 }
 
 /// Makes a proposal true. Refused when another generation has become live since it was made.
-pub async fn apply(
-    node: &Node,
-    mut proposal: Proposal,
-    progress: &mut dyn FnMut(&Step),
-) -> Result<Applied, NodeError> {
+pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut(&Step)) -> Result<Applied, NodeError> {
     let live = proposal.parent();
     if proposal.is_empty() {
         return Ok(Applied { live, report: Report::default() });
@@ -136,7 +130,5 @@ fn record(node: &Node, proposal: &Proposal, generation: u64) -> Result<(), NodeE
         summary: summary(&proposal.plan),
         ..Entry::new(proposal.event, view.created_unix_ms())
     };
-    node.journal
-        .append(&entry)
-        .map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })
+    node.journal.append(&entry).map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })
 }

@@ -1,9 +1,11 @@
 //! The node's side: files, clock, sockets and signals, around the pure pipeline.
 
 pub mod apply;
+pub mod detach;
 pub mod execute;
 pub mod journal;
 pub mod neighbours;
 pub mod node;
 pub mod run;
 pub mod state;
+pub mod time;

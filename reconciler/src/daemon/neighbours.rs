@@ -74,8 +74,7 @@ type Key = (u32, IpAddr);
 
 /// The next hops whose port has a device on this node.
 fn hops<'v>(view: &'v View<'_>, facts: &'v Facts) -> impl Iterator<Item = (NextHopView<'v>, &'v Link)> {
-    view.next_hops()
-        .filter_map(|hop| facts.ports.iter().find(|(p, _)| p.port == hop.port).map(|(_, link)| (hop, link)))
+    view.next_hops().filter_map(|hop| facts.ports.iter().find(|(p, _)| p.port == hop.port).map(|(_, link)| (hop, link)))
 }
 
 fn write_known(

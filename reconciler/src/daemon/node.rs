@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capacity_class, compile};
 use crate::kernel::KernelError;
-use crate::kernel::attach::Mode;
 use crate::kernel::address::local_addresses;
+use crate::kernel::attach::Mode;
 use crate::kernel::link::{Link, links};
 use crate::kernel::neighbour::NeighbourError;
 use crate::kernel::observe::{Observed, observe};
@@ -130,10 +130,10 @@ impl Node {
         let links = links().await?;
         let mut ports = Vec::new();
         for (name, port) in &self.config.ports {
-            let link = links.iter().find(|l| l.name == port.device).ok_or_else(|| KernelError::NoDevice {
-                port: name.clone(),
-                device: port.device.clone(),
-            })?;
+            let link = links
+                .iter()
+                .find(|l| l.name == port.device)
+                .ok_or_else(|| KernelError::NoDevice { port: name.clone(), device: port.device.clone() })?;
             if link.index >= DEVICE_INDEX_MAX {
                 return Err(NodeError::Kernel(KernelError::DeviceIndex {
                     port: name.clone(),

@@ -11,8 +11,8 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::kernel::watch::Watch;
 use crate::kernel::tables::Tables;
+use crate::kernel::watch::Watch;
 use crate::policy::Severity;
 use crate::reconcile::{Outcome, Schedule};
 
@@ -23,6 +23,10 @@ use super::state::{Attempt, State, Sync};
 
 /// Pause between a change on the wire and its entry in the neighbour table, so that bursts are taken together.
 const NETLINK_SETTLE: Duration = Duration::from_millis(20);
+
+/// How often every next hop is asked for again: half of the shortest time that the kernel believes an answer
+/// (`base_reachable_time` is 30 s, drawn between half and one and a half of it).
+const REVALIDATE: Duration = Duration::from_secs(7);
 
 /// Runs until SIGTERM or SIGINT. SIGHUP looks at once.
 pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
@@ -38,6 +42,7 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
     let mut daemon = Daemon { node, source, state: State::new(&node.config.state_dir) };
     let mut refresh_at: Option<Instant> = None;
     let mut ready = false;
+    let mut revalidate = tokio::time::interval(REVALIDATE);
 
     loop {
         let refresh = refresh_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
@@ -51,6 +56,7 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
                 changed?;
                 refresh_at.get_or_insert(Instant::now() + NETLINK_SETTLE);
             }
+            _ = revalidate.tick() => daemon.revalidate().await,
             () = tokio::time::sleep_until(refresh.into()) => {
                 refresh_at = None;
                 if daemon.refresh().await {
@@ -115,11 +121,7 @@ impl Daemon<'_> {
         outcome
     }
 
-    async fn reconcile(
-        &self,
-        revision: &mut Option<String>,
-        unresolved: &mut Vec<String>,
-    ) -> Result<Sync, NodeError> {
+    async fn reconcile(&self, revision: &mut Option<String>, unresolved: &mut Vec<String>) -> Result<Sync, NodeError> {
         let proposal = propose(self.node, self.source).await?;
         let desired = proposal.desired()?;
         *revision = Some(desired.revision().to_owned());
@@ -134,9 +136,8 @@ impl Daemon<'_> {
             None => {}
         }
         let applied = self.apply(proposal).await?;
-        unresolved.extend(
-            applied.report.unresolved.iter().map(|u| format!("{} via {} port {}", u.next_hop, u.via, u.port)),
-        );
+        unresolved
+            .extend(applied.report.unresolved.iter().map(|u| format!("{} via {} port {}", u.next_hop, u.via, u.port)));
         Ok(Sync::InSync)
     }
 
@@ -166,6 +167,21 @@ impl Daemon<'_> {
         }
     }
 
+    /// Asks for every next hop again, so that entries which only XDP uses stay fresh.
+    async fn revalidate(&self) {
+        if let Err(error) = self.try_revalidate().await {
+            tracing::warn!(error = %chain(&error), "next hops were not asked for");
+        }
+    }
+
+    async fn try_revalidate(&self) -> Result<(), NodeError> {
+        let observed = self.node.observe()?;
+        let Some(live) = &observed.live else { return Ok(()) };
+        let facts = self.node.facts().await?;
+        neighbours::revalidate(&mut Tables::open(&self.node.pins)?, &live.image.view()?, &facts).await?;
+        Ok(())
+    }
+
     async fn try_refresh(&self) -> Result<bool, NodeError> {
         let observed = self.node.observe()?;
         let Some(live) = &observed.live else { return Ok(true) };
@@ -175,9 +191,10 @@ impl Daemon<'_> {
         neighbours::write_devices(&mut tables, &view, &facts)?;
         neighbours::refresh_neighbours(&mut tables, &view, &facts).await?;
         let locals: Vec<_> = view.locals().collect();
-        let moved = facts.ports.iter().any(|(port, _)| {
-            !observed.links.iter().any(|link| link.port == port.port && link.device == port.index)
-        });
+        let moved = facts
+            .ports
+            .iter()
+            .any(|(port, _)| !observed.links.iter().any(|link| link.port == port.port && link.device == port.index));
         Ok(moved || locals != facts.node.local_addresses)
     }
 }
@@ -227,9 +244,8 @@ impl FileWatch {
         let source = self.source.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Reading is not a change; everything else, errors and overflows included, is worth a look.
-            let read = |kind| {
-                matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
-            };
+            let read =
+                |kind| matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write));
             let elsewhere = |paths: &[PathBuf]| !paths.is_empty() && !paths.iter().any(|p| p.starts_with(&source));
             if !event.is_ok_and(|e| read(e.kind) || elsewhere(&e.paths)) {
                 // A full channel holds a hint already.

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::pin::pin;
 
+use futures_util::TryStreamExt as _;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use futures_util::TryStreamExt as _;
 
 use super::neighbour::{NeighbourError, connect};
 

@@ -63,7 +63,9 @@ pub fn attach(
 fn advice(error: &io::Error, mode: Mode) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => "another XDP program is attached to it; remove that first",
-        Some(libc::EOPNOTSUPP) if mode == Mode::Native => "its driver has no native XDP; use `attach: auto` or `generic`",
+        Some(libc::EOPNOTSUPP) if mode == Mode::Native => {
+            "its driver has no native XDP; use `attach: auto` or `generic`"
+        }
         Some(libc::EPERM | libc::EACCES) => "this needs root, or CAP_BPF and CAP_NET_ADMIN",
         _ => "the kernel refused",
     }

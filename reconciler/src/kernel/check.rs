@@ -39,9 +39,8 @@ pub fn agree(programs: &Programs, view: &View<'_>, tables: &Tables) -> Result<()
     destinations.extend(spread(view.routes_v6().map(|r| r.prefix.address()), view.routes_v6().count()));
     for (number, destination) in destinations.into_iter().enumerate() {
         let frame = probe(destination, u16::try_from(number).unwrap_or(u16::MAX));
-        one(programs, view, tables, &frame).map_err(|detail| KernelError::Verify {
-            detail: format!("packet to {destination}: {detail}"),
-        })??;
+        one(programs, view, tables, &frame)
+            .map_err(|detail| KernelError::Verify { detail: format!("packet to {destination}: {detail}") })??;
     }
     Ok(())
 }

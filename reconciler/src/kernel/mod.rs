@@ -28,7 +28,9 @@ pub mod watch;
 pub enum KernelError {
     #[error("{call} on {object} failed")]
     Syscall { call: &'static str, object: String, source: io::Error },
-    #[error("the kernel has no memory for an image map of {bytes} bytes; retained generations can be lowered with `retain`")]
+    #[error(
+        "the kernel has no memory for an image map of {bytes} bytes; retained generations can be lowered with `retain`"
+    )]
     NoMemory { bytes: u32 },
     #[error("the image of {image_bytes} bytes does not fit its class of {capacity} bytes")]
     TooLarge { image_bytes: usize, capacity: u32 },
@@ -58,7 +60,9 @@ pub enum KernelError {
     ReadBack { generation: u64, found: String },
     #[error("port `{port}`: device `{device}` does not exist on this node")]
     NoDevice { port: String, device: String },
-    #[error("port `{port}`: device `{device}` has the kernel index {index}; indexes of {max} and above cannot carry a port")]
+    #[error(
+        "port `{port}`: device `{device}` has the kernel index {index}; indexes of {max} and above cannot carry a port"
+    )]
     DeviceIndex { port: String, device: String, index: u32, max: u32 },
     #[error("port `{port}`: cannot attach to `{device}`: {detail}")]
     Attach { port: String, device: String, detail: String, source: io::Error },

@@ -85,12 +85,17 @@ impl Pins {
         let facts = rustix::fs::statfs(existing)
             .map_err(|e| KernelError::Directory { path: existing.to_owned(), source: e.into() })?;
         #[allow(clippy::cast_lossless, clippy::unnecessary_cast, reason = "the field's type differs by architecture")]
-        if facts.f_type as i64 == BPF_FS_MAGIC { Ok(()) } else { Err(KernelError::NotBpffs { path: self.root.clone() }) }
+        if facts.f_type as i64 == BPF_FS_MAGIC {
+            Ok(())
+        } else {
+            Err(KernelError::NotBpffs { path: self.root.clone() })
+        }
     }
 
     /// Takes the lock of this directory, or says that another process holds it.
     pub fn lock(&self) -> Result<Lock, KernelError> {
-        let failed = |source: rustix::io::Errno| KernelError::Directory { path: self.root.clone(), source: source.into() };
+        let failed =
+            |source: rustix::io::Errno| KernelError::Directory { path: self.root.clone(), source: source.into() };
         let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
         let directory = rustix::fs::open(&self.root, flags, Mode::empty()).map_err(failed)?;
         match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {

@@ -59,8 +59,7 @@ impl Programs {
     /// Opens the pinned instances of a class, or makes its outer map and loads and pins them.
     pub fn ensure(pins: &Pins, bits: u32) -> Result<Self, KernelError> {
         let class = pins.class(bits);
-        std::fs::create_dir_all(&class)
-            .map_err(|source| KernelError::Directory { path: class.clone(), source })?;
+        std::fs::create_dir_all(&class).map_err(|source| KernelError::Directory { path: class.clone(), source })?;
         let generations = match sys::pinned(&pins.generations(bits))? {
             Some(generations) => generations,
             None => {
@@ -76,7 +75,8 @@ impl Programs {
         let live = Self::instance(pins, bits, LIVE, "live", None)?;
         let candidate = Self::instance(pins, bits, CANDIDATE, "candidate", Some(&counters))?;
         let map = MapData::from_pin(&counters).map_err(KernelError::map("CANDIDATE_COUNTERS"))?;
-        let candidate_counters = PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map("CANDIDATE_COUNTERS"))?;
+        let candidate_counters =
+            PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map("CANDIDATE_COUNTERS"))?;
         Ok(Self { bits, generations, live, candidate, candidate_counters })
     }
 
@@ -124,11 +124,16 @@ impl Programs {
     pub fn test_run(&self, frame: &[u8]) -> Result<TestRunOutcome, KernelError> {
         let before = self.candidate_packets()?;
         let mut out = vec![0; frame.len()];
-        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), repeat: 1, ..TestRunOptions::default() };
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), repeat: 1, ..TestRunOptions::default() };
         let result = self.candidate.test_run(options).map_err(KernelError::program("test"))?;
         let after = self.candidate_packets()?;
         let reason = before.iter().zip(&after).position(|(b, a)| b != a).ok_or(KernelError::NotCounted)?;
-        Ok(TestRunOutcome { action: result.return_value, reason: u32::try_from(reason).unwrap_or(u32::MAX), frame: out })
+        Ok(TestRunOutcome {
+            action: result.return_value,
+            reason: u32::try_from(reason).unwrap_or(u32::MAX),
+            frame: out,
+        })
     }
 
     fn candidate_packets(&self) -> Result<Vec<u64>, KernelError> {

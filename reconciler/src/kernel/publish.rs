@@ -5,7 +5,6 @@
 
 use std::os::fd::AsFd as _;
 
-
 use crate::compile::{Image, View};
 
 use super::image_map::ImageMap;
@@ -123,4 +122,3 @@ pub fn pin_live(pins: &Pins, live: &Generation) -> Result<(), KernelError> {
     }
     sys::pin(live.image.fd(), &path)
 }
-

@@ -123,14 +123,10 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
     let class_changes = found.class_bits.is_some_and(|from| from != bits);
     let program_changes = class_changes || found.program.is_none();
 
-    let (keep, detach): (Vec<_>, Vec<_>) = found
-        .links
-        .iter()
-        .partition(|link| wanted.ports.iter().any(|p| p.port == link.port && p.index == link.device));
-    let updates: Vec<_> =
-        keep.iter().filter(|link| program_changes || Some(link.program) != found.program).collect();
-    let attaches: Vec<_> =
-        wanted.ports.iter().filter(|p| !keep.iter().any(|link| link.port == p.port)).collect();
+    let (keep, detach): (Vec<_>, Vec<_>) =
+        found.links.iter().partition(|link| wanted.ports.iter().any(|p| p.port == link.port && p.index == link.device));
+    let updates: Vec<_> = keep.iter().filter(|link| program_changes || Some(link.program) != found.program).collect();
+    let attaches: Vec<_> = wanted.ports.iter().filter(|p| !keep.iter().any(|link| link.port == p.port)).collect();
     let replaced = |link: &&&LinkState| wanted.ports.iter().any(|p| p.port == link.port);
 
     let work = rules_change || !steps.is_empty() || !leaving.is_empty();
@@ -230,14 +226,18 @@ mod tests {
 
     #[test]
     fn first_apply_attaches_before_it_publishes() {
-        check(&Found::default(), &wanted(1, &[port("lan", 3)]), &[
-            "load the programs for images of 1048576 bytes",
-            "write ports and neighbours",
-            "attach port lan to lan0",
-            "stage generation 1",
-            "verify generation 1 in the kernel",
-            "publish generation 1",
-        ]);
+        check(
+            &Found::default(),
+            &wanted(1, &[port("lan", 3)]),
+            &[
+                "load the programs for images of 1048576 bytes",
+                "write ports and neighbours",
+                "attach port lan to lan0",
+                "stage generation 1",
+                "verify generation 1 in the kernel",
+                "publish generation 1",
+            ],
+        );
     }
 
     #[test]
@@ -247,33 +247,41 @@ mod tests {
 
     #[test]
     fn a_change_of_rules_retires_the_oldest() {
-        check(&running(), &wanted(2, &[port("lan", 3)]), &[
-            "keep the live generation",
-            "load the programs for images of 1048576 bytes",
-            "write ports and neighbours",
-            "stage generation 8",
-            "verify generation 8 in the kernel",
-            "publish generation 8",
-            "retire generation 5",
-        ]);
+        check(
+            &running(),
+            &wanted(2, &[port("lan", 3)]),
+            &[
+                "keep the live generation",
+                "load the programs for images of 1048576 bytes",
+                "write ports and neighbours",
+                "stage generation 8",
+                "verify generation 8 in the kernel",
+                "publish generation 8",
+                "retire generation 5",
+            ],
+        );
     }
 
     #[test]
     fn a_larger_class_moves_every_link_before_the_rules_change() {
         let mut wanted = wanted(2, &[port("lan", 3)]);
         wanted.class_bits = 25;
-        check(&running(), &wanted, &[
-            "keep the live generation",
-            "load the programs for images of 33554432 bytes",
-            "copy the live generation from class 20 to class 25",
-            "replace the program on port lan",
-            "write ports and neighbours",
-            "stage generation 8",
-            "verify generation 8 in the kernel",
-            "publish generation 8",
-            "remove the unused class 20",
-            "retire generation 5",
-        ]);
+        check(
+            &running(),
+            &wanted,
+            &[
+                "keep the live generation",
+                "load the programs for images of 33554432 bytes",
+                "copy the live generation from class 20 to class 25",
+                "replace the program on port lan",
+                "write ports and neighbours",
+                "stage generation 8",
+                "verify generation 8 in the kernel",
+                "publish generation 8",
+                "remove the unused class 20",
+                "retire generation 5",
+            ],
+        );
     }
 
     #[test]
@@ -287,28 +295,37 @@ mod tests {
     fn a_replaced_device_and_a_dropped_port() {
         let mut found = running();
         found.links.push(link("old", 9, 40));
-        check(&found, &wanted(1, &[port("lan", 4)]), &[
-            "keep the live generation",
-            "load the programs for images of 1048576 bytes",
-            "write ports and neighbours",
-            "detach port lan",
-            "attach port lan to lan0",
-            "detach port old",
-        ]);
+        check(
+            &found,
+            &wanted(1, &[port("lan", 4)]),
+            &[
+                "keep the live generation",
+                "load the programs for images of 1048576 bytes",
+                "write ports and neighbours",
+                "detach port lan",
+                "attach port lan to lan0",
+                "detach port old",
+            ],
+        );
     }
 
     #[test]
     fn what_a_killed_process_left_is_removed_first() {
         let mut found = running();
-        found.strays = vec![Stray::Candidate { bits: 20 }, Stray::Pin("/bpf/generation/8".into()), Stray::Class { bits: 21 }];
-        check(&found, &wanted(1, &[port("lan", 3)]), &[
-            "clear the candidate left in class 20",
-            "remove the stray pin /bpf/generation/8",
-            "keep the live generation",
-            "load the programs for images of 1048576 bytes",
-            "write ports and neighbours",
-            "remove the unused class 21",
-        ]);
+        found.strays =
+            vec![Stray::Candidate { bits: 20 }, Stray::Pin("/bpf/generation/8".into()), Stray::Class { bits: 21 }];
+        check(
+            &found,
+            &wanted(1, &[port("lan", 3)]),
+            &[
+                "clear the candidate left in class 20",
+                "remove the stray pin /bpf/generation/8",
+                "keep the live generation",
+                "load the programs for images of 1048576 bytes",
+                "write ports and neighbours",
+                "remove the unused class 21",
+            ],
+        );
     }
 
     #[test]

@@ -1,0 +1,90 @@
+//! What commands on a live node share: its config, a runtime, and how their errors are shown.
+
+use std::future::Future;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::{Exit, Global, note, report};
+use crate::daemon::node::{Node, NodeError};
+use crate::policy::{self, Diagnostic};
+use crate::reconcile::Step;
+use crate::source::{self, Limits, SourceFile};
+
+/// The node that the config names, or how the command ends when the config has faults.
+pub(crate) fn load(global: &Global) -> anyhow::Result<Result<Node, Exit>> {
+    let path = global.config_path();
+    let text = std::fs::read(path).with_context(|| {
+        format!("the node's configuration `{}` cannot be read; name one with --config", path.display())
+    })?;
+    match policy::node_config(&text, path) {
+        Ok(config) => Ok(Ok(Node::new(config))),
+        Err(diagnostics) => {
+            let mut texts = report::Texts::default();
+            texts.insert(path.display().to_string(), &text);
+            note(report::human(&diagnostics, &texts, report::stderr_takes_colour()).trim_end());
+            Ok(Err(Exit::Invalid))
+        }
+    }
+}
+
+/// Runs a future on a runtime of this thread: rtnetlink and BPF act in the namespace of the thread that calls.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime cannot be started")?;
+    Ok(runtime.block_on(future))
+}
+
+/// Where the policies are: named on the command line, else in the config.
+pub(crate) fn source(named: Option<&PathBuf>, node: &Node) -> PathBuf {
+    named.cloned().unwrap_or_else(|| node.config.source_directory.clone())
+}
+
+/// Shows an error as its kind deserves, and says how the command ends.
+pub(crate) fn fail(error: NodeError, source: &Path) -> anyhow::Result<Exit> {
+    match error {
+        NodeError::Policy { diagnostics } => {
+            show(&diagnostics, source);
+            let (errors, _) = report::count(&diagnostics);
+            note(&format!("invalid: {errors} errors in {}; nothing was changed", source.display()));
+            Ok(Exit::Invalid)
+        }
+        error @ NodeError::Compile(_) => {
+            note(&format!("error: {:#}", anyhow::Error::new(error)));
+            Ok(Exit::Invalid)
+        }
+        error @ NodeError::Stale { .. } => {
+            note(&format!("error: {error}"));
+            Ok(Exit::Stale)
+        }
+        other => Err(other.into()),
+    }
+}
+
+/// Shows diagnostics about a source on stderr, with the lines that they point at.
+pub(crate) fn show(diagnostics: &[Diagnostic], source: &Path) {
+    if diagnostics.is_empty() {
+        return;
+    }
+    let snapshot = source::read_directory(source, &Limits::default()).ok();
+    let mut texts = report::Texts::default();
+    for (file, content) in snapshot.iter().flat_map(|s| &s.files) {
+        if let SourceFile::Content(bytes) = content
+            && diagnostics.iter().any(|d| d.file == *file || d.related.iter().any(|r| r.file == *file))
+        {
+            texts.insert(file.clone(), bytes);
+        }
+    }
+    note(report::human(diagnostics, &texts, report::stderr_takes_colour()).trim_end());
+}
+
+/// Says each step on stderr, when somebody is there to read it.
+pub(crate) fn progress() -> impl FnMut(&Step) {
+    let terminal = std::io::stderr().is_terminal();
+    move |step| {
+        if terminal {
+            note(&format!("  {step}"));
+        }
+    }
+}

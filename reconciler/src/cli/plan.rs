@@ -1,0 +1,114 @@
+//! `wayleave plan`: what an apply would change, against the live rules or between two directories.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use super::node::{self, block_on, fail};
+use super::{Exit, Global, note, print};
+use crate::compile::{Image, LiveIds, NodeFacts, compile};
+use crate::daemon::apply::propose;
+use crate::daemon::node::NodeError;
+use crate::plan::Plan;
+use crate::policy;
+use crate::source::{self, Limits};
+
+/// Show what would change, without changing anything
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Directory of policies; the source in the node's configuration when left out
+    #[arg(value_name = "SOURCE", conflicts_with = "to")]
+    source: Option<PathBuf>,
+    /// What to compare with: `live` reads the kernel (root), a directory is compiled, offline and without root
+    #[arg(long, default_value = "live", value_name = "live|PATH")]
+    from: PathBuf,
+    /// The same as SOURCE
+    #[arg(long, value_name = "PATH")]
+    to: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t = Format::Human)]
+    format: Format,
+    /// Exit with 2 when there are changes
+    #[arg(long)]
+    detailed_exitcode: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Human,
+    Json,
+}
+
+pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let named = args.source.as_ref().or(args.to.as_ref());
+    let (plan, steps) = if args.from == Path::new("live") {
+        let node = match node::load(global)? {
+            Ok(node) => node,
+            Err(exit) => return Ok(exit),
+        };
+        let source = node::source(named, &node);
+        match block_on(propose(&node, &source))? {
+            Ok(proposal) => {
+                node::show(&proposal.diagnostics, &source);
+                (proposal.plan, proposal.steps)
+            }
+            Err(error) => return fail(error, &source),
+        }
+    } else {
+        let to = match named {
+            Some(to) => to.clone(),
+            None => match node::load(global)? {
+                Ok(node) => node.config.source_directory,
+                Err(exit) => return Ok(exit),
+            },
+        };
+        let from = match offline(&args.from, &LiveIds::default()) {
+            Ok(image) => image,
+            Err(error) => return fail(error, &args.from),
+        };
+        let from = from.view()?;
+        match offline(&to, &LiveIds::from_views([&from])) {
+            Ok(image) => (Plan::between(Some(&from), &image.view()?), Vec::new()),
+            Err(error) => return fail(error, &to),
+        }
+    };
+    match args.format {
+        Format::Human => {
+            print(&plan.to_string())?;
+            if plan.is_empty() && !steps.is_empty() {
+                let steps: String = steps.iter().map(|step| format!("  {step}\n")).collect();
+                print(&format!("An apply would still:\n{steps}"))?;
+            }
+        }
+        Format::Json => write_json(&plan)?,
+    }
+    let changes = !plan.is_empty() || !steps.is_empty();
+    Ok(if args.detailed_exitcode && changes { Exit::Changes } else { Exit::Ok })
+}
+
+/// Reads, validates and compiles a directory without a node: no addresses of its own, ports by name only.
+pub(crate) fn offline(directory: &Path, ids: &LiveIds) -> Result<Image, NodeError> {
+    let snapshot = source::read_directory(directory, &Limits::default())?;
+    let validated = policy::validate(&snapshot);
+    match validated.policy {
+        Some(policy) => {
+            node::show(&validated.diagnostics, directory);
+            Ok(compile(&policy, &NodeFacts::default(), ids)?)
+        }
+        None => Err(NodeError::Policy { diagnostics: validated.diagnostics }),
+    }
+}
+
+fn write_json(plan: &Plan) -> anyhow::Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let written =
+        plan.write_json(&mut out).map_err(io::Error::from).and_then(|()| io::Write::write_all(&mut out, b"\n"));
+    match written.and_then(|()| io::Write::flush(&mut out)) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(e) => {
+            note("the plan was not written whole");
+            Err(e.into())
+        }
+        Ok(()) => Ok(()),
+    }
+}

@@ -1,0 +1,67 @@
+//! `wayleave rollback`: the rules of an older generation again, byte for byte.
+
+use std::path::Path;
+
+use super::node::{self, block_on, fail};
+use super::{Exit, Global, apply::carry_out, note};
+use crate::daemon::apply::propose_rollback;
+use crate::daemon::node::NodeError;
+use crate::daemon::state::State;
+
+/// Publish the rules of an older generation again
+///
+/// The daemon goes on following the source, but sets aside what was rolled back until a different source comes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The generation to restore; the one before the live one when left out
+    #[arg(value_name = "GENERATION")]
+    generation: Option<u64>,
+    /// Do not ask
+    #[arg(long)]
+    auto_approve: bool,
+}
+
+pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
+    let node = match node::load(global)? {
+        Ok(node) => node,
+        Err(exit) => return Ok(exit),
+    };
+    let here = Path::new(".");
+    let live = match node.observe() {
+        Ok(observed) => match &observed.live {
+            Some(live) => {
+                let view = live.image.view()?;
+                Some((view.digest().to_string(), view.revision().to_owned()))
+            }
+            None => None,
+        },
+        Err(error) => return fail(error, here),
+    };
+    let proposal = match block_on(propose_rollback(&node, args.generation))? {
+        Ok(proposal) => proposal,
+        Err(error) => return fail(error, here),
+    };
+    let restored = proposal.desired()?.digest().to_string();
+    let state = State::new(&node.config.state_dir);
+    let previous = state.quarantined();
+    // Set aside before publishing: a running daemon must not bring it back in between.
+    if let Some((digest, revision)) = live.filter(|(digest, _)| *digest != restored) {
+        state
+            .quarantine(&digest, &revision)
+            .map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })?;
+        note(&format!("set aside until a different source comes: {revision}"));
+    }
+    match carry_out(&node, proposal, args.auto_approve) {
+        Ok(Ok(Exit::Ok)) => Ok(Exit::Ok),
+        failed => {
+            // Nothing was rolled back, so nothing more is set aside than before.
+            if previous.is_none() {
+                state.lift_quarantine()?;
+            }
+            match failed? {
+                Ok(exit) => Ok(exit),
+                Err(error) => fail(error, here),
+            }
+        }
+    }
+}
