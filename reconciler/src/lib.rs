@@ -13,3 +13,4 @@ pub mod policy;
 
 pub mod compile;
 pub mod plan;
+pub mod trace;
