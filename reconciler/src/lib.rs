@@ -15,6 +15,8 @@ pub mod compile;
 
 pub mod plan;
 
+pub mod trace;
+
 pub mod reconcile;
 
 pub mod kernel;

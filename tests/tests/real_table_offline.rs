@@ -15,6 +15,7 @@ use wayleave::compile::view::{Match, RouteAction};
 use wayleave::compile::{LiveIds, NodeFacts, View, capacity_class, compile};
 use wayleave::plan::Plan;
 use wayleave::policy::{Action, NextHop, NextHopGroup, Origin, Policy, Prefix, Route, RoutePolicy};
+use wayleave::trace::{Offline, PacketDescription, trace};
 
 /// Next hops that the origin AS numbers are spread over.
 const NEXT_HOPS: u32 = 249;
@@ -107,6 +108,35 @@ fn plan_of_the_whole_table(routes: &[(Prefix, u32)], live: &View) {
     println!("first plan, everything added, fastest of 3: {first:?}");
 }
 
+/// JSON line in, JSON line out, as `trace --stdin` does; routes and lookup tables cross-check every packet.
+fn traces_by_the_line(view: &View) {
+    const TRACES: u32 = 200_000;
+    let mut state = 7;
+    let lines: Vec<String> = (0..TRACES)
+        .map(|i| {
+            let dst: IpAddr = if i % 4 == 0 {
+                Ipv6Addr::from_bits(0x2 << 124 | u128::from(random(&mut state)) << 60).into()
+            } else {
+                Ipv4Addr::from_bits(u32::try_from(random(&mut state) >> 32).unwrap()).into()
+            };
+            let src = if dst.is_ipv4() { "198.18.0.1" } else { "2001:db8::1" };
+            format!(r#"{{"src": "{src}", "dst": "{dst}", "protocol": "udp", "sport": {}, "dport": 53}}"#, i % 65_536)
+        })
+        .collect();
+    let start = Instant::now();
+    let mut out = Vec::new();
+    for line in &lines {
+        let packet = PacketDescription::from_json(line).unwrap();
+        serde_json::to_writer(&mut out, &trace(view, packet, &Offline).unwrap()).unwrap();
+        out.push(b'\n');
+    }
+    let elapsed = start.elapsed();
+    println!("{TRACES} traces with JSON in and out: {elapsed:?}, {} bytes written", out.len());
+    let forwarded = out.split(|&b| b == b'\n').filter(|line| line.starts_with(br#"{"verdict":"forward""#)).count();
+    assert!(forwarded > TRACES as usize / 4, "{forwarded}");
+    assert!(cfg!(debug_assertions) || elapsed < Duration::from_secs(5));
+}
+
 #[test]
 fn the_real_table_is_small_and_every_witness_agrees() {
     let mut routes = table("internet-v4.txt.xz");
@@ -131,6 +161,7 @@ fn the_real_table_is_small_and_every_witness_agrees() {
     println!("View::new, fastest of 7: {:?}", fastest(7, || drop(std::hint::black_box(View::new(image.bytes())))));
     println!("verify_digest, fastest of 7: {:?}", fastest(7, || view.verify_digest().unwrap()));
     plan_of_the_whole_table(&routes, &view);
+    traces_by_the_line(&view);
     assert!(v4_bytes <= 8 * v4, "more than 8 bytes for an IPv4 route");
 
     let mut v4_oracle = PrefixMap::<ipnet::Ipv4Net, Route>::new();

@@ -3,6 +3,9 @@
 //! Slots are counted by largest remainder and placed by permutation filling, as in Maglev (Eisenbud et al., "Maglev: A Fast
 //! and Reliable Software Network Load Balancer", NSDI 2016, section 3.4): every member has its own order of preference
 //! over the slots, made from its name and address alone, and members take turns to claim their next free slot.
+//!
+//! What a member's leaving moves, as a multiple of its own share (1 is the least possible): 1.05 of 4 equal members, 1.28 of
+//! 10, 1.6 of 16, 3.7 of 41; the tests hold these numbers.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -223,6 +226,22 @@ mod tests {
             assert!(fraction <= share * most, "{count}: {fraction} moved, its share is {share}");
             assert!(fraction >= share * 0.95, "{count}: {fraction} moved, its share is {share}");
         }
+    }
+
+    #[test]
+    fn a_new_weight_moves_about_the_difference() {
+        let with = |heavy| [member(0, heavy), member(1, 1), member(2, 1), member(3, 1)];
+        let least = 4.0 / 7.0 - 3.0 / 6.0;
+        let fraction = moved(&with(3), &with(4));
+        println!("weight 3 to 4 among four: {:.3} of the difference moves", fraction / least);
+        assert!(fraction <= 1.5 * least && fraction >= 0.95 * least, "{fraction} moved, {least} must");
+    }
+
+    #[test]
+    fn a_group_that_outgrows_its_table_keeps_its_flows() {
+        let all: Vec<Placed> = (0..11).map(|i| member(i, 1)).collect();
+        assert_eq!((slots(&all[..10]).len(), slots(&all).len()), (1024, 4096));
+        assert!(moved(&all[..10], &all) <= 1.6 / 11.0);
     }
 
     #[test]

@@ -13,6 +13,11 @@ use crate::policy::{self, NextHop, NextHopGroup, Origin, Policy, Route, RoutePol
 
 /// Routes as (prefix, next hops with weights | "drop" | "pass"); one policy, three next hops.
 fn image(routes: &[(&str, &str)], line: u32, locals: &[&str]) -> Image {
+    let node = NodeFacts { local_addresses: locals.iter().map(|a| a.parse().unwrap()).collect() };
+    compile(&policy_of(routes, line), &node, &LiveIds::default()).unwrap()
+}
+
+fn policy_of(routes: &[(&str, &str)], line: u32) -> Policy {
     let mut groups: Vec<NextHopGroup> = Vec::new();
     let mut list = Vec::new();
     for (i, (prefix, action)) in (0..).zip(routes) {
@@ -47,7 +52,7 @@ fn image(routes: &[(&str, &str)], line: u32, locals: &[&str]) -> Image {
         port: "uplink".to_owned(),
         origin: Origin { file: 0, line: 5 + u32::from(i) },
     };
-    let policy = Policy {
+    Policy {
         revision: format!("dir@sha256:{line}"),
         files: vec!["branch.yaml".to_owned()],
         route_policies: vec![RoutePolicy {
@@ -58,9 +63,7 @@ fn image(routes: &[(&str, &str)], line: u32, locals: &[&str]) -> Image {
             groups,
             routes: list,
         }],
-    };
-    let node = NodeFacts { local_addresses: locals.iter().map(|a| a.parse().unwrap()).collect() };
-    compile(&policy, &node, &LiveIds::default()).unwrap()
+    }
 }
 
 fn plan(before: &[(&str, &str)], after: &[(&str, &str)]) -> Plan {
@@ -129,6 +132,39 @@ fn the_first_plan_adds_everything_and_folds() {
     assert!(text.contains("… and 106 more changes; --format json lists all"), "{text}");
     assert!(text.contains("Effect: 76,800 IPv4 addresses change: 76,800 gain a route\n"), "{text}");
     assert_eq!(plan.effect().ipv4_addresses.gained, 300 * 256);
+}
+
+#[test]
+fn objects_beside_routes_are_listed_first() {
+    let before = policy_of(&[("10.0.0.0/8", "a"), ("10.1.0.0/16", "b"), ("10.2.0.0/16", "drop")], 10);
+    let mut after = before.clone();
+    after.route_policies[0].name = "core".to_owned();
+    after.route_policies[0].next_hops[0].port = "dc".to_owned();
+    let before = compile(&before, &NodeFacts::default(), &LiveIds::default()).unwrap();
+    let node = NodeFacts { local_addresses: vec![[10, 0, 0, 1].into()] };
+    let live = LiveIds::from_views([&before.view().unwrap()]);
+    let after = compile(&after, &node, &live).unwrap();
+    let plan = Plan::between(Some(&before.view().unwrap()), &after.view().unwrap());
+    let expected = "\
+- policy branch  [branch.yaml:1]
++ policy core  [branch.yaml:1]
++ port dc
+- next hop branch/edge-a: 192.0.2.1 port uplink  [branch.yaml:5]
+- next hop branch/edge-b: 192.0.2.2 port uplink  [branch.yaml:6]
+- next hop branch/edge-c: 192.0.2.3 port uplink  [branch.yaml:7]
++ next hop core/edge-a: 192.0.2.1 port dc  [branch.yaml:5]
++ next hop core/edge-b: 192.0.2.2 port uplink  [branch.yaml:6]
++ next hop core/edge-c: 192.0.2.3 port uplink  [branch.yaml:7]
++ local address 10.0.0.1
+~ route 10.0.0.0/8: edge-a via 192.0.2.1 port uplink → edge-a via 192.0.2.1 port dc  [branch.yaml:10]
+~ route 10.1.0.0/16: edge-b via 192.0.2.2 port uplink (policy branch) → edge-b via 192.0.2.2 port uplink (policy core)  [branch.yaml:11]
+~ route 10.2.0.0/16: drop (policy branch) → drop (policy core)  [branch.yaml:12]
+
+Effect: 16,646,144 IPv4 addresses change: 16,646,144 go elsewhere
+        0 IPv6 /64s meet another fate
+Plan: 6 to add, 3 to change, 4 to remove.
+";
+    assert_eq!(plan.to_string(), expected);
 }
 
 #[test]

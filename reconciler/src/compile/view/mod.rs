@@ -217,16 +217,24 @@ impl<'a> View<'a> {
 
     /// Members of a group (as [`RouteAction::Forward`] names it), in the order of the next-hop table.
     pub fn members(&self, group: u32) -> impl ExactSizeIterator<Item = MemberView<'a>> + '_ {
-        let (first, count) = if group < self.count(Section::Groups) {
-            let at = self.at(Section::Groups, group);
-            (self.u32(at + 4), self.u32(at + 8))
-        } else {
-            (0, 0)
-        };
-        (first..first + count).map(|row| {
+        self.member_rows(group).map(|row| {
             let at = self.at(Section::Members, row);
             MemberView { next_hop: self.next_hop(self.u32(at)), weight: self.u32(at + 4) }
         })
+    }
+
+    /// Whether a row of the next-hop table is a member of a group.
+    pub fn has_member(&self, group: u32, next_hop: u32) -> bool {
+        self.member_rows(group).any(|row| self.u32(self.at(Section::Members, row)) == next_hop)
+    }
+
+    fn member_rows(&self, group: u32) -> std::ops::Range<u32> {
+        if group >= self.count(Section::Groups) {
+            return 0..0;
+        }
+        let at = self.at(Section::Groups, group);
+        let (first, count) = (self.u32(at + 4), self.u32(at + 8));
+        first..first + count
     }
 
     fn policy_name(&self, row: u32) -> &'a str {

@@ -1,0 +1,237 @@
+//! Trace: what happens to one packet, and which line of which file says so.
+//!
+//! `(image, packet, node) -> Trace`. Pure. The verdict is the packet path's own code over the real bytes; the place comes
+//! from the route tables; when the two disagree, that is an error and not an answer.
+
+mod packet;
+
+use std::fmt;
+use std::net::IpAddr;
+
+use fib::layout::Section;
+use fib::{Neighbour, Node, Reason, Verdict};
+use serde::{Serialize, Serializer};
+
+use crate::compile::view::{Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
+pub use packet::{Fields, PacketDescription, PacketError};
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TraceError {
+    #[error("the image disagrees with itself about {address}: its routes say {routes}, its lookup tables say {lookup}")]
+    ImageDisagrees { address: IpAddr, routes: String, lookup: String },
+}
+
+/// A node that knows every neighbour: for traces without a kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Offline;
+
+impl Node for Offline {
+    fn ingress_mac(&self) -> Option<u64> {
+        None
+    }
+
+    fn neighbour<I: fib::Image + ?Sized>(&self, _image: &I, _id: u32, _at: u32) -> Option<Neighbour> {
+        Some(Neighbour { destination: 0, source: 0, mtu: 0 })
+    }
+}
+
+/// What happens to one packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Trace<'v, 'a> {
+    view: &'v View<'a>,
+    packet: PacketDescription,
+    reason: Reason,
+    /// What the destination meets; `None` when the packet was answered before the routes were asked.
+    met: Option<Match<'a>>,
+    next_hop: Option<NextHopView<'a>>,
+}
+
+/// Decides on a packet as the packet path would, and explains it.
+pub fn trace<'v, 'a, N: Node>(
+    view: &'v View<'a>,
+    packet: PacketDescription,
+    node: &N,
+) -> Result<Trace<'v, 'a>, TraceError> {
+    let decision = fib::decide(view.bytes(), packet.frame().as_slice(), node);
+    if decision.family == 0 {
+        return Ok(Trace { view, packet, reason: decision.reason, met: None, next_hop: None });
+    }
+    let address = packet.dst();
+    let met = view.lookup(address);
+    let target = view.target(decision.target);
+    let disagrees = |lookup: String| TraceError::ImageDisagrees { address, routes: words(&met), lookup };
+    if decision.reason == Reason::BadImage || !target.is_some_and(|target| target.agrees_with(&met)) {
+        return Err(disagrees(target.map_or_else(|| format!("target {}", decision.target), |t| target_words(&t))));
+    }
+    let next_hop = match (decision.next_hop, target) {
+        (Some(row), Some(TargetView::Route { action: RouteAction::Forward { group }, .. }))
+            if row < view.count(Section::NextHops) && view.has_member(group, row) =>
+        {
+            Some(view.next_hop(row))
+        }
+        (None, _) => None,
+        (Some(row), _) => return Err(disagrees(format!("next hop {row}, which is not a member of the group"))),
+    };
+    Ok(Trace { view, packet, reason: decision.reason, met: Some(met), next_hop })
+}
+
+impl<'a> Trace<'_, 'a> {
+    pub fn verdict(&self) -> Verdict {
+        self.reason.verdict()
+    }
+
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The route that the packet met.
+    pub fn route(&self) -> Option<RouteView<'a>> {
+        match self.met {
+            Some(Match::Route(route)) => Some(route),
+            _ => None,
+        }
+    }
+
+    /// The chosen next hop, also when the packet could not be sent to it.
+    pub fn next_hop(&self) -> Option<NextHopView<'a>> {
+        self.next_hop
+    }
+}
+
+fn verdict_name(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Forward => "forward",
+        Verdict::Pass => "pass",
+        Verdict::Drop => "drop",
+    }
+}
+
+fn words(met: &Match) -> String {
+    match met {
+        Match::None => "no route".to_owned(),
+        Match::Local => "local".to_owned(),
+        Match::Route(route) => format!("{} of policy {} by {}", action_words(route.action), route.policy, route.prefix),
+    }
+}
+
+fn target_words(target: &TargetView) -> String {
+    match target {
+        TargetView::None => "no route".to_owned(),
+        TargetView::Local => "local".to_owned(),
+        TargetView::Route { action, policy } => format!("{} of policy {policy}", action_words(*action)),
+    }
+}
+
+fn action_words(action: RouteAction) -> String {
+    match action {
+        RouteAction::Forward { group } => format!("next-hop group {group}"),
+        RouteAction::Drop => "drop".to_owned(),
+        RouteAction::Pass => "pass".to_owned(),
+    }
+}
+
+#[derive(Serialize)]
+struct TraceJson<'a> {
+    verdict: &'a str,
+    reason: &'a str,
+    generation: Option<u64>,
+    revision: &'a str,
+    prefix: Option<String>,
+    policy: Option<&'a str>,
+    file: Option<&'a str>,
+    line: Option<u32>,
+    next_hop: Option<NextHopJson<'a>>,
+    /// Services are not part of this layout.
+    backend: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct NextHopJson<'a> {
+    name: &'a str,
+    via: IpAddr,
+    port: &'a str,
+}
+
+impl Serialize for Trace<'_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let route = self.route();
+        TraceJson {
+            verdict: verdict_name(self.verdict()),
+            reason: self.reason.name(),
+            generation: Some(self.view.generation()).filter(|&generation| generation != 0),
+            revision: self.view.revision(),
+            prefix: route.map(|route| route.prefix.to_string()),
+            policy: route.map(|route| route.policy),
+            file: route.map(|route| route.file),
+            line: route.map(|route| route.line),
+            next_hop: self.next_hop.map(|hop| NextHopJson { name: hop.name, via: hop.via, port: hop.port }),
+            backend: None,
+        }
+        .serialize(serializer)
+    }
+}
+
+/// One line a stage, in the order in which the packet passes them.
+impl fmt::Display for Trace<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "packet    {}", self.packet)?;
+        match self.view.generation() {
+            0 => writeln!(f, "rules     {}, not published", self.view.revision())?,
+            generation => writeln!(f, "rules     {}, generation {generation}", self.view.revision())?,
+        }
+        match &self.met {
+            None => writeln!(f, "route     not asked")?,
+            Some(Match::None) => writeln!(f, "route     no prefix matches")?,
+            Some(Match::Local) => writeln!(f, "route     {} is an address of this node", self.packet.dst())?,
+            Some(Match::Route(route)) => {
+                writeln!(f, "route     {} of {}  [{}:{}]", route.prefix, route.policy, route.file, route.line)?;
+                self.action(f, route.action)?;
+            }
+        }
+        if let Some(hop) = self.next_hop {
+            writeln!(f, "next hop  {} via {} port {}  [{}:{}]", hop.name, hop.via, hop.port, hop.file, hop.line)?;
+        }
+        writeln!(f, "verdict   {}, {}: {}", verdict_name(self.verdict()), self.reason.name(), why(self.reason))
+    }
+}
+
+impl Trace<'_, '_> {
+    fn action(&self, f: &mut fmt::Formatter<'_>, action: RouteAction) -> fmt::Result {
+        let RouteAction::Forward { group } = action else {
+            return writeln!(f, "action    {}", action_words(action));
+        };
+        let members: Vec<MemberView> = self.view.members(group).collect();
+        if let [only] = members.as_slice() {
+            return writeln!(f, "action    forward by {}", only.next_hop.name);
+        }
+        let each = members.iter().map(|m| format!("{} ×{}", m.next_hop.name, m.weight));
+        writeln!(f, "action    forward by one of {}, by flow", each.collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// The reason in words.
+fn why(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Forwarded => "sent to the next hop",
+        Reason::NoGeneration => "nothing is published yet",
+        Reason::NoRoute => "no rule names this destination, the kernel decides",
+        Reason::RoutePass => "the route leaves it to the kernel",
+        Reason::Local => "addressed to the node itself, the kernel receives it",
+        Reason::NotIp => "not IP, the kernel takes it",
+        Reason::LinkNotOurs => "not sent to this node's MAC address",
+        Reason::Vlan => "carries a VLAN tag, the kernel takes it",
+        Reason::NotForwardable => "multicast, broadcast, loopback or link-local, never forwarded",
+        Reason::TtlExpired => "TTL or hop limit ends here, the kernel answers with time exceeded",
+        Reason::OverMtu => "larger than the egress MTU, the kernel fragments or answers",
+        Reason::NoNeighbour => "the next hop's MAC address is not known, the kernel resolves it",
+        Reason::NoPort => "the next hop's port has no device on this node",
+        Reason::HopByHop => "hop-by-hop options, the kernel reads them",
+        Reason::Malformed => "malformed, the kernel discards it",
+        Reason::BadImage => "the image is damaged",
+        Reason::RouteDrop => "the route drops it",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use fib::layout::AT_V4_FIB;
+
+use super::*;
+use crate::compile::{Image, LiveIds, NodeFacts, compile};
+use crate::policy::{Action, NextHop, NextHopGroup, Origin, Policy, Route, RoutePolicy};
+
+fn image() -> Image {
+    let hop = |name: &str, via: IpAddr, line| NextHop {
+        name: name.to_owned(),
+        via,
+        port: "uplink".to_owned(),
+        origin: Origin { file: 0, line },
+    };
+    let routes = [
+        ("10.20.0.0/16", Action::Forward(0)),
+        ("10.20.9.0/24", Action::Forward(1)),
+        ("192.0.2.0/24", Action::Pass),
+        ("203.0.113.0/24", Action::Drop),
+        ("2001:db8:1::/48", Action::Forward(2)),
+    ];
+    let route = |(line, (prefix, action)): (u32, (&str, Action))| Route {
+        prefix: prefix.parse().unwrap(),
+        action,
+        origin: Origin { file: 1, line },
+    };
+    let policy = Policy {
+        revision: "main@sha1:0123".to_owned(),
+        files: vec!["branch.yaml".to_owned(), "lists/all.txt".to_owned()],
+        route_policies: vec![RoutePolicy {
+            name: "branch-offices".to_owned(),
+            owner: None,
+            origin: Origin { file: 0, line: 1 },
+            next_hops: vec![
+                hop("edge-a", Ipv4Addr::new(192, 0, 2, 1).into(), 6),
+                hop("edge-b", Ipv4Addr::new(192, 0, 2, 2).into(), 7),
+                hop("edge-6", "2001:db8::1".parse::<Ipv6Addr>().unwrap().into(), 8),
+            ],
+            groups: [vec![(0, 3), (1, 1)], vec![(1, 1)], vec![(2, 1)]].map(|members| NextHopGroup { members }).into(),
+            routes: (1..).zip(routes).map(route).collect(),
+        }],
+    };
+    let node = NodeFacts { local_addresses: vec![[10, 20, 0, 1].into()] };
+    let mut image = compile(&policy, &node, &LiveIds::default()).unwrap();
+    image.stamp(7, 6, 0);
+    image
+}
+
+#[test]
+fn every_packet_gets_its_verdict_and_its_line() {
+    let image = image();
+    let view = image.view().unwrap();
+    let check = |packet: &str, expected: &str| {
+        let packet = PacketDescription::from_json(packet).unwrap();
+        let trace = trace(&view, packet, &Offline).unwrap();
+        let json = serde_json::to_value(trace).unwrap();
+        let got = format!(
+            "{} {} {} {}:{} {}",
+            json["verdict"].as_str().unwrap(),
+            json["reason"].as_str().unwrap(),
+            json["prefix"].as_str().unwrap_or("-"),
+            json["file"].as_str().unwrap_or("-"),
+            json["line"],
+            json["next_hop"]["name"].as_str().unwrap_or("-"),
+        );
+        assert_eq!(got, expected, "{packet}");
+        assert_eq!((&json["generation"], &json["revision"]), (&7.into(), &"main@sha1:0123".into()));
+        assert!(json["backend"].is_null());
+    };
+    check(
+        r#"{"src": "198.18.0.1", "dst": "10.20.9.4", "protocol": "tcp", "dport": 443}"#,
+        "forward forwarded 10.20.9.0/24 lists/all.txt:2 edge-b",
+    );
+    check(r#"{"src": "198.18.0.1", "dst": "203.0.113.9"}"#, "drop route-drop 203.0.113.0/24 lists/all.txt:4 -");
+    check(r#"{"src": "198.18.0.1", "dst": "192.0.2.9"}"#, "pass route-pass 192.0.2.0/24 lists/all.txt:3 -");
+    check(r#"{"src": "198.18.0.1", "dst": "8.8.8.8", "protocol": 47}"#, "pass no-route - -:null -");
+    check(r#"{"src": "198.18.0.1", "dst": "10.20.0.1", "protocol": "icmp"}"#, "pass local - -:null -");
+    check(r#"{"src": "198.18.0.1", "dst": "224.0.0.1", "protocol": "udp"}"#, "pass not-forwardable - -:null -");
+    check(
+        r#"{"src": "198.18.0.1", "dst": "10.20.9.4", "ttl": 1}"#,
+        "pass ttl-expired 10.20.9.0/24 lists/all.txt:2 edge-b",
+    );
+    check(
+        r#"{"src": "2001:db8::9", "dst": "2001:db8:1::4", "protocol": "icmp", "length": 1500}"#,
+        "forward forwarded 2001:db8:1::/48 lists/all.txt:5 edge-6",
+    );
+}
+
+#[test]
+fn flows_spread_by_weight() {
+    let image = image();
+    let view = image.view().unwrap();
+    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+    for sport in 1..=40_000 {
+        let fields = Fields {
+            src: Some([198, 18, 0, 1].into()),
+            dst: Some([10, 20, 3, 4].into()),
+            sport: Some(sport),
+            ..Fields::default()
+        };
+        let trace = trace(&view, PacketDescription::new(&fields).unwrap(), &Offline).unwrap();
+        *counts.entry(trace.next_hop().unwrap().name).or_default() += 1;
+    }
+    // 30,000 expected; the standard deviation of 40,000 draws at 3 : 1 is 87.
+    assert!(counts["edge-a"].abs_diff(30_000) < 500 && counts.len() == 2, "{counts:?}");
+}
+
+/// Knows one neighbour only, with an MTU.
+struct OneNeighbour(u32);
+
+impl Node for OneNeighbour {
+    fn ingress_mac(&self) -> Option<u64> {
+        None
+    }
+    fn neighbour<I: fib::Image + ?Sized>(&self, _image: &I, id: u32, _at: u32) -> Option<Neighbour> {
+        (id == self.0).then_some(Neighbour { destination: 1, source: 2, mtu: 1400 })
+    }
+}
+
+#[test]
+fn the_nodes_neighbours_decide() {
+    let image = image();
+    let view = image.view().unwrap();
+    let edge_b = view.next_hops().find(|hop| hop.name == "edge-b").unwrap().id;
+    let reason = |packet: &str, id| {
+        let packet = PacketDescription::from_json(packet).unwrap();
+        trace(&view, packet, &OneNeighbour(id)).unwrap().reason()
+    };
+    let packet = r#"{"src": "198.18.0.1", "dst": "10.20.9.4", "length": 1400}"#;
+    assert_eq!(reason(packet, edge_b), Reason::Forwarded);
+    assert_eq!(reason(packet, edge_b + 100), Reason::NoNeighbour);
+    assert_eq!(reason(r#"{"src": "198.18.0.1", "dst": "10.20.9.4", "length": 1401}"#, edge_b), Reason::OverMtu);
+}
+
+#[test]
+fn stages_read_top_to_bottom() {
+    let image = image();
+    let view = image.view().unwrap();
+    let fields = Fields {
+        src: Some([198, 18, 0, 1].into()),
+        dst: Some([10, 20, 3, 4].into()),
+        dport: Some(443),
+        ..Fields::default()
+    };
+    let trace = trace(&view, PacketDescription::new(&fields).unwrap(), &Offline).unwrap();
+    let hop = trace.next_hop().unwrap();
+    let expected = format!(
+        "\
+packet    198.18.0.1 → 10.20.3.4, tcp 0 → 443, ttl 64, 40 bytes
+rules     main@sha1:0123, generation 7
+route     10.20.0.0/16 of branch-offices  [lists/all.txt:1]
+action    forward by one of edge-a ×3, edge-b ×1, by flow
+next hop  {} via {} port uplink  [branch.yaml:{}]
+verdict   forward, forwarded: sent to the next hop
+",
+        hop.name, hop.via, hop.line
+    );
+    assert_eq!(trace.to_string(), expected);
+}
+
+#[test]
+fn an_image_that_disagrees_with_itself_is_an_error() {
+    let mut bytes = image().into_bytes();
+    // The direct entry of 8.0.0.0/6 (6 bits): 10.20.0.0/16 vanishes from the lookup tables, not from the routes.
+    let direct = u32::from_le_bytes(*bytes[AT_V4_FIB as usize..].first_chunk().unwrap()) as usize;
+    bytes[direct + 2 * 4..][..4].copy_from_slice(&(1u32 << 31).to_le_bytes());
+    let view = View::new(&bytes).unwrap();
+    assert!(view.verify_digest().is_err());
+    let packet = PacketDescription::from_json(r#"{"src": "198.18.0.1", "dst": "10.20.9.4"}"#).unwrap();
+    let error = trace(&view, packet, &Offline).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the image disagrees with itself about 10.20.9.4: its routes say next-hop group 2 of policy branch-offices by \
+         10.20.9.0/24, its lookup tables say no route"
+    );
+}
+
+#[test]
+fn what_is_not_a_packet_is_refused_with_the_reason() {
+    let check = |text: &str, expected: &str| {
+        let error = PacketDescription::from_json(text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{text}: {error}");
+    };
+    check("nonsense", "one JSON object a line");
+    check("[]", "a packet is a JSON object");
+    check(r#"{"src": "10.0.0.1"}"#, "needs `dst`");
+    check(r#"{"src": "10.0.0.1", "dst": "x"}"#, "`dst` must be an IP address, not \"x\"");
+    check(r#"{"src": "10.0.0.1", "dst": "::1"}"#, "different families");
+    check(r#"{"src": "10.0.0.1", "dst": "10.0.0.2", "port": 1}"#, "no `port`");
+    check(r#"{"src": "10.0.0.1", "dst": "10.0.0.2", "dport": 65536}"#, "0 to 65535, not 65536");
+    check(r#"{"src": "10.0.0.1", "dst": "10.0.0.2", "protocol": "tcpp"}"#, "not `tcpp`");
+    check(r#"{"src": "10.0.0.1", "dst": "10.0.0.2", "protocol": "icmp", "dport": 7}"#, "protocol 1 has no ports");
+    check(r#"{"src": "10.0.0.1", "dst": "10.0.0.2", "length": 39}"#, "headers alone need 40 bytes");
+}
+
+#[test]
+fn frames_have_valid_headers() {
+    for (text, length) in [
+        (
+            r#"{"src": "198.18.0.1", "dst": "10.20.9.4", "protocol": "udp", "sport": 7, "dport": 9, "length": 1500}"#,
+            1500,
+        ),
+        (r#"{"src": "198.18.0.1", "dst": "10.20.9.4"}"#, 40),
+        (r#"{"src": "2001:db8::1", "dst": "2001:db8::2", "protocol": "udp", "sport": 7, "dport": 9}"#, 48),
+    ] {
+        let frame = PacketDescription::from_json(text).unwrap().frame();
+        let parsed = fib::packet::parse(frame.as_slice()).unwrap();
+        assert_eq!((parsed.ip_bytes, frame.len()), (length, 14 + length as usize), "{text}");
+        assert_eq!(parsed.flow.ports, if text.contains("udp") { 7 << 16 | 9 } else { 0 });
+        if parsed.family == 4 {
+            // RFC 1071: the one's-complement sum over a header with its checksum is all ones.
+            let sum: u32 = frame[14..34].chunks_exact(2).map(|p| u32::from(p[0]) << 8 | u32::from(p[1])).sum();
+            assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
+        }
+    }
+}
