@@ -34,7 +34,7 @@ const DIR_LONG: u32 = 1 << 31;
 
 /// Device that kernel lookups are made from.
 #[unsafe(no_mangle)]
-static DEVICE: u32 = 0;
+static DEVICE: u32 = 0x0de5_1ce0;
 
 #[btf_map]
 static ADDRESSES_V4: Array<u32, ADDRESSES_LEN> = Array::new();

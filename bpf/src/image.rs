@@ -10,9 +10,10 @@ use fib::layout::CAPACITY_MIN;
 /// `BPF_F_MMAPABLE` of the kernel's uapi.
 const MMAPABLE: usize = 1 << 10;
 
-/// Bytes of every image in `GENERATIONS`. Constant to the verifier.
+/// Bytes of every image in `GENERATIONS`. Constant to the verifier; the loader always overrides the value here, which is
+/// one that no other constant has (see `SLOT` of the program).
 #[unsafe(no_mangle)]
-static CAPACITY: u32 = CAPACITY_MIN;
+static CAPACITY: u32 = 0x0cab_ac17;
 
 /// The published generation (slot 0) and the candidate (slot 1). The loader makes it for the capacity class at hand.
 #[btf_map]

@@ -30,8 +30,11 @@ const AF_INET6: u8 = 10;
 const DEVICES_MAX: usize = 1 << 16;
 
 /// Which slot of `GENERATIONS` this instance reads: 0 live, 1 candidate. Constant to the verifier.
+///
+/// The loader always overrides the value here. It is one that no other constant has, since the compiler may let an
+/// anonymous constant of equal value share the place: a key `&0` would then read as the slot.
 #[unsafe(no_mangle)]
-static SLOT: u32 = 0;
+static SLOT: u32 = 0x5107_5107;
 /// Egress devices by port id.
 #[btf_map]
 static PORTS: DevMap<{ PORT_IDS_MAX as usize }> = DevMap::new();

@@ -31,7 +31,7 @@ impl Node for Offline {
         None
     }
 
-    fn neighbour<I: fib::Image + ?Sized>(&self, _image: &I, _id: u32, _at: u32) -> Option<Neighbour> {
+    fn neighbour<I: fib::Image + ?Sized>(&self, _image: &I, _id: u32, _at: u32, _port: u32) -> Option<Neighbour> {
         Some(Neighbour { destination: 0, source: 0, mtu: 0 })
     }
 }

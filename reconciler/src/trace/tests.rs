@@ -116,7 +116,7 @@ impl Node for OneNeighbour {
     fn ingress_mac(&self) -> Option<u64> {
         None
     }
-    fn neighbour<I: fib::Image + ?Sized>(&self, _image: &I, id: u32, _at: u32) -> Option<Neighbour> {
+    fn neighbour<I: fib::Image + ?Sized>(&self, _image: &I, id: u32, _at: u32, _port: u32) -> Option<Neighbour> {
         (id == self.0).then_some(Neighbour { destination: 1, source: 2, mtu: 1400 })
     }
 }
