@@ -59,7 +59,7 @@ enum Format {
 /// What the verdict asks of the node: nothing offline, the kernel's tables on a node.
 enum Asked {
     Offline,
-    Tables(Tables),
+    Tables(Box<Tables>),
 }
 
 impl fib::Node for Asked {
@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let Some(live) = &observed.live else {
         bail!("no generation is live on this node: every packet passes to the kernel");
     };
-    answer(args, &live.image.view()?, &Asked::Tables(Tables::open(&node.pins)?))
+    answer(args, &live.image.view()?, &Asked::Tables(Box::new(Tables::open(&node.pins)?)))
 }
 
 fn answer(args: &Args, view: &View<'_>, node: &Asked) -> anyhow::Result<Exit> {
