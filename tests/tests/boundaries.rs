@@ -46,7 +46,10 @@ fn only_the_kernel_module_uses_aya() {
 fn only_the_document_module_derives_deserialize() {
     let derives = ["Deserialize)", "Deserialize,", "Deserialize}", "Deserialize;"];
     let document = "reconciler/src/policy/document.rs";
-    assert!(offenders("reconciler/src", &derives, &[]).contains(&document.to_owned()), "the search finds nothing at all");
+    assert!(
+        offenders("reconciler/src", &derives, &[]).contains(&document.to_owned()),
+        "the search finds nothing at all"
+    );
     assert_eq!(offenders("reconciler/src", &derives, &[document]), [""; 0]);
 }
 
