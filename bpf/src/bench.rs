@@ -4,6 +4,14 @@
 //! sum, so that the programs can be compared for equality and none is optimised away.
 #![no_std]
 #![no_main]
+#![allow(clippy::inline_always, reason = "BPF programs are verified as one function; calls cost stack and registers")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "sizes and MAC halves fit by construction"
+)]
+#![allow(clippy::needless_pass_by_value, reason = "the macros hand a context over by value")]
+#![allow(clippy::cast_ptr_alignment, reason = "the kernel loads this object only where unaligned reads are fine")]
 
 mod image;
 

@@ -4,6 +4,14 @@
 //! images. The loader sets [`SLOT`] and the capacity before the verifier sees the program.
 #![no_std]
 #![no_main]
+#![allow(clippy::inline_always, reason = "BPF programs are verified as one function; calls cost stack and registers")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "sizes and MAC halves fit by construction"
+)]
+#![allow(clippy::needless_pass_by_value, reason = "the macros hand a context over by value")]
+#![allow(clippy::cast_ptr_alignment, reason = "the kernel loads this object only where unaligned reads are fine")]
 
 mod image;
 
@@ -167,8 +175,8 @@ fn resolve<I: Image + ?Sized>(context: *mut xdp_md, image: &I, at: u32, port: u3
 
 #[inline(always)]
 fn mac(bytes: [u8; 6]) -> u64 {
-    let [a, b, c, d, e, f] = bytes;
-    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+    let [b0, b1, b2, b3, b4, b5] = bytes;
+    u64::from_le_bytes([b0, b1, b2, b3, b4, b5, 0, 0])
 }
 
 #[xdp]

@@ -15,6 +15,7 @@ mod rollback;
 mod run;
 mod schema;
 mod status;
+mod trace;
 mod validate;
 
 use std::io::{self, ErrorKind, Write};
@@ -58,6 +59,7 @@ enum Command {
     Apply(apply::Args),
     Run(run::Args),
     Status(status::Args),
+    Trace(trace::Args),
     History(history::Args),
     Rollback(rollback::Args),
     Detach(detach::Args),
@@ -72,6 +74,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Plan(args) => plan::run(args, &cli.global),
         Command::Apply(args) => apply::run(args, &cli.global),
         Command::Run(args) => run::run(args, &cli.global),
+        Command::Trace(args) => trace::run(args, &cli.global),
         Command::Status(args) => status::run(args, &cli.global),
         Command::History(args) => history::run(args, &cli.global),
         Command::Rollback(args) => rollback::run(args, &cli.global),

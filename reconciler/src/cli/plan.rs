@@ -76,8 +76,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         Format::Human => {
             print(&plan.to_string())?;
             if plan.is_empty() && !steps.is_empty() {
-                let steps: String = steps.iter().map(|step| format!("  {step}\n")).collect();
-                print(&format!("An apply would still:\n{steps}"))?;
+                print("An apply would still:\n")?;
+                for step in &steps {
+                    print(&format!("  {step}\n"))?;
+                }
             }
         }
         Format::Json => write_json(&plan)?,

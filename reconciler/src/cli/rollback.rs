@@ -44,15 +44,21 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let restored = proposal.desired()?.digest().to_string();
     let state = State::new(&node.config.state_dir);
     let previous = state.quarantined();
+    let mut set_aside = None;
     // Set aside before publishing: a running daemon must not bring it back in between.
     if let Some((digest, revision)) = live.filter(|(digest, _)| *digest != restored) {
         state
             .quarantine(&digest, &revision)
             .map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })?;
-        note(&format!("set aside until a different source comes: {revision}"));
+        set_aside = Some(revision);
     }
     match carry_out(&node, proposal, args.auto_approve) {
-        Ok(Ok(Exit::Ok)) => Ok(Exit::Ok),
+        Ok(Ok(Exit::Ok)) => {
+            if let Some(revision) = set_aside {
+                note(&format!("set aside until a different source comes: {revision}"));
+            }
+            Ok(Exit::Ok)
+        }
         failed => {
             // Nothing was rolled back, so nothing more is set aside than before.
             if previous.is_none() {

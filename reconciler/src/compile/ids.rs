@@ -1,12 +1,17 @@
-//! Ids that outlive a generation: a name keeps its id for as long as any retained generation knows it.
+//! Ids that outlive a generation: an object keeps its id for as long as any retained generation knows it.
+//!
+//! A next hop is the same object while its policy, name, address and port are: the kernel's neighbour array is indexed
+//! by its id and written before a generation is published, so a next hop that moves must not take its id along. With the
+//! old id, packets of the old generation would meet the new neighbour before the one write.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use fib::layout::{NEXT_HOP_IDS_MAX, PORT_IDS_MAX};
 
 use super::CompileError;
 use super::view::View;
-use crate::policy::Policy;
+use crate::policy::{NextHop, Policy};
 
 /// Policy ids are 16 bits in a target, and 0 is never given out.
 pub const POLICY_IDS_MAX: u32 = 1 << 16;
@@ -17,8 +22,8 @@ pub const POLICY_IDS_MAX: u32 = 1 << 16;
 /// that uses it may still be live or become so again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LiveIds {
-    /// By (policy, next hop).
-    pub next_hops: BTreeMap<(String, String), u32>,
+    /// By (policy, next hop, address, port).
+    pub next_hops: BTreeMap<(String, String, IpAddr, String), u32>,
     pub ports: BTreeMap<String, u32>,
     pub policies: BTreeMap<String, u32>,
 }
@@ -29,7 +34,8 @@ impl LiveIds {
         let mut ids = Self::default();
         for view in views {
             for hop in view.next_hops() {
-                ids.next_hops.entry((hop.policy.to_owned(), hop.name.to_owned())).or_insert(hop.id);
+                let key = (hop.policy.to_owned(), hop.name.to_owned(), hop.via, hop.port.to_owned());
+                ids.next_hops.entry(key).or_insert(hop.id);
             }
             for port in view.ports() {
                 ids.ports.entry(port.name.to_owned()).or_insert(port.id);
@@ -46,13 +52,16 @@ impl LiveIds {
         let hops = policy
             .route_policies
             .iter()
-            .flat_map(|p| p.next_hops.iter().map(|hop| (p.name.as_str(), hop.name.as_str())))
+            .flat_map(|p| p.next_hops.iter().map(|hop| hop_key(&p.name, hop)))
             .collect::<BTreeSet<_>>();
         let ports = policy.route_policies.iter().flat_map(|p| p.next_hops.iter().map(|hop| hop.port.as_str()));
         let names = policy.route_policies.iter().map(|p| p.name.as_str());
-        // `BTreeMap<(String, String), _>` cannot be asked by a pair of `&str`: a borrowed copy can.
-        let live_hops: BTreeMap<(&str, &str), u32> =
-            self.next_hops.iter().map(|((policy, hop), &id)| ((policy.as_str(), hop.as_str()), id)).collect();
+        // A map with `String` keys cannot be asked by `&str`: a borrowed copy can.
+        let live_hops: BTreeMap<HopKey<'_>, u32> = self
+            .next_hops
+            .iter()
+            .map(|((policy, hop, via, port), &id)| ((policy.as_str(), hop.as_str(), *via, port.as_str()), id))
+            .collect();
         let live = |ids: &'_ BTreeMap<String, u32>, name: &str| ids.get(name).copied();
         Ok(Ids {
             next_hops: give("next-hop ids", NEXT_HOP_IDS_MAX, hops, self.next_hops.values(), |n| {
@@ -66,10 +75,18 @@ impl LiveIds {
     }
 }
 
-/// Ids of every name in one policy set.
+/// What makes a next hop the same object.
+pub(super) type HopKey<'p> = (&'p str, &'p str, IpAddr, &'p str);
+
+/// The key of a next hop of `policy`.
+pub(super) fn hop_key<'p>(policy: &'p str, hop: &'p NextHop) -> HopKey<'p> {
+    (policy, hop.name.as_str(), hop.via, hop.port.as_str())
+}
+
+/// Ids of every object in one policy set.
 #[derive(Debug)]
 pub(super) struct Ids<'p> {
-    pub next_hops: BTreeMap<(&'p str, &'p str), u32>,
+    pub next_hops: BTreeMap<HopKey<'p>, u32>,
     pub ports: BTreeMap<&'p str, u32>,
     pub policies: BTreeMap<&'p str, u32>,
 }

@@ -7,7 +7,7 @@ use fib::layout::{TARGETS_MAX, kind};
 
 use super::CompileError;
 use super::group::{self, Placed};
-use super::ids::Ids;
+use super::ids::{Ids, hop_key};
 use crate::policy::{Action, Policy, RoutePolicy};
 
 /// Target index of "no rule".
@@ -113,7 +113,7 @@ impl<'p> Tables<'p> {
             rows[i] = index(self.next_hops.len());
             identities[i] = group::identity(&document.name, hop);
             let row = HopRow {
-                id: ids.next_hops.get(&(document.name.as_str(), hop.name.as_str())).copied().unwrap_or_default(),
+                id: ids.next_hops.get(&hop_key(&document.name, hop)).copied().unwrap_or_default(),
                 port: low16(ids.ports.get(hop.port.as_str()).copied().unwrap_or_default()),
                 via: hop.via,
                 name: self.intern(&hop.name),

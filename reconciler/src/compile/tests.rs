@@ -259,6 +259,17 @@ fn names_keep_their_ids_and_new_ones_take_the_lowest_free() {
     changed.route_policies[0].next_hops[1].name = "hop-8".to_owned();
     let fourth = compile(&changed, &NodeFacts::default(), &LiveIds::from_views([&second])).unwrap();
     assert!(ids(&fourth.view().unwrap()).contains(&("branch/hop-8".to_owned(), 1)));
+
+    // A next hop that moves is another object: its neighbour is written before the publish, beside the old one.
+    changed.route_policies[0].next_hops[2].via = "192.0.2.200".parse().unwrap();
+    let moved = compile(&changed, &NodeFacts::default(), &LiveIds::from_views([&second])).unwrap();
+    let moved = moved.view().unwrap();
+    let id_of = |view: &View| view.next_hops().find(|h| (h.policy, h.name) == ("branch", "hop-2")).unwrap().id;
+    assert!(!second.next_hops().any(|hop| hop.id == id_of(&moved)));
+    // And moves back to its old id while a retained generation knows it.
+    changed.route_policies[0].next_hops[2].via = second.next_hops().find(|h| h.name == "hop-2").unwrap().via;
+    let back = compile(&changed, &NodeFacts::default(), &LiveIds::from_views([&moved, &second])).unwrap();
+    assert_eq!(id_of(&back.view().unwrap()), id_of(&second));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::compile::{Image, View};
+use crate::kernel::KernelError;
 use crate::kernel::observe::Observed;
 use crate::plan::Plan;
 use crate::policy::Diagnostic;
@@ -39,6 +40,11 @@ impl Proposal {
         self.steps.is_empty()
     }
 
+    /// Whether the desired rules are the live ones, whatever else is to be done.
+    pub fn is_live(&self) -> bool {
+        self.plan.from().is_some_and(|live| live.digest == self.plan.to().digest)
+    }
+
     /// The generation that was live when the proposal was made; 0: none.
     pub fn parent(&self) -> u64 {
         self.observed.live_number()
@@ -50,10 +56,26 @@ impl Proposal {
     }
 }
 
-/// Proposes what `source` says.
+/// Proposes what `source` says; every port of the config must have its device.
 pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
-    let observed = node.observe()?;
     let facts = node.facts().await?;
+    if let Some((port, device)) = facts.missing.first().cloned() {
+        return Err(NodeError::Kernel(KernelError::NoDevice { port, device }));
+    }
+    propose_with(node, source, facts)
+}
+
+/// Proposes what `source` says for the devices that exist: a lost device must not keep the others from their rules.
+pub async fn propose_degraded(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
+    let facts = node.facts().await?;
+    for (port, device) in &facts.missing {
+        tracing::warn!(port, device, "the port's device does not exist; its packets pass to the kernel");
+    }
+    propose_with(node, source, facts)
+}
+
+fn propose_with(node: &Node, source: &Path, facts: Facts) -> Result<Proposal, NodeError> {
+    let observed = node.observe()?;
     let desired = node.desire(source, &facts.node, &observed)?;
     proposal(node, desired.image, desired.diagnostics, observed, facts, Event::Applied)
 }

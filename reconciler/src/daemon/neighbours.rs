@@ -28,9 +28,14 @@ pub struct Unresolved {
 /// Writes the devices of the image's ports.
 pub fn write_devices(tables: &mut Tables, view: &View<'_>, facts: &Facts) -> Result<(), NodeError> {
     for port in view.ports() {
-        if let Some((device, link)) = facts.ports.iter().find(|(p, _)| p.port == port.name) {
-            tables.set_port(port.id, device.index)?;
-            tables.set_device(device.index, mac(link.mac.unwrap_or_default()))?;
+        match facts.ports.iter().find(|(p, _)| p.port == port.name) {
+            Some((device, _)) => {
+                if tables.port(port.id)? != Some(device.index) {
+                    tables.set_port(port.id, device.index)?;
+                }
+            }
+            // The device is gone, or a rolled-back policy names a port that the node no longer has.
+            None => tables.clear_port(port.id)?,
         }
     }
     for (device, link) in &facts.ports {
@@ -129,6 +134,5 @@ async fn known() -> Result<BTreeMap<Key, [u8; 6]>, NeighbourError> {
 
 /// Six bytes as `fib::Neighbour` holds them: the first byte lowest.
 fn mac(bytes: [u8; 6]) -> u64 {
-    let [a, b, c, d, e, f] = bytes;
-    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+    bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }

@@ -87,6 +87,8 @@ pub struct Node {
 pub struct Facts {
     /// The devices that carry a port of the config.
     pub ports: Vec<(PortDevice, Link)>,
+    /// Ports of the config whose device does not exist, and the device.
+    pub missing: Vec<(String, String)>,
     pub node: NodeFacts,
 }
 
@@ -129,11 +131,12 @@ impl Node {
     pub async fn facts(&self) -> Result<Facts, NodeError> {
         let links = links().await?;
         let mut ports = Vec::new();
+        let mut missing = Vec::new();
         for (name, port) in &self.config.ports {
-            let link = links
-                .iter()
-                .find(|l| l.name == port.device)
-                .ok_or_else(|| KernelError::NoDevice { port: name.clone(), device: port.device.clone() })?;
+            let Some(link) = links.iter().find(|l| l.name == port.device) else {
+                missing.push((name.clone(), port.device.clone()));
+                continue;
+            };
             if link.index >= DEVICE_INDEX_MAX {
                 return Err(NodeError::Kernel(KernelError::DeviceIndex {
                     port: name.clone(),
@@ -151,7 +154,7 @@ impl Node {
             ports.push((device, link.clone()));
         }
         let node = NodeFacts { local_addresses: local_addresses().await? };
-        Ok(Facts { ports, node })
+        Ok(Facts { ports, missing, node })
     }
 
     /// Reads, validates and compiles a source for this node; ids of the kernel's generations are kept.

@@ -16,7 +16,7 @@ use crate::kernel::watch::Watch;
 use crate::policy::Severity;
 use crate::reconcile::{Outcome, Schedule};
 
-use super::apply::{Applied, Proposal, apply, propose, summary};
+use super::apply::{Applied, Proposal, apply, propose_degraded, summary};
 use super::neighbours;
 use super::node::{Node, NodeError, unix_ms};
 use super::state::{Attempt, State, Sync};
@@ -45,7 +45,7 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
     let mut revalidate = tokio::time::interval(REVALIDATE);
 
     loop {
-        let refresh = refresh_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let refresh = refresh_at.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
         tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -122,12 +122,13 @@ impl Daemon<'_> {
     }
 
     async fn reconcile(&self, revision: &mut Option<String>, unresolved: &mut Vec<String>) -> Result<Sync, NodeError> {
-        let proposal = propose(self.node, self.source).await?;
+        let proposal = propose_degraded(self.node, self.source).await?;
         let desired = proposal.desired()?;
         *revision = Some(desired.revision().to_owned());
         let digest = desired.digest().to_string();
         match self.state.quarantined() {
-            Some(quarantined) if quarantined == digest => return Ok(Sync::Quarantined),
+            // Live again all the same: an operator brought it back, or the rollback was interrupted before its publish.
+            Some(quarantined) if quarantined == digest && !proposal.is_live() => return Ok(Sync::Quarantined),
             Some(_) => {
                 if let Err(error) = self.state.lift_quarantine() {
                     tracing::warn!(%error, "the quarantine cannot be lifted");

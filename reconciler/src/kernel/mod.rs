@@ -48,6 +48,8 @@ pub enum KernelError {
     Program { action: &'static str, source: Box<aya::programs::ProgramError> },
     #[error("cannot use the map {map}")]
     Map { map: &'static str, source: Box<aya::maps::MapError> },
+    #[error("the map {map} is not there")]
+    NoMap { map: &'static str },
     #[error("cannot point port id {id} at the device with index {device}")]
     Port { id: u32, device: u32, source: Box<aya::maps::xdp::XdpMapError> },
     #[error("the {which} image cannot be read")]

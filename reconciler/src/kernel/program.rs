@@ -60,14 +60,13 @@ impl Programs {
     pub fn ensure(pins: &Pins, bits: u32) -> Result<Self, KernelError> {
         let class = pins.class(bits);
         std::fs::create_dir_all(&class).map_err(|source| KernelError::Directory { path: class.clone(), source })?;
-        let generations = match sys::pinned(&pins.generations(bits))? {
-            Some(generations) => generations,
-            None => {
-                let template = sys::create_image_map(1 << bits)?;
-                let generations = sys::create_generations(template.as_fd())?;
-                sys::pin(generations.as_fd(), &pins.generations(bits))?;
-                generations
-            }
+        let generations = if let Some(generations) = sys::pinned(&pins.generations(bits))? {
+            generations
+        } else {
+            let template = sys::create_image_map(1 << bits)?;
+            let generations = sys::create_generations(template.as_fd())?;
+            sys::pin(generations.as_fd(), &pins.generations(bits))?;
+            generations
         };
         let object = object_id();
         let counters = class.join(format!("CANDIDATE_COUNTERS-{object}"));

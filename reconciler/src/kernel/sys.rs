@@ -114,15 +114,20 @@ pub(super) fn set_slot(generations: BorrowedFd<'_>, slot: u32, image: BorrowedFd
 
 /// Empties a slot of the outer map; an empty slot is no error.
 pub(super) fn clear_slot(generations: BorrowedFd<'_>, slot: u32) -> Result<(), KernelError> {
+    delete(generations, slot, "generations")
+}
+
+/// Deletes an element of an array of maps or devices; a missing one is no error.
+pub(super) fn delete(map: BorrowedFd<'_>, slot: u32, name: &str) -> Result<(), KernelError> {
     let mut attr = zeroed();
     // SAFETY: the variant of BPF_MAP_DELETE_ELEM; the key outlives the call.
     let u = unsafe { &mut attr.__bindgen_anon_2 };
-    u.map_fd = raw(generations);
+    u.map_fd = raw(map);
     u.key = address(&slot);
     match bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) {
         Ok(_) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(failed("BPF_MAP_DELETE_ELEM", "generations", e)),
+        Err(e) => Err(failed("BPF_MAP_DELETE_ELEM", name, e)),
     }
 }
 

@@ -2,13 +2,15 @@
 //!
 //! They hold what changes without a commit. Every value is written in words that the program reads whole.
 
+use std::os::fd::{AsFd as _, OwnedFd};
+
 use aya::maps::xdp::{DevMap, XdpMapError};
 use aya::maps::{Array, Map, MapData};
 use fib::Neighbour;
 use fib::layout::{NEXT_HOP_IDS_MAX, PORT_IDS_MAX};
 
-use super::KernelError;
 use super::pins::Pins;
+use super::{KernelError, sys};
 
 /// Devices whose kernel index is at or above this cannot carry a port.
 pub const DEVICE_INDEX_MAX: u32 = 1 << 16;
@@ -16,6 +18,8 @@ pub const DEVICE_INDEX_MAX: u32 = 1 << 16;
 /// The open tables of one node.
 pub struct Tables {
     ports: DevMap<MapData>,
+    /// The same map, for the deletion that aya does not have.
+    ports_fd: OwnedFd,
     devices: Array<MapData, u64>,
     neighbours: Array<MapData, [u64; 2]>,
 }
@@ -26,6 +30,7 @@ impl Tables {
         let open = |name: &'static str| MapData::from_pin(pins.map(name)).map_err(KernelError::map(name));
         Ok(Self {
             ports: DevMap::try_from(Map::DevMap(open("PORTS")?)).map_err(KernelError::map("PORTS"))?,
+            ports_fd: sys::pinned(&pins.map("PORTS"))?.ok_or(KernelError::NoMap { map: "PORTS" })?,
             devices: Array::try_from(Map::Array(open("DEVICES")?)).map_err(KernelError::map("DEVICES"))?,
             neighbours: Array::try_from(Map::Array(open("NEIGHBOURS")?)).map_err(KernelError::map("NEIGHBOURS"))?,
         })
@@ -36,8 +41,15 @@ impl Tables {
         debug_assert!(id < PORT_IDS_MAX, "the compiler gives out ids below the limit");
         self.ports.set(id, device, None, 0).map_err(|e| match e {
             XdpMapError::MapError(e) => KernelError::map("PORTS")(e),
-            other => KernelError::Port { id, device, source: Box::new(other) },
+            other @ XdpMapError::ChainedProgramNotSupported => {
+                KernelError::Port { id, device, source: Box::new(other) }
+            }
         })
+    }
+
+    /// Takes a port id's device away: packets for it pass to the kernel.
+    pub fn clear_port(&mut self, id: u32) -> Result<(), KernelError> {
+        sys::delete(self.ports_fd.as_fd(), id, "PORTS")
     }
 
     /// Device of a port id, if it has one.

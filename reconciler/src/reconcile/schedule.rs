@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// First pause after a failure; each further one doubles it.
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause after a failure.
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
+const BACKOFF_MAX: Duration = Duration::from_mins(1);
 /// A source that never rests is read after this many settle times.
 const SETTLE_ROUNDS_MAX: u32 = 10;
 
