@@ -5,13 +5,16 @@
 //!
 //! Read in this order: [`require_root_and_bpf`], [`Bpffs`], [`Namespace`], [`veth`], [`Topology`]; then the packet
 //! tools: [`Packet`] builds frames, [`Seen`] reads them, [`PacketSocket`] sends and receives them one by one,
-//! [`CountingSink`] counts many, [`Blaster`] sends as many as it can.
+//! [`CountingSink`] counts many, [`Blaster`] sends as many as it can. [`TestNode`] is the program under test on a node,
+//! [`BpfObjects`] what it has in the kernel.
 
 mod blaster;
+mod bpf_objects;
 mod bpffs;
 mod device;
 mod ethtool;
 mod namespace;
+mod node;
 mod packet;
 mod packet_socket;
 mod ping;
@@ -22,10 +25,12 @@ mod topology;
 mod xdp;
 
 pub use blaster::Blaster;
+pub use bpf_objects::BpfObjects;
 pub use bpffs::Bpffs;
 pub use device::{LinkCounters, Mac, veth};
 pub use ethtool::Offload;
 pub use namespace::Namespace;
+pub use node::{Counters, Outcome, TestNode, binary};
 pub use packet::{Extension, Packet, tcp_flags};
 pub use packet_socket::PacketSocket;
 pub use ping::ping;

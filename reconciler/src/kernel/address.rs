@@ -10,6 +10,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use super::neighbour::{NeighbourError, connect};
 
 /// Addresses of every device of this network namespace, IPv4 broadcast addresses included; sorted, each once.
+///
+/// Without loopback and link-local ones: no packet to them ever meets a route, and a device that comes back with another
+/// link-local address must not make a new generation.
 pub async fn local_addresses() -> Result<Vec<IpAddr>, NeighbourError> {
     let handle = connect()?;
     let mut addresses = Vec::new();
@@ -19,9 +22,18 @@ pub async fn local_addresses() -> Result<Vec<IpAddr>, NeighbourError> {
     {
         collect(&message, &mut addresses);
     }
+    addresses.retain(may_meet_routes);
     addresses.sort_unstable();
     addresses.dedup();
     Ok(addresses)
+}
+
+/// Not among those that the packet path leaves to the kernel before it asks the routes.
+fn may_meet_routes(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local(),
+        IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
+    }
 }
 
 fn collect(message: &AddressMessage, addresses: &mut Vec<IpAddr>) {

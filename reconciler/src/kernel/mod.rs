@@ -26,7 +26,7 @@ pub mod watch;
 /// Why a step in the kernel failed. Nothing live has changed unless the message says so.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    #[error("{call} on {object} failed")]
+    #[error("{call} on {object} failed{}", advice(source))]
     Syscall { call: &'static str, object: String, source: io::Error },
     #[error(
         "the kernel has no memory for an image map of {bytes} bytes; retained generations can be lowered with `retain`"
@@ -68,6 +68,14 @@ pub enum KernelError {
     DeviceIndex { port: String, device: String, index: u32, max: u32 },
     #[error("port `{port}`: cannot attach to `{device}`: {detail}")]
     Attach { port: String, device: String, detail: String, source: io::Error },
+}
+
+/// What to do about an error of bpf(2), where that is known.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; this needs root, or CAP_BPF and CAP_NET_ADMIN",
+        _ => "",
+    }
 }
 
 impl KernelError {
