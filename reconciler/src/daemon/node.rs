@@ -54,7 +54,7 @@ pub enum NodeError {
 fn still(live: u64) -> String {
     match live {
         0 => "no generation is live, packets pass to the kernel".to_owned(),
-        live => format!("generation {live} is still live"),
+        live => format!("generation {live} is live"),
     }
 }
 
