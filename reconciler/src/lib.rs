@@ -23,4 +23,6 @@ pub mod kernel;
 
 pub mod daemon;
 
+pub mod demo;
+
 pub mod cli;
