@@ -6,11 +6,12 @@
 //! ```
 
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -40,6 +41,9 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/default/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
 ];
+
+/// How long a new address may take until it can be used.
+const USABLE_WAIT: Duration = Duration::from_secs(3);
 
 /// Gives the process a mount table of its own with an empty directory for files and a bpf file system in it.
 ///
@@ -139,13 +143,16 @@ fn join(router: &Namespace, device: &str, host: &Namespace, subnet: u8, services
     let fd = host.fd.as_raw_fd();
     router.configure(async |handle| {
         handle.link().add(LinkVeth::new(device, "eth0").build()).execute().await?;
-        handle.link().set(LinkUnspec::new_with_name("eth0").setns_by_fd(fd).build()).execute().await?;
-        bring_up(handle, device, &at_router).await
+        Ok(handle.link().set(LinkUnspec::new_with_name("eth0").setns_by_fd(fd).build()).execute().await?)
     })?;
+    // The host first: a veth takes frames by XDP_REDIRECT if its peer had GRO when it came up.
     host.configure(async |handle| {
         let lo: Vec<(IpAddr, u8)> = services.iter().map(|a| (*a, if a.is_ipv4() { 32 } else { 128 })).collect();
         bring_up(handle, "lo", &lo).await?;
-        bring_up(handle, "eth0", &at_host).await?;
+        bring_up(handle, "eth0", &at_host).await
+    })?;
+    router.configure(async |handle| bring_up(handle, device, &at_router).await)?;
+    host.configure(async |handle| {
         for (gateway, _) in at_router {
             let route = match gateway {
                 IpAddr::V4(gateway) => RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build(),
@@ -154,7 +161,22 @@ fn join(router: &Namespace, device: &str, host: &Namespace, subnet: u8, services
             handle.route().add(route).execute().await.with_context(|| format!("the route via {gateway}"))?;
         }
         Ok(())
-    })
+    })?;
+    for (namespace, addresses) in [(router, at_router), (host, at_host)] {
+        namespace.enter(|| wait_until_usable(addresses[1].0))?;
+    }
+    host.enter(|| services.iter().try_for_each(|service| wait_until_usable(*service)))
+}
+
+/// Waits until sockets can be bound to an address: a kernel worker makes IPv6 addresses usable a moment later.
+fn wait_until_usable(address: IpAddr) -> anyhow::Result<()> {
+    let deadline = Instant::now() + USABLE_WAIT;
+    loop {
+        match UdpSocket::bind((address, 0)) {
+            Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+            result => return result.map(drop).with_context(|| format!("{address} is not usable")),
+        }
+    }
 }
 
 async fn bring_up(handle: &Handle, device: &str, addresses: &[(IpAddr, u8)]) -> anyhow::Result<()> {

@@ -58,9 +58,9 @@ pub(super) type Answered = (SocketAddr, String);
 pub(super) fn connections(client: &Namespace, to: IpAddr, count: usize) -> anyhow::Result<Vec<Answered>> {
     client.enter(|| {
         (0..count)
-            .map(|_| {
+            .map(|number| {
                 let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to, PORT), ANSWER_WAIT)
-                    .with_context(|| format!("connecting to {to}"))?;
+                    .with_context(|| format!("connection {number} to {to}"))?;
                 stream.set_read_timeout(Some(ANSWER_WAIT))?;
                 let mut name = String::new();
                 stream.read_to_string(&mut name).with_context(|| format!("an answer from {to}"))?;

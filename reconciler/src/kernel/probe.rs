@@ -3,6 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use super::image_map::ImageMap;
+use super::program::ENTRY;
 use super::{KernelError, sys};
 
 /// A capability that wayleave needs, and what for.
@@ -46,4 +47,14 @@ pub fn image_maps() -> Result<(), KernelError> {
         return Err(KernelError::ReadBack { generation: 0, found: format!("{found:?}") });
     }
     Ok(())
+}
+
+/// How many instances of the program the kernel holds, whoever loaded them. Needs `CAP_SYS_ADMIN`.
+pub fn loaded() -> Result<usize, KernelError> {
+    let mut count = 0;
+    for program in aya::programs::loaded_programs() {
+        let program = program.map_err(KernelError::program("list"))?;
+        count += usize::from(program.name_as_str() == Some(ENTRY));
+    }
+    Ok(count)
 }
