@@ -26,5 +26,8 @@ pub mod kernel;
 #[allow(clippy::disallowed_methods, reason = "is where files, clock and sockets are")]
 pub mod daemon;
 
+#[allow(clippy::disallowed_methods, reason = "is a program of its own: it makes its network, files and traffic")]
+pub mod demo;
+
 #[allow(clippy::disallowed_methods, reason = "reads the config and NO_COLOR")]
 pub mod cli;
