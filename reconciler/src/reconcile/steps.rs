@@ -121,6 +121,8 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
     // A class never shrinks: the images before this one must still fit for a rollback.
     let bits = found.class_bits.map_or(wanted.class_bits, |b| b.max(wanted.class_bits));
     let class_changes = found.class_bits.is_some_and(|from| from != bits);
+    // The class that a killed process was about to enter is entered now: a stray no more.
+    leaving.retain(|stray| *stray != bits);
     let program_changes = class_changes || found.program.is_none();
 
     let (keep, detach): (Vec<_>, Vec<_>) =
@@ -326,6 +328,17 @@ mod tests {
                 "remove the unused class 21",
             ],
         );
+    }
+
+    #[test]
+    fn a_class_that_a_killed_process_began_to_enter_is_entered_not_removed() {
+        let mut wanted = wanted(2, &[port("lan", 3)]);
+        wanted.class_bits = 25;
+        let mut found = running();
+        found.strays = vec![Stray::Class { bits: 25 }, Stray::Class { bits: 22 }];
+        let removed: Vec<_> =
+            steps(&found, &wanted).into_iter().filter(|s| matches!(s, Step::RemoveClass { .. })).collect();
+        assert_eq!(removed, [Step::RemoveClass { bits: 20 }, Step::RemoveClass { bits: 22 }]);
     }
 
     #[test]
