@@ -213,8 +213,10 @@ pub fn unix_ms() -> u64 {
 /// Who runs this process: the login name behind sudo, else the user's name.
 pub fn operator() -> String {
     let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-    variable("SUDO_USER")
-        .or_else(|| variable("USER"))
-        .or_else(|| variable("LOGNAME"))
-        .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
+    variable("SUDO_USER").or_else(|| variable("USER")).or_else(|| variable("LOGNAME")).unwrap_or_else(|| {
+        match rustix::process::getuid() {
+            uid if uid.is_root() => "root".to_owned(),
+            uid => format!("uid {}", uid.as_raw()),
+        }
+    })
 }
