@@ -166,7 +166,7 @@ proptest! {
         frame[24..26].fill(0);
         let right = checksum(&frame[14..34]);
         // In one's complement 0x0000 and 0xffff are the same number.
-        prop_assert!(written == right || (written % 0xffff == 0 && right % 0xffff == 0), "{written:04x} {right:04x}");
+        prop_assert!(written == right || (written.is_multiple_of(0xffff) && right.is_multiple_of(0xffff)), "{written:04x} {right:04x}");
     }
 
     #[test]
