@@ -4,14 +4,11 @@
 //! sum, so that the programs can be compared for equality and none is optimised away.
 #![no_std]
 #![no_main]
-#![allow(clippy::inline_always, reason = "BPF programs are verified as one function; calls cost stack and registers")]
-#![allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    reason = "sizes and MAC halves fit by construction"
-)]
-#![allow(clippy::needless_pass_by_value, reason = "the macros hand a context over by value")]
-#![allow(clippy::cast_ptr_alignment, reason = "the kernel loads this object only where unaligned reads are fine")]
+#![expect(clippy::inline_always, reason = "BPF programs are verified as one function; calls cost stack and registers")]
+#![expect(clippy::cast_possible_truncation, reason = "taking the low bits of a word is how packed fields are read")]
+#![expect(clippy::cast_possible_wrap, reason = "helpers take small sizes as i32")]
+#![expect(clippy::cast_ptr_alignment, reason = "the architectures that this object is loaded on read unaligned words")]
+#![expect(clippy::needless_pass_by_value, reason = "the signature of an XDP program")]
 
 mod image;
 
@@ -266,10 +263,10 @@ fn forward_kernel(context: XdpContext) -> u32 {
         if found != 0 {
             return None;
         }
-        let [a, b, c, d, e, f] = params.dmac;
-        let [g, h, i, j, k, l] = params.smac;
+        let (d, s) = (params.dmac, params.smac);
         age(frame)?;
-        send(frame, u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes([i, j, k, l]))
+        let first = u64::from_ne_bytes([d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1]]);
+        send(frame, first, u32::from_ne_bytes([s[2], s[3], s[4], s[5]]))
     };
     forward().unwrap_or(xdp_action::XDP_PASS)
 }

@@ -110,7 +110,7 @@ impl Programs {
         Ok(time)
     }
 
-    /// Builds DIR-24-8 (Gupta, Lin, McKeown 1998) of IPv4 routes; returns the bytes in use.
+    /// Builds DIR-24-8 (Gupta and others, INFOCOM 1998) of IPv4 routes; returns the bytes in use.
     pub(crate) fn fill_dir(&mut self, routes: impl Iterator<Item = (Prefix, u16)>) -> Result<usize> {
         const LONG: u32 = 1 << 31;
         const FIRST: usize = 1 << 24;
