@@ -7,6 +7,7 @@ mod apply;
 mod completions;
 mod demo;
 mod detach;
+mod doctor;
 mod explain;
 mod history;
 pub(crate) mod node;
@@ -47,6 +48,11 @@ pub(crate) struct Global {
 }
 
 impl Global {
+    /// Whether `--config` was given.
+    pub(crate) fn names_config(&self) -> bool {
+        self.config.is_some()
+    }
+
     /// The configuration named with `--config`, or the node's own.
     pub(crate) fn config_path(&self) -> &Path {
         self.config.as_deref().unwrap_or(Path::new(CONFIG_DEFAULT))
@@ -65,6 +71,7 @@ enum Command {
     Rollback(rollback::Args),
     Detach(detach::Args),
     Demo(demo::Args),
+    Doctor(doctor::Args),
     Schema(schema::Args),
     Explain(explain::Args),
     Completions(completions::Args),
@@ -81,6 +88,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::History(args) => history::run(args, &cli.global),
         Command::Rollback(args) => rollback::run(args, &cli.global),
         Command::Detach(args) => detach::run(args, &cli.global),
+        Command::Doctor(args) => doctor::run(args, &cli.global),
         Command::Demo(args) => demo::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Explain(args) => explain::run(args),

@@ -23,6 +23,7 @@ pub mod publish;
 mod sys;
 pub mod tables;
 pub mod watch;
+pub mod xdp_features;
 
 /// Why a step in the kernel failed. Nothing live has changed unless the message says so.
 #[derive(Debug, thiserror::Error)]

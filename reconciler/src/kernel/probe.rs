@@ -1,9 +1,17 @@
 //! What this kernel and this process can do, tried for real; nothing stays behind.
 
 use std::os::fd::AsFd as _;
+use std::panic::resume_unwind;
+use std::thread;
+
+use fib::Reason;
+use fib::layout::CAPACITY_MIN;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::image_map::ImageMap;
-use super::program::ENTRY;
+use super::pins::Pins;
+use super::program::{ENTRY, Programs};
 use super::{KernelError, sys};
 
 /// A capability that wayleave needs, and what for.
@@ -57,4 +65,28 @@ pub fn loaded() -> Result<usize, KernelError> {
         count += usize::from(program.name_as_str() == Some(ENTRY));
     }
     Ok(count)
+}
+
+/// Loads both instances of the program and runs one on a packet, in a bpf file system that only this thread sees.
+///
+/// Needs `CAP_SYS_ADMIN` for that file system.
+pub fn program() -> Result<(), KernelError> {
+    let work = || {
+        let place = std::env::temp_dir();
+        let unusable =
+            |source: rustix::io::Errno| KernelError::Directory { path: place.clone(), source: source.into() };
+        // SAFETY: the thread was started for this call and ends after it; its file descriptors stay as they are.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.map_err(unusable)?;
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(unusable)?;
+        mount("bpf", &place, "bpf", MountFlags::empty(), None).map_err(unusable)?;
+        let pins = Pins::new(&place.join("probe"));
+        pins.create()?;
+        let programs = Programs::ensure(&pins, CAPACITY_MIN.trailing_zeros())?;
+        let ran = programs.test_run(&[0; 64])?;
+        if ran.reason == Reason::NoGeneration as u32 {
+            return Ok(());
+        }
+        Err(KernelError::Verify { detail: format!("without a generation, a frame met reason {}", ran.reason) })
+    };
+    thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| resume_unwind(panic))
 }
