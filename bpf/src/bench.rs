@@ -1,26 +1,23 @@
-//! Lookups for the benchmark: the image, `LPM_TRIE`, `bpf_fib_lookup` and DIR-24-8, in programs of the same shape.
+//! What the benchmark measures with: lookups in programs of the same shape, forwarding by the peers, and a generator.
 //!
-//! Each run looks up [`LOOKUPS`] addresses of a list, starting where the last run ended, and adds what it found to a
+//! Lookups: the image, `LPM_TRIE`, `bpf_fib_lookup` and DIR-24-8. Each run looks up [`LOOKUPS`] addresses of a list, starting where the last run ended, and adds what it found to a
 //! sum, so that the programs can be compared for equality and none is optimised away.
 #![no_std]
 #![no_main]
-#![allow(clippy::inline_always, reason = "BPF programs are verified as one function; calls cost stack and registers")]
-#![allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    reason = "sizes and MAC halves fit by construction"
-)]
-#![allow(clippy::needless_pass_by_value, reason = "the macros hand a context over by value")]
-#![allow(clippy::cast_ptr_alignment, reason = "the kernel loads this object only where unaligned reads are fine")]
+#![expect(clippy::inline_always, reason = "BPF programs are verified as one function; calls cost stack and registers")]
+#![expect(clippy::cast_possible_truncation, reason = "taking the low bits of a word is how packed fields are read")]
+#![expect(clippy::cast_possible_wrap, reason = "helpers take small sizes as i32")]
+#![expect(clippy::cast_ptr_alignment, reason = "the architectures that this object is loaded on read unaligned words")]
+#![expect(clippy::needless_pass_by_value, reason = "the signature of an XDP program")]
 
 mod image;
 
 use core::mem::zeroed;
-use core::ptr::read_volatile;
+use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::{
     bindings::{bpf_fib_lookup as FibParams, xdp_action, xdp_md},
-    btf_maps::{Array, LpmTrie, lpm_trie::Key},
+    btf_maps::{Array, DevMap, LpmTrie, lpm_trie::Key},
     helpers::bpf_fib_lookup,
     macros::{btf_map, xdp},
     programs::XdpContext,
@@ -39,6 +36,11 @@ const AF_INET: u8 = 2;
 /// DIR-24-8: 2^24 entries of 4 bytes, then blocks of 256.
 const DIR_BYTES: usize = 1 << 27;
 const DIR_LONG: u32 = 1 << 31;
+
+/// Offsets in an Ethernet frame that holds an IPv4 packet.
+const AT_TTL: usize = 22;
+const AT_CHECKSUM: usize = 24;
+const AT_DESTINATION: usize = 30;
 
 /// Device that kernel lookups are made from.
 #[unsafe(no_mangle)]
@@ -63,6 +65,21 @@ static TRIE_V6: LpmTrie<[u8; 16], u32, 1_048_576, NO_PREALLOC> = LpmTrie::new();
 /// One value, as an image is: the same kind of memory access.
 #[btf_map]
 static DIR: Array<[u8; DIR_BYTES], 1, 1024> = Array::new();
+
+/// Words of [`FRAME`]: the head of the generator's frames, from the MAC addresses to the UDP header.
+const FRAME_WORDS: usize = 5;
+
+/// The generator's frame, with no destination and no checksum, and then the sum over its IPv4 header.
+#[btf_map]
+static FRAME: Array<[u64; FRAME_WORDS + 1], 1> = Array::new();
+
+/// The MAC addresses that forwarded frames get: twelve bytes.
+#[btf_map]
+static MACS: Array<[u64; 2], 1> = Array::new();
+
+/// Where forwarded frames leave.
+#[btf_map]
+static EGRESS: DevMap<1> = DevMap::new();
 
 /// Runs `look` over the next addresses of the list.
 #[inline(always)]
@@ -163,6 +180,123 @@ fn dir_read(table: *const u8, entry: u32) -> Option<u32> {
     }
     // SAFETY: the offset was checked against the value's size.
     Some(unsafe { read_volatile(table.add(offset).cast::<u32>()) })
+}
+
+/// Sends each frame to the next address of the list, whatever a forwarder made of the frame when it was out before.
+#[xdp]
+fn generate_v4(context: XdpContext) -> u32 {
+    generate(&context).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+#[inline(always)]
+fn generate(context: &XdpContext) -> Option<u32> {
+    let frame = head(context)?;
+    let template = FRAME.get(0)?;
+    let state = STATE.get_ptr_mut(0)?;
+    // SAFETY: one run at a time: the benchmark is the only caller.
+    let state = unsafe { &mut *state };
+    let address = v4(state[0] as u32 & (ADDRESSES_LEN as u32 - 1))?;
+    state[0] += 1;
+    let mut sum = template[FRAME_WORDS] as u32 + (address >> 16) + (address & 0xffff);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    // SAFETY: `head` has checked that the frame has the bytes of the template.
+    unsafe {
+        for (word, value) in template[..FRAME_WORDS].iter().enumerate() {
+            write_volatile(frame.cast::<u64>().add(word), *value);
+        }
+        write_volatile(frame.add(AT_CHECKSUM).cast::<u16>(), (!sum as u16).to_be());
+        write_volatile(frame.add(AT_DESTINATION).cast::<u32>(), address.to_be());
+    }
+    Some(xdp_action::XDP_TX)
+}
+
+/// The frame, when it is as long as the generator's frames.
+#[inline(always)]
+fn head(context: &XdpContext) -> Option<*mut u8> {
+    let (start, end) = (context.data(), context.data_end());
+    if start + FRAME_WORDS * 8 > end { None } else { Some(start as *mut u8) }
+}
+
+/// The least that a forwarder can do: no lookup, other MAC addresses, the next device.
+#[xdp]
+fn forward_rewrite(context: XdpContext) -> u32 {
+    let forward = || {
+        let frame = head(&context)?;
+        let [first, second] = *MACS.get(0)?;
+        send(frame, first, second as u32)
+    };
+    forward().unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+/// A forwarder on `LPM_TRIE`.
+#[xdp]
+fn forward_trie(context: XdpContext) -> u32 {
+    let forward = || {
+        let frame = head(&context)?;
+        // SAFETY: `head` has checked the length.
+        let address = unsafe { read_volatile(frame.add(AT_DESTINATION).cast::<u32>()) };
+        TRIE_V4.get(&Key::new(32, address.to_ne_bytes()))?;
+        let [first, second] = *MACS.get(0)?;
+        age(frame)?;
+        send(frame, first, second as u32)
+    };
+    forward().unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// A forwarder on `bpf_fib_lookup`: routes and neighbours are the kernel's.
+#[xdp]
+fn forward_kernel(context: XdpContext) -> u32 {
+    let forward = || {
+        let frame = head(&context)?;
+        // SAFETY: all fields are integers, for which zero is a value.
+        let mut params: FibParams = unsafe { zeroed() };
+        params.family = AF_INET;
+        // SAFETY: the context is valid while the program runs; `head` has checked the length.
+        unsafe {
+            params.ifindex = (*context.ctx).ingress_ifindex;
+            params.__bindgen_anon_3.ipv4_src = read_volatile(frame.add(AT_DESTINATION - 4).cast::<u32>());
+            params.__bindgen_anon_4.ipv4_dst = read_volatile(frame.add(AT_DESTINATION).cast::<u32>());
+        }
+        // SAFETY: context and parameters are valid and of the stated size.
+        let found = unsafe { bpf_fib_lookup(context.ctx.cast(), &raw mut params, size_of::<FibParams>() as i32, 0) };
+        if found != 0 {
+            return None;
+        }
+        let (d, s) = (params.dmac, params.smac);
+        age(frame)?;
+        let first = u64::from_ne_bytes([d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1]]);
+        send(frame, first, u32::from_ne_bytes([s[2], s[3], s[4], s[5]]))
+    };
+    forward().unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// Takes one from the time to live, and corrects the checksum as RFC 1624 has it.
+#[inline(always)]
+fn age(frame: *mut u8) -> Option<()> {
+    // SAFETY: the caller has checked the length of the frame.
+    unsafe {
+        let ttl = read_volatile(frame.add(AT_TTL));
+        if ttl <= 1 {
+            return None;
+        }
+        write_volatile(frame.add(AT_TTL), ttl - 1);
+        let checksum = frame.add(AT_CHECKSUM).cast::<u16>();
+        let sum = u32::from(u16::from_be(read_volatile(checksum))) + 0x0100;
+        write_volatile(checksum, ((sum + (sum >> 16)) as u16).to_be());
+    }
+    Some(())
+}
+
+/// Writes both MAC addresses and lets the frame leave.
+#[inline(always)]
+fn send(frame: *mut u8, first: u64, second: u32) -> Option<u32> {
+    // SAFETY: the caller has checked the length of the frame.
+    unsafe {
+        write_volatile(frame.cast::<u64>(), first);
+        write_volatile(frame.add(8).cast::<u32>(), second);
+    }
+    EGRESS.redirect(0, 0).ok()
 }
 
 #[cfg(not(test))]

@@ -19,14 +19,20 @@ static CAPACITY: u32 = 0x0cab_ac17;
 #[btf_map]
 static GENERATIONS: ArrayOfMaps<Array<[u8; CAPACITY_MIN as usize], 1, MMAPABLE>, 2> = ArrayOfMaps::new();
 
-/// An image in kernel memory: `CAPACITY` readable bytes.
-pub(crate) struct KernelImage(*const u8);
+/// An image in kernel memory: so many readable bytes. The capacity is read once a packet and stays in a register, where
+/// the verifier knows its value and removes the checks of constant offsets.
+pub(crate) struct KernelImage {
+    bytes: *const u8,
+    capacity: u32,
+}
 
 impl KernelImage {
     /// The image in a slot. A program calls this once a packet: what it returns is one generation, whole.
     #[inline(always)]
     pub(crate) fn of(slot: u32) -> Option<Self> {
-        GENERATIONS.get_value(slot, &0).map(|value| Self(value.as_ptr()))
+        // SAFETY: the loader sets `CAPACITY` once, before the program is loaded.
+        let capacity = unsafe { read_volatile(&raw const CAPACITY) };
+        GENERATIONS.get_value(slot, &0).map(|value| Self { bytes: value.as_ptr(), capacity })
     }
 }
 
@@ -34,14 +40,12 @@ macro_rules! read {
     ($name:ident, $type:ty) => {
         #[inline(always)]
         fn $name(&self, offset: u32) -> Option<$type> {
-            // SAFETY: the loader sets `CAPACITY` once, before the program is loaded.
-            let capacity = unsafe { read_volatile(&raw const CAPACITY) };
-            if offset > capacity - size_of::<$type>() as u32 {
+            if offset > self.capacity - size_of::<$type>() as u32 {
                 return None;
             }
             // SAFETY: the map value has `capacity` bytes and the read ends within them; the verifier proves it again.
             // Alignment: the architectures that this object is loaded on read unaligned words.
-            Some(unsafe { read_volatile(self.0.add(offset as usize).cast::<$type>()) })
+            Some(unsafe { read_volatile(self.bytes.add(offset as usize).cast::<$type>()) })
         }
     };
 }

@@ -2,6 +2,7 @@
 //!
 //! A case has `policies/`, with or without a `config.yaml`, and `expected.txt`. A file `NAME.sparse` stands for a file
 //! NAME of as many bytes as it says. `WAYLEAVE_BLESS=1` rewrites what is expected.
+#![allow(clippy::disallowed_methods, reason = "a test reads its cases and runs the binary")]
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::fs;

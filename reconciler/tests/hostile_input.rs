@@ -1,4 +1,5 @@
 //! Whatever a source holds, validation ends with a policy or with diagnostics; and the command line's exit codes.
+#![allow(clippy::disallowed_methods, reason = "a test reads its cases and runs the binary")]
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;

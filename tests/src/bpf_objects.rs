@@ -85,6 +85,7 @@ impl BpfObjects {
     }
 
     /// Those of `self` that still exist.
+    #[must_use]
     pub fn alive(&self) -> Self {
         let alive = |ids: &BTreeSet<u32>, command| {
             let all: BTreeSet<u32> = self::ids(command).into_iter().collect();

@@ -21,6 +21,9 @@ pub mod lookup;
 pub mod packet;
 pub mod verdict;
 
+#[cfg(test)]
+mod tests;
+
 pub use image::Image;
 pub use packet::{Packet, PacketMut};
 pub use verdict::{Decision, Neighbour, Node, Reason, Verdict, decide};

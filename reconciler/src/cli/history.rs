@@ -4,8 +4,9 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use super::{Exit, Global, node, print};
-use crate::daemon::journal::Event;
+use crate::daemon::journal::{Entry, Event};
 use crate::daemon::time::rfc3339;
+use crate::kernel::observe::Observed;
 
 /// List what was published on this node
 #[derive(Debug, clap::Args)]
@@ -20,14 +21,37 @@ enum Format {
     Json,
 }
 
+/// Generations that the kernel holds and the journal does not know: their process was killed right after the publish.
+fn unrecorded(entries: &[Entry], observed: &Observed) -> anyhow::Result<Vec<Entry>> {
+    let mut unrecorded = Vec::new();
+    for generation in observed.live.iter().chain(&observed.retained) {
+        if entries.iter().any(|e| e.generation == generation.number && e.event != Event::Detached) {
+            continue;
+        }
+        let view = generation.image.view()?;
+        unrecorded.push(Entry {
+            generation: generation.number,
+            parent: view.parent(),
+            revision: view.revision().to_owned(),
+            digest: view.digest().to_string(),
+            by: "a process that was killed".to_owned(),
+            summary: "not in the journal".to_owned(),
+            ..Entry::new(Event::Applied, view.created_unix_ms())
+        });
+    }
+    Ok(unrecorded)
+}
+
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let node = match node::load(global)? {
         Ok(node) => node,
         Err(exit) => return Ok(exit),
     };
-    let mut entries = node.journal.read()?;
-    entries.reverse();
     let observed = node.observe()?;
+    let mut entries = node.journal.read()?;
+    let unrecorded = unrecorded(&entries, &observed)?;
+    entries.extend(unrecorded);
+    entries.sort_by_key(|e| std::cmp::Reverse((e.generation, e.unix_ms)));
     let kept = |generation: u64| observed.generation(generation).is_some();
     match args.format {
         Format::Json => {

@@ -5,10 +5,11 @@
 
 mod apply;
 mod completions;
+mod demo;
 mod detach;
 mod explain;
 mod history;
-mod node;
+pub(crate) mod node;
 mod plan;
 mod report;
 mod rollback;
@@ -63,6 +64,7 @@ enum Command {
     History(history::Args),
     Rollback(rollback::Args),
     Detach(detach::Args),
+    Demo(demo::Args),
     Schema(schema::Args),
     Explain(explain::Args),
     Completions(completions::Args),
@@ -79,6 +81,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::History(args) => history::run(args, &cli.global),
         Command::Rollback(args) => rollback::run(args, &cli.global),
         Command::Detach(args) => detach::run(args, &cli.global),
+        Command::Demo(args) => demo::run(args),
         Command::Schema(args) => schema::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Completions(args) => completions::run(args),

@@ -47,7 +47,8 @@ pub(crate) fn fail(error: NodeError, source: &Path) -> anyhow::Result<Exit> {
         NodeError::Policy { diagnostics } => {
             show(&diagnostics, source);
             let (errors, _) = report::count(&diagnostics);
-            note(&format!("invalid: {errors} errors in {}; nothing was changed", source.display()));
+            let word = if errors == 1 { "error" } else { "errors" };
+            note(&format!("invalid: {errors} {word} in {}; nothing was changed", source.display()));
             Ok(Exit::Invalid)
         }
         error @ NodeError::Compile(_) => {

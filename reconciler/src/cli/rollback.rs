@@ -29,10 +29,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let here = Path::new(".");
     let live = match node.observe() {
         Ok(observed) => match &observed.live {
-            Some(live) => {
-                let view = live.image.view()?;
-                Some((view.digest().to_string(), view.revision().to_owned()))
-            }
+            Some(live) => Some(live.image.view()?.revision().to_owned()),
             None => None,
         },
         Err(error) => return fail(error, here),
@@ -41,16 +38,14 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         Ok(proposal) => proposal,
         Err(error) => return fail(error, here),
     };
-    let restored = proposal.desired()?.digest().to_string();
     let state = State::new(&node.config.state_dir);
-    let previous = state.quarantined();
-    let mut set_aside = None;
-    // Set aside before publishing: a running daemon must not bring it back in between.
-    if let Some((digest, revision)) = live.filter(|(digest, _)| *digest != restored) {
+    let untouched = state.quarantined().is_empty();
+    let set_aside = live.filter(|_| !proposal.is_live());
+    // Before publishing: a running daemon must not bring it back in between.
+    if let Some(revision) = &set_aside {
         state
-            .quarantine(&digest, &revision)
+            .quarantine(revision)
             .map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })?;
-        set_aside = Some(revision);
     }
     match carry_out(&node, proposal, args.auto_approve) {
         Ok(Ok(Exit::Ok)) => {
@@ -61,7 +56,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         }
         failed => {
             // Nothing was rolled back, so nothing more is set aside than before.
-            if previous.is_none() {
+            if untouched {
                 state.lift_quarantine()?;
             }
             match failed? {

@@ -127,11 +127,17 @@ pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut
         proposal.image.stamp(*generation, live, unix_ms());
     }
     let Proposal { steps, image, observed, facts, .. } = &proposal;
-    let report = execute(node, steps, image, observed, facts, progress).await?;
-    if let Some(generation) = report.published {
-        record(node, &proposal, generation)?;
+    let result = execute(node, steps, image, observed, facts, progress).await;
+    // A step that fails after the publish leaves the new generation live: that is history, too.
+    let now = match &result {
+        Ok(report) => report.published.unwrap_or(live),
+        Err(NodeError::Step { live: now, .. }) => *now,
+        Err(_) => live,
+    };
+    if now != live {
+        record(node, &proposal, now)?;
     }
-    Ok(Applied { live: report.published.unwrap_or(live), report })
+    Ok(Applied { live: now, report: result? })
 }
 
 /// What a plan changes, in a few words.

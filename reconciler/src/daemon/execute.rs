@@ -89,7 +89,8 @@ impl<'a> Run<'a> {
                 let mut tables = Tables::open(pins)?;
                 let view = self.image.view()?;
                 neighbours::write_devices(&mut tables, &view, self.facts)?;
-                report.unresolved = neighbours::write_neighbours(&mut tables, &view, self.facts).await?;
+                let live = self.observed.live.as_ref().map(|g| g.image.view()).transpose()?;
+                report.unresolved = neighbours::write_neighbours(&mut tables, &view, live.as_ref(), self.facts).await?;
             }
             Step::Stage { .. } => {
                 self.candidate = Candidate::Staged(publish::stage(pins, self.programs()?, self.image)?);

@@ -46,15 +46,19 @@ pub fn write_devices(tables: &mut Tables, view: &View<'_>, facts: &Facts) -> Res
     Ok(())
 }
 
-/// Resolves the image's next hops, together, and writes what is known. An unknown neighbour's entry is emptied: the
-/// program then asks the kernel's own tables.
+/// Resolves next hops that the live image does not have, together, and writes what is known of all. An unknown
+/// neighbour's entry is emptied: the program then asks the kernel's own tables. A live next hop that does not answer is
+/// not waited for again with every publish.
 pub async fn write_neighbours(
     tables: &mut Tables,
     view: &View<'_>,
+    live: Option<&View<'_>>,
     facts: &Facts,
 ) -> Result<Vec<Unresolved>, NodeError> {
     let mut known = known().await?;
-    let missing: Vec<_> = hops(view, facts).map(|(hop, link)| (link.index, hop.via)).collect();
+    let old: BTreeSet<u32> = live.into_iter().flat_map(View::next_hops).map(|hop| hop.id).collect();
+    let new = hops(view, facts).filter(|(hop, _)| !old.contains(&hop.id));
+    let missing: Vec<_> = new.map(|(hop, link)| (link.index, hop.via)).collect();
     resolve_missing(&mut known, missing).await;
     write_known(tables, view, facts, &known)
 }

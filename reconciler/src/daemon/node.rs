@@ -54,7 +54,7 @@ pub enum NodeError {
 fn still(live: u64) -> String {
     match live {
         0 => "no generation is live, packets pass to the kernel".to_owned(),
-        live => format!("generation {live} is still live"),
+        live => format!("generation {live} is live"),
     }
 }
 
@@ -213,8 +213,10 @@ pub fn unix_ms() -> u64 {
 /// Who runs this process: the login name behind sudo, else the user's name.
 pub fn operator() -> String {
     let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-    variable("SUDO_USER")
-        .or_else(|| variable("USER"))
-        .or_else(|| variable("LOGNAME"))
-        .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
+    variable("SUDO_USER").or_else(|| variable("USER")).or_else(|| variable("LOGNAME")).unwrap_or_else(|| {
+        match rustix::process::getuid() {
+            uid if uid.is_root() => "root".to_owned(),
+            uid => format!("uid {}", uid.as_raw()),
+        }
+    })
 }

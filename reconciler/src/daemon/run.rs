@@ -39,7 +39,8 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
     let (hints, mut hinted) = mpsc::channel::<()>(1);
     let mut files = FileWatch::new(source, hints);
     let mut schedule = Schedule::new(node.config.settle, node.config.rescan_interval, Instant::now());
-    let mut daemon = Daemon { node, source, state: State::new(&node.config.state_dir), link_changed: false };
+    let state = State::new(&node.config.state_dir);
+    let mut daemon = Daemon { node, source, state, link_changed: false, last: None };
     let mut refresh_at: Option<Instant> = None;
     let mut ready = false;
     let mut revalidate = tokio::time::interval(REVALIDATE);
@@ -94,6 +95,8 @@ struct Daemon<'a> {
     state: State,
     /// A device has changed since the last refresh.
     link_changed: bool,
+    /// How the last look ended, to log changes of it.
+    last: Option<Sync>,
 }
 
 impl Daemon<'_> {
@@ -117,6 +120,19 @@ impl Daemon<'_> {
                 (Sync::Failed { error: text }, outcome)
             }
         };
+        if self.last.as_ref() != Some(&sync) {
+            match &sync {
+                Sync::InSync => tracing::info!(revision = revision.as_deref(), "the kernel holds what the source says"),
+                Sync::Quarantined => {
+                    tracing::warn!(
+                        revision = revision.as_deref(),
+                        "this source was rolled back; waiting for another one"
+                    );
+                }
+                Sync::InvalidPolicy { .. } | Sync::Failed { .. } => {}
+            }
+            self.last = Some(sync.clone());
+        }
         let attempt = Attempt { pid: std::process::id(), unix_ms: unix_ms(), revision, sync, unresolved };
         if let Err(error) = self.state.set_attempt(&attempt) {
             tracing::warn!(%error, "the state directory cannot be written");
@@ -126,18 +142,17 @@ impl Daemon<'_> {
 
     async fn reconcile(&self, revision: &mut Option<String>, unresolved: &mut Vec<String>) -> Result<Sync, NodeError> {
         let proposal = propose_degraded(self.node, self.source).await?;
-        let desired = proposal.desired()?;
-        *revision = Some(desired.revision().to_owned());
-        let digest = desired.digest().to_string();
-        match self.state.quarantined() {
-            // Live again all the same: an operator brought it back, or the rollback was interrupted before its publish.
-            Some(quarantined) if quarantined == digest && !proposal.is_live() => return Ok(Sync::Quarantined),
-            Some(_) => {
-                if let Err(error) = self.state.lift_quarantine() {
-                    tracing::warn!(%error, "the quarantine cannot be lifted");
-                }
-            }
-            None => {}
+        let desired = proposal.desired()?.revision().to_owned();
+        *revision = Some(desired.clone());
+        let aside = self.state.quarantined();
+        // Live again all the same: an operator brought it back, or the rollback was interrupted before its publish.
+        if aside.contains(&desired) && !proposal.is_live() {
+            return Ok(Sync::Quarantined);
+        }
+        if !aside.is_empty()
+            && let Err(error) = self.state.lift_quarantine()
+        {
+            tracing::warn!(%error, "the quarantine cannot be lifted");
         }
         let applied = self.apply(proposal).await?;
         unresolved

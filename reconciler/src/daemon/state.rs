@@ -55,16 +55,23 @@ impl State {
         serde_json::from_slice(&std::fs::read(self.directory.join("attempt.json")).ok()?).ok()
     }
 
-    /// Sets rules aside: `run` does not apply this digest until a different one comes.
-    pub fn quarantine(&self, digest: &str, revision: &str) -> io::Result<()> {
-        self.replace("quarantine.json", json!({"digest": digest, "revision": revision}).to_string().as_bytes())
+    /// Sets a source state aside: `run` does not apply this revision until another one comes. What was set aside before
+    /// stays so, or a second rollback would bring back what the first one took away.
+    pub fn quarantine(&self, revision: &str) -> io::Result<()> {
+        let mut revisions = self.quarantined();
+        if !revisions.iter().any(|r| r == revision) {
+            revisions.push(revision.to_owned());
+        }
+        self.replace("quarantine.json", json!({ "revisions": revisions }).to_string().as_bytes())
     }
 
-    /// Digest that is set aside.
-    pub fn quarantined(&self) -> Option<String> {
-        let text = std::fs::read(self.directory.join("quarantine.json")).ok()?;
-        let value: Value = serde_json::from_slice(&text).ok()?;
-        value.get("digest")?.as_str().map(str::to_owned)
+    /// Revisions that are set aside, oldest first.
+    pub fn quarantined(&self) -> Vec<String> {
+        let read = || -> Option<Value> {
+            serde_json::from_slice(&std::fs::read(self.directory.join("quarantine.json")).ok()?).ok()
+        };
+        let revisions = read().and_then(|value| value.get("revisions")?.as_array().cloned()).unwrap_or_default();
+        revisions.iter().filter_map(|r| r.as_str().map(str::to_owned)).collect()
     }
 
     /// Lifts the quarantine; none set is no error.
@@ -83,5 +90,26 @@ impl State {
         file.write_all(bytes)?;
         file.sync_data()?;
         std::fs::rename(&new, self.directory.join(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use super::*;
+
+    #[test]
+    fn a_second_rollback_keeps_the_first_one_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::new(&dir.path().join("not-there-yet"));
+        assert!(state.quarantined().is_empty());
+        for revision in ["dir@sha256:3", "dir@sha256:2", "dir@sha256:3"] {
+            state.quarantine(revision).unwrap();
+        }
+        assert_eq!(state.quarantined(), ["dir@sha256:3", "dir@sha256:2"]);
+        state.lift_quarantine().unwrap();
+        state.lift_quarantine().unwrap();
+        assert!(state.quarantined().is_empty());
     }
 }

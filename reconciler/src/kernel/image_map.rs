@@ -47,6 +47,10 @@ impl ImageMap {
         self.map.as_fd()
     }
 
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The map's id in the kernel.
     pub fn id(&self) -> u32 {
         self.id

@@ -17,6 +17,7 @@ pub mod link;
 pub mod neighbour;
 pub mod observe;
 pub mod pins;
+pub mod probe;
 pub mod program;
 pub mod publish;
 mod sys;

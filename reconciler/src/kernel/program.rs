@@ -14,7 +14,7 @@ use super::{KernelError, counters, sys};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BPF_OBJECT"));
 
 /// The program's name in the object.
-const ENTRY: &str = "wayleave";
+pub(super) const ENTRY: &str = "wayleave";
 
 /// Maps that every class and every version of the program shares.
 const SHARED_MAPS: [&str; 4] = ["PORTS", "NEIGHBOURS", "DEVICES", "COUNTERS"];

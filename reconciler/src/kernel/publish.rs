@@ -77,7 +77,8 @@ impl<'k> Staged<'k> {
 }
 
 impl Verified<'_> {
-    /// Makes the candidate live: one write to the outer map. Then reads back what the kernel holds.
+    /// Makes the candidate live: one write to the outer map. Then reads back what the kernel holds: which map the slot
+    /// names, and the digest of the rules in that map's memory.
     pub fn publish(self) -> Result<Generation, KernelError> {
         let Self(staged) = self;
         let generations = staged.programs.generations();
@@ -90,6 +91,8 @@ impl Verified<'_> {
             let found = found.map_or_else(|| "no generation".to_owned(), |id| format!("the image map {id}"));
             return Err(KernelError::ReadBack { generation: number, found });
         }
+        let view = staged.generation.image.view().map_err(KernelError::image("live"))?;
+        view.verify_digest().map_err(KernelError::image("live"))?;
         sys::clear_slot(generations, CANDIDATE)?;
         Ok(staged.generation)
     }

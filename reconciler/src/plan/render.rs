@@ -16,6 +16,12 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
             return match &self.from {
+                Some(from) if from.generation == 0 && from.digest == self.to.digest => {
+                    writeln!(f, "No changes. Both sides carry the same rules.")
+                }
+                Some(from) if from.generation == 0 => {
+                    writeln!(f, "No changes. Every packet meets the same rules; only their files or lines differ.")
+                }
                 Some(from) if from.digest == self.to.digest => {
                     writeln!(f, "No changes. Generation {} already carries these rules.", from.generation)
                 }
@@ -74,7 +80,7 @@ fn effect_words(one: &str, many: &str, count: Count) -> String {
     let Count { changed, gained, lost, dropped, rerouted } = count;
     let unit = if changed == 1 { one } else { many };
     if changed == 0 {
-        return format!("0 {unit} meet another fate");
+        return format!("no {one} changes");
     }
     let ways =
         [(gained, "gain a route"), (lost, "lose their route"), (dropped, "become dropped"), (rerouted, "go elsewhere")];

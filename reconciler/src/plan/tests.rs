@@ -161,7 +161,7 @@ fn objects_beside_routes_are_listed_first() {
 ~ route 10.2.0.0/16: drop (policy branch) → drop (policy core)  [branch.yaml:12]
 
 Effect: 16,646,144 IPv4 addresses change: 16,646,144 go elsewhere
-        0 IPv6 /64s meet another fate
+        no IPv6 /64 changes
 Plan: 6 to add, 3 to change, 4 to remove.
 ";
     assert_eq!(plan.to_string(), expected);
