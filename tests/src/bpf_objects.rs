@@ -68,6 +68,22 @@ impl BpfObjects {
         Ok(objects)
     }
 
+    /// Every object that some process holds open; other users of this machine have theirs, too.
+    pub fn held_open() -> Result<Self> {
+        let mut objects = Self::default();
+        for process in fs::read_dir("/proc")?.flatten() {
+            // Not a process, or one that ended meanwhile.
+            let Ok(descriptors) = fs::read_dir(process.path().join("fdinfo")) else { continue };
+            for descriptor in descriptors.flatten() {
+                let text = fs::read_to_string(descriptor.path()).unwrap_or_default();
+                let id = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u32>().ok());
+                objects.maps.extend(id("map_id:"));
+                objects.programs.extend(id("prog_id:"));
+            }
+        }
+        Ok(objects)
+    }
+
     /// Those of `self` that still exist.
     #[must_use]
     pub fn alive(&self) -> Self {

@@ -25,10 +25,17 @@ static KILLS: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
 
 /// Rules that send the probe to up-a, in a form that `variant` tells apart, over different tables.
 fn rules(variant: u32, list: bool) -> String {
-    let list = if list { "    - {prefixesFrom: many.txt, nextHops: [{name: b}]}\n" } else { "" };
+    let (hop, list) = if list {
+        (
+            "    - {name: b6, via: \"fd77:2::2\", port: uplink-b}\n",
+            "    - {prefixesFrom: many.txt, nextHops: [{name: b6}]}\n",
+        )
+    } else {
+        ("", "")
+    };
     format!(
         "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {{name: probe}}\nspec:\n  nextHops:\n    - {{name: a, via: \
-         10.77.1.2, port: uplink-a}}\n    - {{name: b, via: 10.77.2.2, port: uplink-b}}\n  routes:\n    - {{prefix: \
+         10.77.1.2, port: uplink-a}}\n    - {{name: b, via: 10.77.2.2, port: uplink-b}}\n{hop}  routes:\n    - {{prefix: \
          198.51.100.0/24, nextHops: [{{name: a}}]}}\n    - {{prefix: 192.0.{variant}.0/24, nextHops: [{{name: b}}]}}\n{list}"
     )
 }
@@ -102,13 +109,7 @@ struct Scenario<'s> {
 }
 
 /// Kills `scenario` at its first call, its second, …, until it ends by itself.
-fn kill_everywhere(
-    lab: &Topology,
-    node: &TestNode,
-    scenario: &Scenario,
-    mut before: impl FnMut(usize),
-    after: impl Fn(usize),
-) -> usize {
+fn kill_everywhere(lab: &Topology, node: &TestNode, scenario: &Scenario, mut before: impl FnMut(usize)) -> usize {
     let mut wire = Wire::new(lab);
     let begun = Instant::now();
     let known = BpfObjects::of_wayleave().unwrap();
@@ -153,7 +154,6 @@ fn kill_everywhere(
         wire.flows(lab, &what);
         let again = node.run(&["plan", "--detailed-exitcode"]).unwrap();
         assert_eq!(again.code, Some(0), "{what}: {again:?}");
-        after(nth);
     }
     unreachable!("a command ends")
 }
@@ -192,8 +192,9 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
 fn nothing_left_behind(known: &BpfObjects) {
     let deadline = Instant::now() + 10 * SECOND;
     loop {
-        let unpinned =
-            BpfObjects::of_wayleave().unwrap().without(&BpfObjects::pinned_anywhere().unwrap()).without(known);
+        // Other users of this machine hold theirs open, as a benchmark does; ours are dead.
+        let explained = [BpfObjects::pinned_anywhere().unwrap(), BpfObjects::held_open().unwrap(), known.clone()];
+        let unpinned = explained.iter().fold(BpfObjects::of_wayleave().unwrap(), |left, other| left.without(other));
         if unpinned.is_empty() {
             return;
         }
@@ -202,10 +203,11 @@ fn nothing_left_behind(known: &BpfObjects) {
     }
 }
 
+/// IPv6 routes, each in trie nodes of its own: few of them need more than the smallest class.
 fn many_prefixes() -> String {
-    (0..1u32 << 17).fold(String::new(), |mut list, number| {
-        let [_, a, b, c] = (number * 2).to_be_bytes();
-        writeln!(list, "100.{a}.{b}.{c}/32").unwrap();
+    (0..1u32 << 14).fold(String::new(), |mut list, number| {
+        let [_, a, b, c] = (number << 9 | 1).to_be_bytes();
+        writeln!(list, "2a00:{a:02x}{b:02x}:{c:02x}00::/48").unwrap();
         list
     })
 }
@@ -231,7 +233,7 @@ fn a_killed_process_leaves_the_old_or_the_new_rules() {
         node.write("probe.yaml", &rules(0, false)).unwrap();
         let scenario = Scenario { name: "first apply", arguments: APPLY, live_before: false };
         let clean = |_| drop(node.succeed(&["detach", "--auto-approve"]).unwrap());
-        total += kill_everywhere(&lab, &node, &scenario, clean, |_| ());
+        total += kill_everywhere(&lab, &node, &scenario, clean);
     }
     lab.router.ip("route delete 198.51.100.0/24").unwrap();
 
@@ -242,14 +244,14 @@ fn a_killed_process_leaves_the_old_or_the_new_rules() {
     node.apply().unwrap();
     let scenario = Scenario { name: "change of rules", arguments: APPLY, live_before: true };
     let change = |nth| node.write("probe.yaml", &rules(u32::try_from(nth).unwrap(), false)).unwrap();
-    total += kill_everywhere(&lab, &node, &scenario, change, |_| ());
+    total += kill_everywhere(&lab, &node, &scenario, change);
 
     let scenario = Scenario { name: "rollback", arguments: &["rollback", "--auto-approve"], live_before: true };
     let change = |nth: usize| {
         node.write("probe.yaml", &rules(100 + u32::try_from(nth).unwrap(), false)).unwrap();
         node.apply().unwrap();
     };
-    total += kill_everywhere(&lab, &node, &scenario, change, |_| ());
+    total += kill_everywhere(&lab, &node, &scenario, change);
 
     let scenario = Scenario { name: "another version of the program", arguments: APPLY, live_before: true };
     let change = |nth: usize| {
@@ -261,7 +263,7 @@ fn a_killed_process_leaves_the_old_or_the_new_rules() {
             fs::rename(class.join(format!("{role}{}", object_id())), other).unwrap();
         }
     };
-    total += kill_everywhere(&lab, &node, &scenario, change, |_| ());
+    total += kill_everywhere(&lab, &node, &scenario, change);
 
     // A class never shrinks, so each round starts anew.
     fs::write(node.source().join("many.txt"), many_prefixes()).unwrap();
@@ -272,7 +274,8 @@ fn a_killed_process_leaves_the_old_or_the_new_rules() {
         node.apply().unwrap();
         node.write("probe.yaml", &rules(2, true)).unwrap();
     };
-    total += kill_everywhere(&lab, &node, &scenario, change, |_| ());
+    total += kill_everywhere(&lab, &node, &scenario, change);
+    assert!(!node.pins().join("class-20").exists(), "the class has grown");
 
     println!("{total} kills");
     for (call, kills) in &*KILLS.lock().unwrap() {

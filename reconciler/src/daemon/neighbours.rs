@@ -23,6 +23,8 @@ pub struct Unresolved {
     pub next_hop: String,
     pub via: IpAddr,
     pub port: String,
+    /// Known until now.
+    pub lost: bool,
 }
 
 /// Writes the devices of the image's ports.
@@ -99,12 +101,14 @@ fn write_known(
             source: mac(link.mac.unwrap_or_default()),
             mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
         });
+        let before = tables.neighbour(hop.id)?;
         if neighbour.is_none() {
             let next_hop = format!("{}/{}", hop.policy, hop.name);
-            unresolved.push(Unresolved { next_hop, via: hop.via, port: hop.port.to_owned() });
+            let lost = before.is_some();
+            unresolved.push(Unresolved { next_hop, via: hop.via, port: hop.port.to_owned(), lost });
         }
         // Equal words are not written: readers on other CPUs keep the cache line.
-        if tables.neighbour(hop.id)? != neighbour {
+        if before != neighbour {
             tables.set_neighbour(hop.id, neighbour.as_ref())?;
         }
     }

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::kernel::tables::Tables;
-use crate::kernel::watch::Watch;
+use crate::kernel::watch::{Event, Watch};
 use crate::policy::Severity;
 use crate::reconcile::{Outcome, Schedule};
 
@@ -39,7 +39,8 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
     let (hints, mut hinted) = mpsc::channel::<()>(1);
     let mut files = FileWatch::new(source, hints);
     let mut schedule = Schedule::new(node.config.settle, node.config.rescan_interval, Instant::now());
-    let mut daemon = Daemon { node, source, state: State::new(&node.config.state_dir), last: None };
+    let state = State::new(&node.config.state_dir);
+    let mut daemon = Daemon { node, source, state, link_changed: false, last: None };
     let mut refresh_at: Option<Instant> = None;
     let mut ready = false;
     let mut revalidate = tokio::time::interval(REVALIDATE);
@@ -53,13 +54,14 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
             _ = hangup.recv() => schedule.hint(Instant::now()),
             Some(()) = hinted.recv() => schedule.hint(Instant::now()),
             changed = changes.next() => {
-                changed?;
+                daemon.link_changed |= matches!(changed?, Event::Link(_) | Event::Lost);
                 refresh_at.get_or_insert(Instant::now() + NETLINK_SETTLE);
             }
             _ = revalidate.tick() => daemon.revalidate().await,
             () = tokio::time::sleep_until(refresh.into()) => {
                 refresh_at = None;
-                if daemon.refresh().await {
+                let link_changed = std::mem::take(&mut daemon.link_changed);
+                if daemon.refresh(link_changed).await {
                     schedule.hint(Instant::now());
                 }
             }
@@ -91,6 +93,8 @@ struct Daemon<'a> {
     node: &'a Node,
     source: &'a Path,
     state: State,
+    /// A device has changed since the last refresh.
+    link_changed: bool,
     /// How the last look ended, to log changes of it.
     last: Option<Sync>,
 }
@@ -172,8 +176,8 @@ impl Daemon<'_> {
     }
 
     /// Brings ports and neighbours up to date; says whether devices or addresses changed so that rules must.
-    async fn refresh(&self) -> bool {
-        match self.try_refresh().await {
+    async fn refresh(&self, link_changed: bool) -> bool {
+        match self.try_refresh(link_changed).await {
             Ok(again) => again,
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "neighbours were not refreshed");
@@ -197,14 +201,19 @@ impl Daemon<'_> {
         Ok(())
     }
 
-    async fn try_refresh(&self) -> Result<bool, NodeError> {
+    async fn try_refresh(&self, link_changed: bool) -> Result<bool, NodeError> {
         let observed = self.node.observe()?;
         let Some(live) = &observed.live else { return Ok(true) };
         let facts = self.node.facts().await?;
         let view = live.image.view()?;
         let mut tables = Tables::open(&self.node.pins)?;
         neighbours::write_devices(&mut tables, &view, &facts)?;
-        neighbours::refresh_neighbours(&mut tables, &view, &facts).await?;
+        let unresolved = neighbours::refresh_neighbours(&mut tables, &view, &facts).await?;
+        // A link that went down or got another MAC has taken its neighbours with it, and no packet asks for them again.
+        // Only for what was known or may have become reachable: asking makes events, too.
+        if unresolved.iter().any(|next_hop| next_hop.lost || link_changed) {
+            neighbours::revalidate(&mut tables, &view, &facts).await?;
+        }
         let locals: Vec<_> = view.locals().collect();
         let moved = facts
             .ports
