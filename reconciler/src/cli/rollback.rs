@@ -6,7 +6,7 @@ use super::node::{self, block_on, fail};
 use super::{Exit, Global, apply::carry_out, note};
 use crate::daemon::apply::propose_rollback;
 use crate::daemon::node::NodeError;
-use crate::daemon::state::State;
+use crate::daemon::state::{SetAside, State};
 
 /// Publish the rules of an older generation again
 ///
@@ -29,7 +29,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let here = Path::new(".");
     let live = match node.observe() {
         Ok(observed) => match &observed.live {
-            Some(live) => Some(live.image.view()?.revision().to_owned()),
+            Some(live) => {
+                let view = live.image.view()?;
+                Some(SetAside { revision: view.revision().to_owned(), digest: view.digest().to_string() })
+            }
             None => None,
         },
         Err(error) => return fail(error, here),
@@ -42,15 +45,13 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let untouched = state.quarantined().is_empty();
     let set_aside = live.filter(|_| !proposal.is_live());
     // Before publishing: a running daemon must not bring it back in between.
-    if let Some(revision) = &set_aside {
-        state
-            .quarantine(revision)
-            .map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })?;
+    if let Some(aside) = set_aside.clone() {
+        state.quarantine(aside).map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })?;
     }
     match carry_out(&node, proposal, args.auto_approve) {
         Ok(Ok(Exit::Ok)) => {
-            if let Some(revision) = set_aside {
-                note(&format!("set aside until a different source comes: {revision}"));
+            if let Some(aside) = set_aside {
+                note(&format!("set aside until a different source comes: {}", aside.revision));
             }
             Ok(Exit::Ok)
         }

@@ -114,7 +114,8 @@ fn sync(state: &State) -> Value {
         }
         None => json!({"state": "manual", "daemon": "never run"}),
     };
-    sync["quarantined"] = state.quarantined().into();
+    let aside: Vec<String> = state.quarantined().into_iter().map(|a| a.revision).collect();
+    sync["quarantined"] = if aside.is_empty() { Value::Null } else { aside.into() };
     sync
 }
 

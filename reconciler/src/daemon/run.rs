@@ -142,11 +142,14 @@ impl Daemon<'_> {
 
     async fn reconcile(&self, revision: &mut Option<String>, unresolved: &mut Vec<String>) -> Result<Sync, NodeError> {
         let proposal = propose_degraded(self.node, self.source).await?;
-        let desired = proposal.desired()?.revision().to_owned();
+        let (desired, digest) = {
+            let view = proposal.desired()?;
+            (view.revision().to_owned(), view.digest().to_string())
+        };
         *revision = Some(desired.clone());
         let aside = self.state.quarantined();
         // Live again all the same: an operator brought it back, or the rollback was interrupted before its publish.
-        if aside.contains(&desired) && !proposal.is_live() {
+        if aside.iter().any(|a| a.matches(&desired, &digest)) && !proposal.is_live() {
             return Ok(Sync::Quarantined);
         }
         if !aside.is_empty()

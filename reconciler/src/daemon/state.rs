@@ -34,6 +34,24 @@ pub struct Attempt {
     pub unresolved: Vec<String>,
 }
 
+/// A source state that an operator rolled back from.
+///
+/// A source is the same while either says so: a comment beside the policies makes another revision, and another address of
+/// the node makes another digest, but neither makes a bad change good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SetAside {
+    pub revision: String,
+    /// Of the rules that it compiled to.
+    pub digest: String,
+}
+
+impl SetAside {
+    /// Whether a source of this revision, compiled to these rules, is what was set aside.
+    pub fn matches(&self, revision: &str, digest: &str) -> bool {
+        self.revision == revision || self.digest == digest
+    }
+}
+
 /// The state directory of one node.
 #[derive(Clone, Debug)]
 pub struct State {
@@ -55,23 +73,25 @@ impl State {
         serde_json::from_slice(&std::fs::read(self.directory.join("attempt.json")).ok()?).ok()
     }
 
-    /// Sets a source state aside: `run` does not apply this revision until another one comes. What was set aside before
-    /// stays so, or a second rollback would bring back what the first one took away.
-    pub fn quarantine(&self, revision: &str) -> io::Result<()> {
-        let mut revisions = self.quarantined();
-        if !revisions.iter().any(|r| r == revision) {
-            revisions.push(revision.to_owned());
+    /// Sets a source state aside: `run` does not apply it until another one comes. What was set aside before stays so, or a
+    /// second rollback would bring back what the first one took away.
+    pub fn quarantine(&self, aside: SetAside) -> io::Result<()> {
+        let mut all = self.quarantined();
+        if !all.contains(&aside) {
+            all.push(aside);
         }
-        self.replace("quarantine.json", json!({ "revisions": revisions }).to_string().as_bytes())
+        self.replace("quarantine.json", json!({ "set_aside": all }).to_string().as_bytes())
     }
 
-    /// Revisions that are set aside, oldest first.
-    pub fn quarantined(&self) -> Vec<String> {
+    /// What is set aside, oldest first.
+    pub fn quarantined(&self) -> Vec<SetAside> {
         let read = || -> Option<Value> {
             serde_json::from_slice(&std::fs::read(self.directory.join("quarantine.json")).ok()?).ok()
         };
-        let revisions = read().and_then(|value| value.get("revisions")?.as_array().cloned()).unwrap_or_default();
-        revisions.iter().filter_map(|r| r.as_str().map(str::to_owned)).collect()
+        let all = read().and_then(|value| value.get("set_aside")?.as_array().cloned()).unwrap_or_default();
+        let text = |entry: &Value, key: &str| entry.get(key)?.as_str().map(str::to_owned);
+        let entry = |e: &Value| Some(SetAside { revision: text(e, "revision")?, digest: text(e, "digest")? });
+        all.iter().filter_map(entry).collect()
     }
 
     /// Lifts the quarantine; none set is no error.
@@ -104,10 +124,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::new(&dir.path().join("not-there-yet"));
         assert!(state.quarantined().is_empty());
-        for revision in ["dir@sha256:3", "dir@sha256:2", "dir@sha256:3"] {
-            state.quarantine(revision).unwrap();
+        let aside = |n: u8| SetAside { revision: format!("dir@sha256:{n}"), digest: format!("{n}{n}") };
+        for n in [3, 2, 3] {
+            state.quarantine(aside(n)).unwrap();
         }
-        assert_eq!(state.quarantined(), ["dir@sha256:3", "dir@sha256:2"]);
+        assert_eq!(state.quarantined(), [aside(3), aside(2)]);
+        assert!(aside(3).matches("dir@sha256:3", "an address changed"));
+        assert!(aside(3).matches("a README changed", "33"));
+        assert!(!aside(3).matches("dir@sha256:4", "44"));
         state.lift_quarantine().unwrap();
         state.lift_quarantine().unwrap();
         assert!(state.quarantined().is_empty());
