@@ -89,7 +89,8 @@ fn a_mixture_would_show(one: &View, other: &View) {
             IpAddr::V4(a) => lookup::v4(view.bytes(), a.to_bits()).unwrap(),
             IpAddr::V6(a) => {
                 let bits = a.to_bits();
-                lookup::v6(view.bytes(), (bits >> 64) as u64, bits as u64).unwrap()
+                let low = u64::try_from(bits & u128::from(u64::MAX)).unwrap();
+                lookup::v6(view.bytes(), (bits >> 64) as u64, low).unwrap()
             }
         };
         let only_x = ["uplink-a".to_owned()];
