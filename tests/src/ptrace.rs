@@ -71,7 +71,7 @@ pub fn kill_before(command: &mut Command, nth: usize) -> Result<Fate> {
     ensure!(tid == leader && libc::WIFSTOPPED(status), "the process did not stop at its start: {status:#x}");
     let options =
         libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK;
-    ptrace(libc::PTRACE_SETOPTIONS, leader, options.try_into()?)?;
+    ptrace(libc::PTRACE_SETOPTIONS, leader, options.into())?;
     ptrace(libc::PTRACE_SYSCALL, leader, 0)?;
     let mut calls = 0;
     loop {
@@ -99,7 +99,7 @@ pub fn kill_before(command: &mut Command, nth: usize) -> Result<Fate> {
             signal => deliver = signal,
         }
         // A thread may have died meanwhile; its end is reported next.
-        let _ = ptrace(libc::PTRACE_SYSCALL, tid, deliver.try_into()?);
+        let _ = ptrace(libc::PTRACE_SYSCALL, tid, deliver.into());
     }
 }
 
