@@ -88,9 +88,8 @@ fn a_mixture_would_show(one: &View, other: &View) {
         let target = |view: &View| match address.parse::<IpAddr>().unwrap() {
             IpAddr::V4(a) => lookup::v4(view.bytes(), a.to_bits()).unwrap(),
             IpAddr::V6(a) => {
-                let bits = a.to_bits();
-                let low = u64::try_from(bits & u128::from(u64::MAX)).unwrap();
-                lookup::v6(view.bytes(), (bits >> 64) as u64, low).unwrap()
+                let (high, low) = (a.to_bits() >> 64, a.to_bits() & u128::from(u64::MAX));
+                lookup::v6(view.bytes(), high.try_into().unwrap(), low.try_into().unwrap()).unwrap()
             }
         };
         let only_x = ["uplink-a".to_owned()];

@@ -262,10 +262,17 @@ fn a_rollback_stays_until_the_source_changes() {
     wire.wait_for('b', begun, "the second");
     node.succeed(&["rollback", "--auto-approve"]).unwrap();
     assert_eq!(wire.probe().map(|(at, _)| at), Some('a'));
-    // It looks again, at once and after a touch, and does not undo it.
+    // It looks again, at once, after the same bytes were written once more, after a file beside the policies made another
+    // revision, and after an address made other rules; and it does not undo it.
     daemon.signal(Signal::HUP);
     thread::sleep(SECOND / 2);
+    node.write("probe.yaml", &rules('b', "bad idea")).unwrap();
+    thread::sleep(SECOND / 2);
     fs::write(node.source().join("README"), "not a policy").unwrap();
+    thread::sleep(SECOND / 2);
+    fs::remove_file(node.source().join("README")).unwrap();
+    lab.router.ip("address add 10.99.0.1/32 dev lo").unwrap();
+    thread::sleep(SECOND / 2);
     let status = wait_for_status(&node, "set aside", |status| status["sync"]["state"] == "quarantined");
     assert_eq!(status["generation"], 3);
     assert_eq!(wire.probe().map(|(at, _)| at), Some('a'));
