@@ -23,10 +23,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let node = match node::load(global)? {
-        Ok(node) => node,
-        Err(exit) => return Ok(exit),
-    };
+    let node = node::load(global)?;
     let source = node::source(args.source.as_ref(), &node);
     let proposal = match block_on(propose(&node, &source))? {
         Ok(proposal) => proposal,

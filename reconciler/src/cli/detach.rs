@@ -12,10 +12,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let node = match node::load(global)? {
-        Ok(node) => node,
-        Err(exit) => return Ok(exit),
-    };
+    let node = node::load(global)?;
     if !args.auto_approve {
         let live = node.observe()?.live_number();
         note(&format!(

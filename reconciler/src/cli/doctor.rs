@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use clap::ValueEnum;
 use serde_json::json;
 
 use super::node::block_on;
-use super::{Exit, Global, print};
+use super::{Exit, Format, Global, print};
 use crate::daemon::node::Node;
 use crate::kernel::link::{Link, XdpMode, links};
 use crate::kernel::probe;
@@ -28,12 +27,6 @@ const NO_MEMLOCK_SINCE: (u32, u32) = (5, 11);
 pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Format::Human)]
     format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Human,
-    Json,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,8 @@
 //! `wayleave history`: what was published on this node, when, and by whom.
 
-use clap::ValueEnum;
 use serde_json::json;
 
-use super::{Exit, Global, node, print};
+use super::{Exit, Format, Global, node, print};
 use crate::daemon::journal::{Entry, Event};
 use crate::daemon::time::rfc3339;
 use crate::kernel::observe::Observed;
@@ -13,12 +12,6 @@ use crate::kernel::observe::Observed;
 pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Format::Human)]
     format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Human,
-    Json,
 }
 
 /// Generations that the kernel holds and the journal does not know: their process was killed right after the publish.
@@ -43,10 +36,7 @@ fn unrecorded(entries: &[Entry], observed: &Observed) -> anyhow::Result<Vec<Entr
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let node = match node::load(global)? {
-        Ok(node) => node,
-        Err(exit) => return Ok(exit),
-    };
+    let node = node::load(global)?;
     let observed = node.observe()?;
     let mut entries = node.journal.read()?;
     let unrecorded = unrecorded(&entries, &observed)?;

@@ -24,7 +24,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// Where a node's configuration is looked for.
 const CONFIG_DEFAULT: &str = "/etc/wayleave/config.yaml";
@@ -57,6 +57,13 @@ impl Global {
     pub(crate) fn config_path(&self) -> &Path {
         self.config.as_deref().unwrap_or(Path::new(CONFIG_DEFAULT))
     }
+}
+
+/// How a command writes its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Human,
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -121,6 +128,11 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// The command has ended this way and has said why; nothing is left to print.
+#[derive(Debug, thiserror::Error)]
+#[error("ended with {0:?}")]
+pub(crate) struct Ended(pub(crate) Exit);
+
 /// Parses the command line, runs the command, and says how it ended.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -134,6 +146,9 @@ pub fn main() -> ExitCode {
     match dispatch(&cli) {
         Ok(exit) => exit.into(),
         Err(error) => {
+            if let Some(Ended(exit)) = error.downcast_ref() {
+                return (*exit).into();
+            }
             note(&format!("error: {error:#}"));
             Exit::Error.into()
         }

@@ -6,25 +6,25 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use super::{Exit, Global, note, report};
+use super::{Ended, Exit, Global, note, report};
 use crate::daemon::node::{Node, NodeError};
 use crate::policy::{self, Diagnostic};
 use crate::reconcile::Step;
 use crate::source::{self, Limits, SourceFile};
 
-/// The node that the config names, or how the command ends when the config has faults.
-pub(crate) fn load(global: &Global) -> anyhow::Result<Result<Node, Exit>> {
+/// The node that the config names; a config with faults ends the command once they are shown.
+pub(crate) fn load(global: &Global) -> anyhow::Result<Node> {
     let path = global.config_path();
     let text = std::fs::read(path).with_context(|| {
         format!("the node's configuration `{}` cannot be read; name one with --config", path.display())
     })?;
     match policy::node_config(&text, path) {
-        Ok(config) => Ok(Ok(Node::new(config))),
+        Ok(config) => Ok(Node::new(config)),
         Err(diagnostics) => {
             let mut texts = report::Texts::default();
             texts.insert(path.display().to_string(), &text);
             note(report::human(&diagnostics, &texts, report::stderr_takes_colour()).trim_end());
-            Ok(Err(Exit::Invalid))
+            Err(Ended(Exit::Invalid).into())
         }
     }
 }

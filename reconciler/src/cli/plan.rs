@@ -3,10 +3,8 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
-
 use super::node::{self, block_on, fail};
-use super::{Exit, Global, note, print};
+use super::{Exit, Format, Global, note, print};
 use crate::compile::{Image, LiveIds, NodeFacts, compile};
 use crate::daemon::apply::propose;
 use crate::daemon::node::NodeError;
@@ -33,19 +31,10 @@ pub(crate) struct Args {
     detailed_exitcode: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Human,
-    Json,
-}
-
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let named = args.source.as_ref().or(args.to.as_ref());
     let (plan, steps) = if args.from == Path::new("live") {
-        let node = match node::load(global)? {
-            Ok(node) => node,
-            Err(exit) => return Ok(exit),
-        };
+        let node = node::load(global)?;
         let source = node::source(named, &node);
         match block_on(propose(&node, &source))? {
             Ok(proposal) => {
@@ -57,10 +46,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     } else {
         let to = match named {
             Some(to) => to.clone(),
-            None => match node::load(global)? {
-                Ok(node) => node.config.source_directory,
-                Err(exit) => return Ok(exit),
-            },
+            None => node::load(global)?.config.source_directory,
         };
         let from = match offline(&args.from, &LiveIds::default()) {
             Ok(image) => image,

@@ -22,10 +22,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let node = match node::load(global)? {
-        Ok(node) => node,
-        Err(exit) => return Ok(exit),
-    };
+    let node = node::load(global)?;
     let here = Path::new(".");
     let live = match node.observe() {
         Ok(observed) => match &observed.live {

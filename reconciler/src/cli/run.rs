@@ -33,10 +33,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
         LogFormat::Json => log.json().init(),
     }
-    let node = match node::load(global)? {
-        Ok(node) => node,
-        Err(exit) => return Ok(exit),
-    };
+    let node = node::load(global)?;
     let source = node::source(args.source.as_ref(), &node);
     block_on(daemon(&node, &source))??;
     Ok(Exit::Ok)

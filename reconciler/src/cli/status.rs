@@ -2,13 +2,12 @@
 
 use std::fmt::Write as _;
 
-use clap::ValueEnum;
 use fib::Verdict;
 use fib::layout::Section;
 use serde_json::{Value, json};
 
 use super::node::{self, block_on};
-use super::{Exit, Global, print};
+use super::{Exit, Format, Global, print};
 use crate::daemon::node::Node;
 use crate::daemon::state::State;
 use crate::daemon::time::rfc3339;
@@ -24,17 +23,8 @@ pub(crate) struct Args {
     format: Format,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Human,
-    Json,
-}
-
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
-    let node = match node::load(global)? {
-        Ok(node) => node,
-        Err(exit) => return Ok(exit),
-    };
+    let node = node::load(global)?;
     let observed = node.observe()?;
     let links = block_on(links())??;
     let status = document(&node, &observed, &links)?;

@@ -5,12 +5,11 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use clap::ValueEnum;
 use fib::{Image, Neighbour};
 
 use super::node::{self, block_on, fail};
 use super::plan::offline;
-use super::{Exit, Global, note, print};
+use super::{Exit, Format, Global, note, print};
 use crate::compile::{LiveIds, View};
 use crate::daemon::apply::propose;
 use crate::kernel::tables::Tables;
@@ -50,12 +49,6 @@ pub(crate) struct Args {
     format: Format,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Human,
-    Json,
-}
-
 /// What the verdict asks of the node: nothing offline, the kernel's tables on a node.
 enum Asked {
     Offline,
@@ -82,10 +75,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             Err(error) => fail(error, &args.against),
         };
     }
-    let node = match node::load(global)? {
-        Ok(node) => node,
-        Err(exit) => return Ok(exit),
-    };
+    let node = node::load(global)?;
     if args.against == Path::new("candidate") {
         let source = node.config.source_directory.clone();
         return match block_on(propose(&node, &source))? {

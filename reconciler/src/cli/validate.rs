@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::ValueEnum;
 
-use super::{Exit, Global, note, print, report};
+use super::{Exit, Format, Global, note, print, report};
 use crate::policy::{self, Diagnostic, NodeConfig, Policy};
 use crate::source::{self, Limits, Snapshot, SourceFile};
 
@@ -17,12 +16,6 @@ pub(crate) struct Args {
     sources: Vec<PathBuf>,
     #[arg(long, value_enum, default_value_t = Format::Human)]
     format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Human,
-    Json,
 }
 
 /// One source as it was read, with the path that its files are shown under.
