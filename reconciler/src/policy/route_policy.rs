@@ -44,8 +44,15 @@ enum Says {
     Unclear,
 }
 
-/// Reads the document `root` of `file` into `run`.
-pub(super) fn read_route_policy<'s>(run: &mut Run<'s>, file: &'s str, root: &Node, written: document::RoutePolicy) {
+/// Reads the document `root` of `file` into `run`. One that is not `whole` has lost routes with faults: what seems unused in
+/// it may be used there.
+pub(super) fn read_route_policy<'s>(
+    run: &mut Run<'s>,
+    file: &'s str,
+    root: &Node,
+    written: document::RoutePolicy,
+    whole: bool,
+) {
     let file_id = run.use_file(file);
     let policy = u32::try_from(run.policies.len()).unwrap_or(u32::MAX);
     let mut reader = Reader {
@@ -66,7 +73,9 @@ pub(super) fn read_route_policy<'s>(run: &mut Run<'s>, file: &'s str, root: &Nod
     for (index, route) in written.spec.routes.iter().enumerate() {
         reader.read_route(index, route);
     }
-    reader.report_unused();
+    if whole {
+        reader.report_unused();
+    }
     let Reader { run, next_hops, groups, .. } = reader;
     run.policies.push(RoutePolicy {
         name: written.metadata.name,

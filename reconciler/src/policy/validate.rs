@@ -10,7 +10,7 @@ use super::document;
 use super::route_policy::read_route_policy;
 use super::routes::RouteTable;
 use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
-use super::yaml::{self, Node, Step};
+use super::yaml::{self, Node, Step, Value};
 use super::{Policy, RoutePolicy, limits};
 
 /// What validation made of a snapshot.
@@ -89,6 +89,28 @@ pub(super) fn file_fault(file: &str, fault: &FileFault) -> Diagnostic {
     Diagnostic::new(code, file, None, fault.to_string()).help(help)
 }
 
+/// The document without the routes that `diagnostics` point into; `None` when they point elsewhere only.
+fn without_faulty_routes(root: &Node, diagnostics: &[Diagnostic]) -> Option<Node> {
+    let mut rest = root.clone();
+    let routes = rest.entry_mut("spec")?.entry_mut("routes")?;
+    let Value::List(items) = &mut routes.value else { return None };
+    let starts: Vec<_> = items.iter().map(|item| item.span.start).collect();
+    // A block mapping's span is its first key: a route reaches to where the next one begins.
+    let faulty: HashSet<usize> = diagnostics
+        .iter()
+        .filter_map(|d| {
+            let at = d.span?.start;
+            starts.partition_point(|start| *start <= at).checked_sub(1)
+        })
+        .collect();
+    let mut index = 0;
+    items.retain(|_| {
+        index += 1;
+        !faulty.contains(&(index - 1))
+    });
+    (items.len() < starts.len()).then_some(rest)
+}
+
 impl<'s> Run<'s> {
     fn document(&mut self, file: &'s str, bytes: &'s [u8], names: &mut HashMap<String, (String, Span)>) {
         let text = match yaml::decode(file, bytes) {
@@ -100,10 +122,17 @@ impl<'s> Run<'s> {
         };
         let parsed = yaml::parse(file, text);
         self.faults.extend(parsed.diagnostics);
-        let Some(root) = parsed.root else { return };
+        let Some(mut root) = parsed.root else { return };
+        let mut whole = true;
         if let Err(diagnostics) = schema::check(file, &root, POLICY_KINDS, CONFIG_KINDS) {
+            // The other routes are read all the same, so that one run shows every fault.
+            let rest = without_faulty_routes(&root, &diagnostics);
             self.faults.extend(diagnostics);
-            return;
+            let Some(rest) = rest.filter(|r| schema::check(file, r, POLICY_KINDS, CONFIG_KINDS).is_ok()) else {
+                return;
+            };
+            root = rest;
+            whole = false;
         }
         let written: document::RoutePolicy = match schema::typed(file, &root) {
             Ok(written) => written,
@@ -113,7 +142,7 @@ impl<'s> Run<'s> {
             }
         };
         self.claim_name(file, &root, &written.metadata.name, names);
-        read_route_policy(self, file, &root, written);
+        read_route_policy(self, file, &root, written, whole);
     }
 
     fn claim_name(&mut self, file: &str, root: &Node, name: &str, names: &mut HashMap<String, (String, Span)>) {
