@@ -4,7 +4,7 @@
 //!
 //! `source -> policy -> compile -> plan -> stage -> verify -> publish -> report`
 //!
-//! Read the modules in that order. Only [`source`], [`kernel`], [`daemon`] and [`cli`] touch files, clocks, sockets or the
+//! Read the modules in that order. Only [`source`], [`kernel`], [`daemon`], [`demo`] and [`cli`] touch files, clocks, sockets or the
 //! environment; everything between them is a pure function of its arguments (`clippy.toml` names what they may not call).
 
 #[allow(clippy::disallowed_methods, reason = "reads the files")]

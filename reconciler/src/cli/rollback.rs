@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         Err(error) => return fail(error, here),
     };
     let state = State::new(&node.config.state_dir);
-    let untouched = state.quarantined().is_empty();
+    let untouched = state.quarantined()?.is_empty();
     let set_aside = live.filter(|_| !proposal.is_live());
     // Before publishing: a running daemon must not bring it back in between.
     if let Some(aside) = set_aside.clone() {

@@ -104,8 +104,11 @@ fn sync(state: &State) -> Value {
         }
         None => json!({"state": "manual", "daemon": "never run"}),
     };
-    let aside: Vec<String> = state.quarantined().into_iter().map(|a| a.revision).collect();
-    sync["quarantined"] = if aside.is_empty() { Value::Null } else { aside.into() };
+    sync["quarantined"] = match state.quarantined() {
+        Ok(aside) if aside.is_empty() => Value::Null,
+        Ok(aside) => aside.into_iter().map(|a| a.revision).collect::<Vec<_>>().into(),
+        Err(error) => error.to_string().into(),
+    };
     sync
 }
 

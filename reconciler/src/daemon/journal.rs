@@ -88,7 +88,7 @@ impl Journal {
             Err(e) => return Err(e),
         };
         let mut entries = Vec::new();
-        for line in BufReader::new(file).lines() {
+        for line in BufReader::new(file).split(b'\n') {
             entries.extend(parse(&line?));
         }
         Ok(entries)
@@ -96,8 +96,8 @@ impl Journal {
 }
 
 /// One line; `None` when it is torn or of another format.
-fn parse(line: &str) -> Option<Entry> {
-    let line: Value = serde_json::from_str(line).ok()?;
+fn parse(line: &[u8]) -> Option<Entry> {
+    let line: Value = serde_json::from_slice(line).ok()?;
     let number = |key: &str| line.get(key)?.as_u64();
     let text = |key: &str| line.get(key)?.as_str().map(str::to_owned);
     if number("format_version")? != u64::from(FORMAT_VERSION) {
@@ -146,7 +146,7 @@ mod tests {
         let first = Entry { generation: 1, ..Entry::new(Event::Applied, 5) };
         let second = Entry { generation: 2, ..Entry::new(Event::RolledBack, 6) };
         journal.append(&first).unwrap();
-        OpenOptions::new().append(true).open(&journal.path).unwrap().write_all(b"{\"format_ver").unwrap();
+        OpenOptions::new().append(true).open(&journal.path).unwrap().write_all(b"{\"format_ver\xff\0").unwrap();
         journal.append(&second).unwrap();
         assert_eq!(journal.read().unwrap(), [first, second]);
     }

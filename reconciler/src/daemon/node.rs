@@ -47,7 +47,7 @@ pub enum NodeError {
     NoGeneration { number: u64 },
     #[error("nothing older than generation {live} is retained; there is nothing to roll back to")]
     NothingOlder { live: u64 },
-    #[error("the state directory {} cannot be written", path.display())]
+    #[error("the state directory {} cannot be used", path.display())]
     State { path: std::path::PathBuf, source: io::Error },
 }
 
@@ -178,7 +178,9 @@ impl Node {
     /// What the steps are computed from: the kernel's side.
     pub fn found(&self, observed: &Observed) -> Result<Found, NodeError> {
         let live_digest = observed.live.as_ref().map(|g| g.image.view().map(|v| v.digest().0)).transpose()?;
-        let journalled = self.journal.read().unwrap_or_default().iter().map(|e| e.generation).max();
+        // A journal that cannot be read could not be written after the publish either: better to know before.
+        let state = |source| NodeError::State { path: self.config.state_dir.clone(), source };
+        let journalled = self.journal.read().map_err(state)?.iter().map(|e| e.generation).max();
         let pinned = self.pins.generation_numbers()?.last().copied();
         Ok(Found {
             live: observed.live_number(),

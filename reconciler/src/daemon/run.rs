@@ -147,7 +147,8 @@ impl Daemon<'_> {
             (view.revision().to_owned(), view.digest().to_string())
         };
         *revision = Some(desired.clone());
-        let aside = self.state.quarantined();
+        let state = |source| NodeError::State { path: self.node.config.state_dir.clone(), source };
+        let aside = self.state.quarantined().map_err(state)?;
         // Live again all the same: an operator brought it back, or the rollback was interrupted before its publish.
         if aside.iter().any(|a| a.matches(&desired, &digest)) && !proposal.is_live() {
             return Ok(Sync::Quarantined);

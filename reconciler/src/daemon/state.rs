@@ -76,22 +76,27 @@ impl State {
     /// Sets a source state aside: `run` does not apply it until another one comes. What was set aside before stays so, or a
     /// second rollback would bring back what the first one took away.
     pub fn quarantine(&self, aside: SetAside) -> io::Result<()> {
-        let mut all = self.quarantined();
+        let mut all = self.quarantined()?;
         if !all.contains(&aside) {
             all.push(aside);
         }
         self.replace("quarantine.json", json!({ "set_aside": all }).to_string().as_bytes())
     }
 
-    /// What is set aside, oldest first.
-    pub fn quarantined(&self) -> Vec<SetAside> {
-        let read = || -> Option<Value> {
-            serde_json::from_slice(&std::fs::read(self.directory.join("quarantine.json")).ok()?).ok()
+    /// What is set aside, oldest first. A file that is there and cannot be read is an error, never "nothing": what was
+    /// rolled back would come back.
+    pub fn quarantined(&self) -> io::Result<Vec<SetAside>> {
+        let bytes = match std::fs::read(self.directory.join("quarantine.json")) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e),
         };
-        let all = read().and_then(|value| value.get("set_aside")?.as_array().cloned()).unwrap_or_default();
+        let damaged = || io::Error::new(io::ErrorKind::InvalidData, "quarantine.json is damaged; remove it to go on");
+        let value: Value = serde_json::from_slice(&bytes).map_err(|_| damaged())?;
+        let all = value.get("set_aside").and_then(Value::as_array).ok_or_else(damaged)?;
         let text = |entry: &Value, key: &str| entry.get(key)?.as_str().map(str::to_owned);
         let entry = |e: &Value| Some(SetAside { revision: text(e, "revision")?, digest: text(e, "digest")? });
-        all.iter().filter_map(entry).collect()
+        all.iter().map(|e| entry(e).ok_or_else(damaged)).collect()
     }
 
     /// Lifts the quarantine; none set is no error.
@@ -123,17 +128,21 @@ mod tests {
     fn a_second_rollback_keeps_the_first_one_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::new(&dir.path().join("not-there-yet"));
-        assert!(state.quarantined().is_empty());
+        assert!(state.quarantined().unwrap().is_empty());
         let aside = |n: u8| SetAside { revision: format!("dir@sha256:{n}"), digest: format!("{n}{n}") };
         for n in [3, 2, 3] {
             state.quarantine(aside(n)).unwrap();
         }
-        assert_eq!(state.quarantined(), [aside(3), aside(2)]);
+        assert_eq!(state.quarantined().unwrap(), [aside(3), aside(2)]);
         assert!(aside(3).matches("dir@sha256:3", "an address changed"));
         assert!(aside(3).matches("a README changed", "33"));
         assert!(!aside(3).matches("dir@sha256:4", "44"));
         state.lift_quarantine().unwrap();
         state.lift_quarantine().unwrap();
-        assert!(state.quarantined().is_empty());
+        assert!(state.quarantined().unwrap().is_empty());
+        for damaged in ["", "{", "{}", r#"{"set_aside": [{"revision": 1}]}"#] {
+            std::fs::write(state.directory.join("quarantine.json"), damaged).unwrap();
+            assert!(state.quarantined().is_err(), "{damaged}");
+        }
     }
 }
