@@ -170,11 +170,14 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     let class = format!("class-{}", capacity.trailing_zeros());
     assert_eq!(names(""), [class.as_str(), "generation", "link", "maps"], "{what}");
     let object = object_id();
-    let programs = ["CANDIDATE_COUNTERS-", "candidate-", "live-"].map(|role| format!("{role}{object}"));
-    let mut expected = programs.to_vec();
-    expected.insert(1, "GENERATIONS".to_owned());
+    let mut expected = OBJECTS.map(|role| format!("{role}{object}")).to_vec();
+    expected.insert(3, "GENERATIONS".to_owned());
     assert_eq!(names(&class), expected, "{what}");
-    assert_eq!(names("maps"), ["COUNTERS", "DEVICES", "NEIGHBOURS", "PORTS"], "{what}");
+    assert_eq!(
+        names("maps"),
+        ["COUNTERS", "DEVICES", "NEIGHBOURS", "PORTS", "PORTS_FRAGS", "PORT_LINKS", "VLANS"],
+        "{what}"
+    );
     let mut generations: Vec<u64> =
         status["retained"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
     generations.push(status["generation"].as_u64().unwrap());
@@ -183,9 +186,9 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     assert_eq!(pinned, generations, "{what}");
     let ports = status["interfaces"].as_array().unwrap().len();
     assert_eq!(names("link").len(), ports, "{what}");
-    // Four shared maps, the outer map, the candidate's counters, an image for each generation; two programs.
+    // Seven maps of the node, the outer map, the candidate's three, an image for each generation; two programs.
     let objects = BpfObjects::pinned(&node.pins()).unwrap();
-    assert_eq!((objects.maps.len(), objects.programs.len()), (6 + generations.len(), 2), "{what}: {objects:?}");
+    assert_eq!((objects.maps.len(), objects.programs.len()), (11 + generations.len(), 2), "{what}: {objects:?}");
 }
 
 /// Every image, outer map and program hangs on a pin; the kernel frees the others a while after their last reference.
@@ -219,6 +222,8 @@ fn lab() -> Topology {
     lab
 }
 
+/// What a class directory holds of one version of the program, in the order of names.
+const OBJECTS: [&str; 5] = ["CANDIDATE_COUNTERS-", "CANDIDATE_DEVICES-", "CANDIDATE_VLANS-", "candidate-", "live-"];
 const APPLY: &[&str] = &["apply", "--auto-approve"];
 
 #[test]
@@ -258,7 +263,7 @@ fn a_killed_process_leaves_the_old_or_the_new_rules() {
         node.write("probe.yaml", &rules(u32::try_from(nth).unwrap(), false)).unwrap();
         // What a program of another version would have pinned.
         let class = node.pins().join("class-20");
-        for role in ["live-", "candidate-", "CANDIDATE_COUNTERS-"] {
+        for role in OBJECTS {
             let other = class.join(format!("{role}0123456789abcdef"));
             fs::rename(class.join(format!("{role}{}", object_id())), other).unwrap();
         }

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use fib::{Neighbour, Reason, Verdict};
+use fib::packet::Tags;
+use fib::{Neighbour, Reach, Reason, Verdict};
 use wayleave::compile::{Image, LiveIds, NodeFacts, compile};
 use wayleave::daemon::node::Node;
 use wayleave::kernel::check::TableNode;
 use wayleave::kernel::program::Programs;
 use wayleave::kernel::publish::stage;
-use wayleave::kernel::tables::Tables;
+use wayleave::kernel::tables::{Egress, Tables};
 use wayleave::policy::validate;
 use wayleave::source::{Limits, read_directory};
 use wayleave_tests::{Extension, Packet, TestNode, Topology, require_root_and_bpf};
@@ -25,7 +26,7 @@ const XDP_ACTIONS: [(Verdict, u32); 3] = [(Verdict::Drop, 1), (Verdict::Pass, 2)
 fn neighbour(id: u32) -> Option<Neighbour> {
     let destination = u64::from(id) << 24 | 0xaa02;
     let mtu = if id.is_multiple_of(5) { 200 } else { 0 };
-    (!id.is_multiple_of(7)).then_some(Neighbour { destination, source: 0xbb02, mtu })
+    (!id.is_multiple_of(7)).then_some(Neighbour { destination, source: 0xbb02, mtu, ..Neighbour::default() })
 }
 
 struct Random(u64);
@@ -220,11 +221,12 @@ fn agree(
     let mut tables = Tables::open(&node.pins).unwrap();
     let view = image.view().unwrap();
     for hop in view.next_hops() {
-        tables.set_neighbour(hop.id, neighbour(hop.id).as_ref()).unwrap();
+        tables.set_reach(hop.id, &neighbour(hop.id).map_or(Reach::Unknown, Reach::Up)).unwrap();
     }
     for port in view.ports() {
         let device = if port.name == "uplink-a" { "upa" } else { "upb" };
-        tables.set_port(port.id, devices[device]).unwrap();
+        let device = devices[device];
+        tables.set_port(port.id, &Egress { device, address_device: device, tags: Tags::default() }).unwrap();
     }
     let staged = stage(&node.pins, &programs, &image).unwrap();
     for number in 0..PACKETS {
@@ -235,7 +237,8 @@ fn agree(
         let decision = fib::decide(view.bytes(), frame.as_slice(), &TableNode(&tables));
         let mut expected = frame.clone();
         if decision.reason == Reason::Forwarded {
-            fib::packet::forward(&mut expected[..], decision.family, &decision.neighbour.unwrap()).unwrap();
+            let neighbour = decision.neighbour.unwrap();
+            fib::packet::forward(&mut expected[..], &neighbour).unwrap();
         }
         let action = XDP_ACTIONS.iter().find(|(verdict, _)| *verdict == decision.reason.verdict()).unwrap().1;
         assert_eq!((ran.reason, ran.action), (decision.reason as u32, action), "{}", what());

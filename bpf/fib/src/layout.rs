@@ -71,9 +71,11 @@ pub const NODE_FIRST_CHILD: u32 = 20;
 /// A leaf is a target index.
 pub const LEAF_BYTES: u32 = 2;
 
-/// Target: kind u8, zero u8, policy u16, next hop u32 (only `ForwardOne`), then two u32: for `ForwardOne` the next
-/// hop's id and port; for `ForwardGroup` the first slot and the slot mask.
+/// Target: kind u8, flags u8, policy id u16, u32, then two u32. For `ForwardOne` these are the next hop's index, its id
+/// and its port; for `ForwardGroup` the group's index, its first slot and its slot mask.
 pub const TARGET_BYTES: u32 = 16;
+/// In the head word: packets are dropped while every next hop is down; otherwise they pass to the kernel.
+pub const TARGET_FLAGS_ON_ALL_DOWN_DROP: u64 = 1 << 8;
 /// Most targets, since a leaf is a u16.
 pub const TARGETS_MAX: u32 = 1 << 16;
 /// Group slot: next-hop index u16.
@@ -117,6 +119,10 @@ pub const FILE_BYTES: u32 = 4;
 pub const POLICY_BYTES: u32 = 16;
 /// Group: policy u32, first member u32, member count u32, target u32.
 pub const GROUP_BYTES: u32 = 16;
+pub const GROUP_FIRST_MEMBER: u32 = 4;
+pub const GROUP_MEMBERS: u32 = 8;
+/// Most members of one group.
+pub const GROUP_MEMBERS_MAX: u32 = 256;
 /// Member: next hop u32, weight u32.
 pub const MEMBER_BYTES: u32 = 8;
 /// IPv4 route: address u32 (numeric), line u32, file u16, target u16, length u8, zero [u8; 3].

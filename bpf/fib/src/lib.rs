@@ -26,4 +26,4 @@ mod tests;
 
 pub use image::Image;
 pub use packet::{Packet, PacketMut};
-pub use verdict::{Decision, Neighbour, Node, Reason, Verdict, decide};
+pub use verdict::{Decision, Ingress, Neighbour, Node, Reach, ReachWords, Reason, Verdict, decide};

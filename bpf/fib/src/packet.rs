@@ -7,29 +7,94 @@ use crate::verdict::{Neighbour, Reason};
 
 /// Bounds-checked reads of a frame; `None` past its end.
 pub trait Packet {
-    /// Bytes of the frame.
+    /// Bytes of the frame, those included that a read cannot reach.
     fn length(&self) -> u32;
-    fn u8(&self, at: u32) -> Option<u8>;
     /// Network-order 16 bits.
     fn be16(&self, at: u32) -> Option<u16>;
     /// Network-order 32 bits.
     fn be32(&self, at: u32) -> Option<u32>;
+    /// The frame without its first `bytes`; every offset counts from there.
+    fn after(&self, bytes: u32) -> impl Packet;
+    /// The outermost VLAN tag where the kernel has taken it out of the frame, as in [`Tags`]; 0: none.
+    #[inline(always)]
+    fn offloaded_tag(&self) -> u32 {
+        0
+    }
+    /// Whether the frame lies in several buffers, so that reads reach only the first.
+    #[inline(always)]
+    fn is_scattered(&self) -> bool {
+        false
+    }
+    /// Bytes of the largest IP packet that leaves when this one is sent: less than all where the kernel has merged
+    /// segments that it will divide again.
+    #[inline(always)]
+    fn largest_segment(&self, parsed: &Parsed) -> u32 {
+        parsed.ip_bytes
+    }
 }
 
 /// Bounds-checked writes to a frame.
 pub trait PacketMut: Packet {
-    fn set_u8(&mut self, at: u32, value: u8) -> Option<()>;
     fn set_be16(&mut self, at: u32, value: u16) -> Option<()>;
+    fn set_be32(&mut self, at: u32, value: u32) -> Option<()>;
     /// Writes the six bytes of a MAC address, the low 48 bits of `mac` with its first byte lowest.
     fn set_mac(&mut self, at: u32, mac: u64) -> Option<()>;
+    /// Takes bytes away from the front (`bytes` > 0) or adds room there; `None`: nothing has changed.
+    fn move_head(&mut self, bytes: i32) -> Option<()>;
+
+    /// Gives the frame other VLAN tags; returns the bytes of those that lie in the frame afterwards. The MAC addresses
+    /// are undefined then: the caller writes them.
+    #[inline(always)]
+    fn set_tags(&mut self, link: &Link, tags: Tags) -> Option<u32> {
+        let bytes = tags.bytes();
+        if bytes != link.tag_bytes {
+            self.move_head(link.tag_bytes as i32 - bytes as i32)?;
+        }
+        if tags.outer != 0 {
+            self.set_be32(AT_ETHERTYPE, tags.outer)?;
+        }
+        if tags.inner != 0 {
+            self.set_be32(AT_ETHERTYPE + TAG_BYTES, tags.inner)?;
+        }
+        self.set_be16(AT_ETHERTYPE + bytes, link.ethertype)?;
+        Some(bytes)
+    }
+}
+
+impl<T: Packet + ?Sized> Packet for &T {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        (**self).length()
+    }
+    #[inline(always)]
+    fn be16(&self, at: u32) -> Option<u16> {
+        (**self).be16(at)
+    }
+    #[inline(always)]
+    fn be32(&self, at: u32) -> Option<u32> {
+        (**self).be32(at)
+    }
+    #[inline(always)]
+    fn after(&self, bytes: u32) -> impl Packet {
+        (**self).after(bytes)
+    }
+    #[inline(always)]
+    fn offloaded_tag(&self) -> u32 {
+        (**self).offloaded_tag()
+    }
+    #[inline(always)]
+    fn is_scattered(&self) -> bool {
+        (**self).is_scattered()
+    }
+    #[inline(always)]
+    fn largest_segment(&self, parsed: &Parsed) -> u32 {
+        (**self).largest_segment(parsed)
+    }
 }
 
 impl Packet for [u8] {
     fn length(&self) -> u32 {
         u32::try_from(self.len()).unwrap_or(u32::MAX)
-    }
-    fn u8(&self, at: u32) -> Option<u8> {
-        self.get(at as usize).copied()
     }
     fn be16(&self, at: u32) -> Option<u16> {
         Some(u16::from_be_bytes(*self.get(at as usize..)?.first_chunk()?))
@@ -37,14 +102,18 @@ impl Packet for [u8] {
     fn be32(&self, at: u32) -> Option<u32> {
         Some(u32::from_be_bytes(*self.get(at as usize..)?.first_chunk()?))
     }
+    fn after(&self, bytes: u32) -> impl Packet {
+        self.get(bytes as usize..).unwrap_or_default()
+    }
 }
 
+/// A slice cannot grow or shrink, so its tags can only be replaced by as many.
 impl PacketMut for [u8] {
-    fn set_u8(&mut self, at: u32, value: u8) -> Option<()> {
-        *self.get_mut(at as usize)? = value;
+    fn set_be16(&mut self, at: u32, value: u16) -> Option<()> {
+        *self.get_mut(at as usize..)?.first_chunk_mut()? = value.to_be_bytes();
         Some(())
     }
-    fn set_be16(&mut self, at: u32, value: u16) -> Option<()> {
+    fn set_be32(&mut self, at: u32, value: u32) -> Option<()> {
         *self.get_mut(at as usize..)?.first_chunk_mut()? = value.to_be_bytes();
         Some(())
     }
@@ -52,15 +121,23 @@ impl PacketMut for [u8] {
         *self.get_mut(at as usize..)?.first_chunk_mut::<6>()? = *mac.to_le_bytes().first_chunk()?;
         Some(())
     }
+    fn move_head(&mut self, _bytes: i32) -> Option<()> {
+        None
+    }
 }
 
 /// Ethernet header, RFC 894.
 pub const ETHERNET_BYTES: u32 = 14;
+const AT_ETHERTYPE: u32 = 12;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// IEEE 802.1Q and 802.1ad.
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_QINQ: u16 = 0x88a8;
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+pub const ETHERTYPE_QINQ: u16 = 0x88a8;
+/// Tag protocol identifier and tag control information.
+const TAG_BYTES: u32 = 4;
+/// The VLAN identifier among the control information.
+const VID_MASK: u32 = 0x0fff;
 
 /// Protocol numbers of the IANA registry.
 const HOP_BY_HOP: u8 = 0;
@@ -80,6 +157,44 @@ pub const EXTENSION_HEADERS_MAX: u32 = 6;
 /// Most-significant-first bits of a MAC's first byte: set for group addresses.
 const MAC_GROUP_BIT: u16 = 0x0100;
 
+/// VLAN tags of a frame, outermost first: tag protocol identifier in the high half, control information in the low half;
+/// 0: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tags {
+    pub outer: u32,
+    pub inner: u32,
+}
+
+impl Tags {
+    /// Bytes that the tags take in a frame.
+    #[inline(always)]
+    pub const fn bytes(self) -> u32 {
+        if self.inner != 0 {
+            2 * TAG_BYTES
+        } else if self.outer != 0 {
+            TAG_BYTES
+        } else {
+            0
+        }
+    }
+
+    /// The VLAN identifiers: outer in the high half, inner in the low half. A priority tag (identifier 0) is no VLAN.
+    #[inline(always)]
+    pub const fn vids(self) -> u32 {
+        (self.outer & VID_MASK) << 16 | self.inner & VID_MASK
+    }
+}
+
+/// The link layer of a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    pub tags: Tags,
+    /// Of what the tags carry.
+    pub ethertype: u16,
+    /// Bytes of those tags that lie in the frame: 0, 4 or 8.
+    pub tag_bytes: u32,
+}
+
 /// What the verdict needs to know of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parsed {
@@ -90,6 +205,8 @@ pub struct Parsed {
     pub ttl: u8,
     /// Bytes from the IP header to the end of the packet, as the header says.
     pub ip_bytes: u32,
+    /// Bytes of the IP header with its options or extension headers.
+    pub header_bytes: u32,
 }
 
 /// The frame's destination MAC, as [`Neighbour`] holds them.
@@ -100,18 +217,52 @@ pub fn destination_mac<P: Packet + ?Sized>(packet: &P) -> Option<u64> {
     Some(u64::from(low) << 32 | u64::from(high))
 }
 
-/// Reads the headers, or says why the packet is not for the routes.
+/// Reads the link layer, or says why the frame is not for the routes.
 #[inline(always)]
-pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Parsed, Reason> {
-    let Some(ethertype) = packet.be16(12) else { return Err(Reason::Malformed) };
+pub fn link<P: Packet + ?Sized>(packet: &P) -> Result<Link, Reason> {
+    let Some(ethertype) = packet.be16(AT_ETHERTYPE) else { return Err(Reason::Malformed) };
     match packet.be16(0) {
         Some(first) if first & MAC_GROUP_BIT != 0 => return Err(Reason::LinkNotOurs),
         _ => {}
     }
+    let offloaded = packet.offloaded_tag();
+    if !is_tag(ethertype) {
+        return Ok(Link { tags: Tags { outer: offloaded, inner: 0 }, ethertype, tag_bytes: 0 });
+    }
+    tagged(packet, offloaded).ok_or(Reason::Malformed)?
+}
+
+/// Reads the tags that lie in the frame. `None`: malformed.
+#[inline(always)]
+fn tagged<P: Packet + ?Sized>(packet: &P, offloaded: u32) -> Option<Result<Link, Reason>> {
+    let first = packet.be32(AT_ETHERTYPE)?;
+    let ethertype = packet.be16(AT_ETHERTYPE + TAG_BYTES)?;
+    if offloaded != 0 {
+        let tags = Tags { outer: offloaded, inner: first };
+        let link = Link { tags, ethertype, tag_bytes: TAG_BYTES };
+        return Some(if is_tag(ethertype) { Err(Reason::Vlan) } else { Ok(link) });
+    }
+    if !is_tag(ethertype) {
+        return Some(Ok(Link { tags: Tags { outer: first, inner: 0 }, ethertype, tag_bytes: TAG_BYTES }));
+    }
+    let inner = packet.be32(AT_ETHERTYPE + TAG_BYTES)?;
+    let ethertype = packet.be16(AT_ETHERTYPE + 2 * TAG_BYTES)?;
+    let link = Link { tags: Tags { outer: first, inner }, ethertype, tag_bytes: 2 * TAG_BYTES };
+    Some(if is_tag(ethertype) { Err(Reason::Vlan) } else { Ok(link) })
+}
+
+#[inline(always)]
+const fn is_tag(ethertype: u16) -> bool {
+    matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_QINQ)
+}
+
+/// Reads the IP headers of a frame whose tags have been cut off ([`Packet::after`]), or says why the packet is not for
+/// the routes.
+#[inline(always)]
+pub fn parse<P: Packet + ?Sized>(packet: &P, ethertype: u16) -> Result<Parsed, Reason> {
     match ethertype {
         ETHERTYPE_IPV4 => parse_v4(packet).ok_or(Reason::Malformed)?,
         ETHERTYPE_IPV6 => parse_v6(packet).ok_or(Reason::Malformed)?,
-        ETHERTYPE_VLAN | ETHERTYPE_QINQ => Err(Reason::Vlan),
         _ => Err(Reason::NotIp),
     }
 }
@@ -120,7 +271,7 @@ pub fn parse<P: Packet + ?Sized>(packet: &P) -> Result<Parsed, Reason> {
 #[inline(always)]
 fn parse_v4<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     const L3: u32 = ETHERNET_BYTES;
-    let version = packet.u8(L3)?;
+    let version = (packet.be16(L3)? >> 8) as u8;
     let header_bytes = u32::from(version & 0x0f) * 4;
     let ip_bytes = u32::from(packet.be16(L3 + 2)?);
     if version >> 4 != 4 || header_bytes < 20 || ip_bytes < header_bytes || packet.length() < L3 + ip_bytes {
@@ -132,7 +283,7 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     if dst >> 24 == 0 || dst >> 24 == 127 || dst >> 16 == 0xa9fe || dst >> 28 == 0xe || dst == u32::MAX {
         return Some(Err(Reason::NotForwardable));
     }
-    let protocol = packet.u8(L3 + 9)?;
+    let [ttl, protocol] = packet.be16(L3 + 8)?.to_be_bytes();
     // More-fragments flag or fragment offset.
     let fragment = packet.be16(L3 + 6)? & 0x3fff != 0;
     let ports = if has_ports(protocol) && !fragment && ip_bytes >= header_bytes + 4 {
@@ -141,7 +292,7 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
         0
     };
     let flow = Flow { src: [u64::from(src) << 32, 0], dst: [u64::from(dst) << 32, 0], protocol, ports };
-    Some(Ok(Parsed { family: 4, flow, ttl: packet.u8(L3 + 8)?, ip_bytes }))
+    Some(Ok(Parsed { family: 4, flow, ttl, ip_bytes, header_bytes }))
 }
 
 /// RFC 8200. `None`: malformed.
@@ -150,7 +301,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     const L3: u32 = ETHERNET_BYTES;
     const HEADER_BYTES: u32 = 40;
     let ip_bytes = HEADER_BYTES + u32::from(packet.be16(L3 + 4)?);
-    if packet.u8(L3)? >> 4 != 6 || packet.length() < L3 + ip_bytes {
+    if packet.be16(L3)? >> 12 != 6 || packet.length() < L3 + ip_bytes {
         return None;
     }
     let src = [be64(packet, L3 + 8)?, be64(packet, L3 + 16)?];
@@ -160,8 +311,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     if dst[0] >> 56 == 0xff || dst[0] >> 54 == 0x3fa || src[0] >> 54 == 0x3fa || (dst[0] == 0 && dst[1] <= 1) {
         return Some(Err(Reason::NotForwardable));
     }
-    let ttl = packet.u8(L3 + 7)?;
-    let mut next = packet.u8(L3 + 6)?;
+    let [mut next, ttl] = packet.be16(L3 + 6)?.to_be_bytes();
     if next == HOP_BY_HOP {
         // Every router must look at these options (router alert): that is the kernel's work.
         return Some(Err(Reason::HopByHop));
@@ -195,7 +345,8 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
             }
         }
     }
-    Some(Ok(Parsed { family: 6, flow: Flow { src, dst, protocol: next, ports }, ttl, ip_bytes }))
+    let flow = Flow { src, dst, protocol: next, ports };
+    Some(Ok(Parsed { family: 6, flow, ttl, ip_bytes, header_bytes: at - L3 }))
 }
 
 #[inline(always)]
@@ -208,22 +359,37 @@ const fn has_ports(protocol: u8) -> bool {
     matches!(protocol, TCP | UDP | DCCP | SCTP | UDP_LITE)
 }
 
-/// Makes the frame leave by `neighbour`: new MAC addresses, TTL or hop limit one lower, IPv4 checksum to match.
+/// Makes the frame leave by `neighbour`: VLAN tags of its port, new MAC addresses, TTL or hop limit one lower, IPv4
+/// checksum to match.
 ///
-/// The caller has parsed the packet and knows its TTL to be at least 2.
+/// The caller has decided on the frame as it is and knows its TTL to be at least 2. The link layer is read once more
+/// here, so that nothing but the verdict has to be carried so far: the verifier follows fewer ways. `None` before the
+/// first write where the frame has no room for the tags.
 #[inline(always)]
-pub fn forward<P: PacketMut + ?Sized>(packet: &mut P, family: u8, neighbour: &Neighbour) -> Option<()> {
-    const L3: u32 = ETHERNET_BYTES;
-    if family == 4 {
-        let ttl = packet.u8(L3 + 8)?;
-        let checksum = u32::from(packet.be16(L3 + 10)?);
+pub fn forward<P: PacketMut + ?Sized>(packet: &mut P, neighbour: &Neighbour) -> Option<()> {
+    let link = link(packet).ok()?;
+    if link.tags.outer == 0 && neighbour.tags.outer == 0 {
+        // The common case keeps constant offsets.
+        return rewrite(packet, ETHERNET_BYTES, link.ethertype, neighbour);
+    }
+    let tag_bytes = packet.set_tags(&link, neighbour.tags)?;
+    rewrite(packet, ETHERNET_BYTES + tag_bytes, link.ethertype, neighbour)
+}
+
+#[inline(always)]
+fn rewrite<P: PacketMut + ?Sized>(packet: &mut P, l3: u32, ethertype: u16, neighbour: &Neighbour) -> Option<()> {
+    if ethertype == ETHERTYPE_IPV4 {
+        // TTL and protocol are one word of the checksum.
+        let word = packet.be16(l3 + 8)?;
+        let checksum = u32::from(packet.be16(l3 + 10)?);
         // RFC 1141: the TTL is the high byte of its word, so one less adds 0x0100 to the one's-complement checksum.
         let sum = checksum + 0x0100;
-        packet.set_be16(L3 + 10, (sum + u32::from(sum >= 0xffff)) as u16)?;
-        packet.set_u8(L3 + 8, ttl.wrapping_sub(1))?;
+        packet.set_be16(l3 + 10, (sum + u32::from(sum >= 0xffff)) as u16)?;
+        packet.set_be16(l3 + 8, word.wrapping_sub(0x0100))?;
     } else {
-        let limit = packet.u8(L3 + 7)?;
-        packet.set_u8(L3 + 7, limit.wrapping_sub(1))?;
+        // Next header and hop limit.
+        let word = packet.be16(l3 + 6)?;
+        packet.set_be16(l3 + 6, word & 0xff00 | word.wrapping_sub(1) & 0x00ff)?;
     }
     packet.set_mac(0, neighbour.destination)?;
     packet.set_mac(6, neighbour.source)

@@ -6,8 +6,17 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use crate::packet::{forward, parse};
-use crate::{Neighbour, Reason};
+use crate::packet::{ETHERNET_BYTES, Packet, Parsed, Tags, forward, link};
+use crate::{Neighbour, Reach, Reason};
+
+/// Link layer and IP headers of a whole frame.
+fn parse(frame: &[u8]) -> Result<Parsed, Reason> {
+    let link = link(frame)?;
+    if link.tags.outer != 0 {
+        return Err(Reason::Vlan);
+    }
+    crate::packet::parse(&frame.after(link.tag_bytes), link.ethertype)
+}
 
 /// An Ethernet header to a unicast address.
 fn ethernet(ethertype: u16) -> Vec<u8> {
@@ -108,8 +117,8 @@ fn headers_are_read_or_refused_with_the_reason() {
     check("IPv6 of version 4", &frame, Err(Reason::Malformed));
 
     check("ARP", &[ethernet(0x0806), vec![0; 28]].concat(), Err(Reason::NotIp));
-    check("one tag", &ethernet(0x8100), Err(Reason::Vlan));
-    check("two tags", &ethernet(0x88a8), Err(Reason::Vlan));
+    check("half a tag", &ethernet(0x8100), Err(Reason::Malformed));
+    check("one tag", &tagged(&[0x8100_0064], &ipv4(TO, UDP, 0, &[], &PORTS)), Err(Reason::Vlan));
     let mut frame = ipv4(TO, UDP, 0, &[], &PORTS);
     frame[0] = 0xff;
     check("link broadcast", &frame, Err(Reason::LinkNotOurs));
@@ -131,14 +140,57 @@ fn headers_are_read_or_refused_with_the_reason() {
     check("a link-local source", &frame, Err(Reason::NotForwardable));
 }
 
-const NEIGHBOUR: Neighbour = Neighbour { destination: 0x0605_0403_0201, source: 0x0c0b_0a09_0807, mtu: 1500 };
+const NEIGHBOUR: Neighbour = Neighbour {
+    destination: 0x0605_0403_0201,
+    source: 0x0c0b_0a09_0807,
+    mtu: 1500,
+    tags: Tags { outer: 0, inner: 0 },
+    one_buffer: false,
+};
 
 #[test]
-fn a_neighbour_survives_its_two_words() {
-    assert_eq!(Neighbour::decode(NEIGHBOUR.encode()), Some(NEIGHBOUR));
-    assert_eq!(Neighbour::decode([0, 0]), None);
-    let zero = Neighbour { destination: 0, source: 0, mtu: 0 };
-    assert_eq!(Neighbour::decode(zero.encode()), Some(zero), "an address of zeros is an address");
+fn a_neighbour_survives_its_words() {
+    let tags = Tags { outer: 0x88a8_00c8, inner: 0x8100_0064 };
+    for reach in [
+        Reach::Up(NEIGHBOUR),
+        Reach::Up(Neighbour { tags, one_buffer: true, ..NEIGHBOUR }),
+        Reach::Up(Neighbour::default()),
+        Reach::Down,
+        Reach::Unknown,
+    ] {
+        assert_eq!(Reach::decode(reach.encode()), reach);
+    }
+    assert_eq!(Reach::decode([0; 4]), Reach::Unknown, "an entry that was never written");
+}
+
+#[test]
+fn tags_are_read_and_replaced() {
+    let plain = ipv4(TO, UDP, 0, &[], &PORTS);
+    let (c, s) = (0x8100_0064, 0x88a8_00c8);
+    let check = |what: &str, frame: &[u8], expected: Result<(Tags, u32), Reason>| {
+        assert_eq!(link(frame).map(|link| (link.tags, link.tag_bytes)), expected, "{what}");
+    };
+    check("none", &plain, Ok((Tags::default(), 0)));
+    check("one", &tagged(&[c], &plain), Ok((Tags { outer: c, inner: 0 }, 4)));
+    check("two", &tagged(&[s, c], &plain), Ok((Tags { outer: s, inner: c }, 8)));
+    check("three", &tagged(&[s, c, c], &plain), Err(Reason::Vlan));
+    check("cut within the second", &tagged(&[s, c], &plain)[..18], Err(Reason::Malformed));
+    assert_eq!(Tags { outer: 0x88a8_60c8, inner: 0x8100_f064 }.vids(), 0x00c8_0064, "priority is not identity");
+
+    let mut frame = tagged(&[c], &plain);
+    let other = Neighbour { tags: Tags { outer: 0x8100_0065, inner: 0 }, ..NEIGHBOUR };
+    forward(&mut frame[..], &other).unwrap();
+    let mut expected = plain;
+    forward(&mut expected[..], &NEIGHBOUR).unwrap();
+    assert_eq!(frame, tagged(&[0x8100_0065], &expected));
+}
+
+/// The frame with tags put in, outermost first.
+fn tagged(tags: &[u32], frame: &[u8]) -> Vec<u8> {
+    let mut out = frame[..12].to_vec();
+    out.extend(tags.iter().flat_map(|tag| tag.to_be_bytes()));
+    out.extend(&frame[12..]);
+    out
 }
 
 #[test]
@@ -159,7 +211,7 @@ proptest! {
         frame[24..26].fill(0);
         let before = checksum(&frame[14..34]);
         frame[24..26].copy_from_slice(&before.to_be_bytes());
-        forward(&mut frame[..], 4, &NEIGHBOUR).unwrap();
+        forward(&mut frame[..], &NEIGHBOUR).unwrap();
         prop_assert_eq!(&frame[..12], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
         prop_assert_eq!(frame[22], ttl - 1);
         let written = u16::from_be_bytes([frame[24], frame[25]]);
@@ -175,8 +227,9 @@ proptest! {
             at.copy_from_slice(&[[0x08, 0x00], [0x86, 0xdd], [0x81, 0x00]][ethertype]);
         }
         if let Ok(parsed) = parse(&frame[..]) {
-            prop_assert!(parsed.ip_bytes as usize + 14 <= frame.len());
-            prop_assert!(forward(&mut frame[..], parsed.family, &NEIGHBOUR).is_some());
+            prop_assert!((parsed.ip_bytes + ETHERNET_BYTES) as usize <= frame.len());
+            prop_assert!(parsed.header_bytes <= parsed.ip_bytes);
+            prop_assert!(forward(&mut frame[..], &NEIGHBOUR).is_some());
         }
     }
 

@@ -2,10 +2,11 @@
 
 use crate::image::Image;
 use crate::layout::{
-    AT_HASH_SEED, AT_NEXT_HOPS, AT_SLOTS, AT_TARGETS, NEXT_HOP_BYTES, NEXT_HOP_ID, NEXT_HOP_PORT, SLOT_BYTES,
-    TARGET_BYTES, kind,
+    AT_HASH_SEED, AT_NEXT_HOPS, AT_SLOTS, AT_TARGETS, GROUP_BYTES, GROUP_FIRST_MEMBER, GROUP_MEMBERS,
+    GROUP_MEMBERS_MAX, MEMBER_BYTES, NEXT_HOP_BYTES, NEXT_HOP_ID, NEXT_HOP_PORT, SLOT_BYTES, Section, TARGET_BYTES,
+    TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
 };
-use crate::packet::{Packet, Parsed, destination_mac, parse};
+use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse};
 use crate::{hash, lookup};
 
 /// What becomes of a packet.
@@ -55,7 +56,7 @@ reasons! {
     NotIp = 5, Pass, "not-ip";
     /// The frame's destination MAC is a group address or another machine's.
     LinkNotOurs = 6, Pass, "link-not-ours";
-    /// The frame carries a VLAN tag.
+    /// No port of the device carries the frame's VLAN tags, or it has more than two.
     Vlan = 7, Pass, "vlan";
     /// Multicast, broadcast, loopback or link-local addresses.
     NotForwardable = 8, Pass, "not-forwardable";
@@ -75,48 +76,145 @@ reasons! {
     BadImage = 15, Pass, "bad-image";
     /// The longest matching prefix says `action: drop`.
     RouteDrop = 16, Drop, "route-drop";
+    /// Every next hop of the route is down, and the route says `onAllDown: pass`.
+    AllDown = 17, Pass, "all-down";
+    /// Every next hop of the route is down, and the route says `onAllDown: drop`.
+    AllDownDrop = 18, Drop, "all-down-drop";
+    /// The frame lies in several buffers, and the egress driver sends only such as lie in one.
+    Scattered = 19, Pass, "scattered";
+    /// The frame's buffer has no room for the VLAN tags of the egress port.
+    NoRoom = 20, Pass, "no-room";
 }
 
 /// Room for reasons in the counter array.
 pub const REASONS_MAX: u32 = 64;
 
-/// Link-layer addresses and MTU of a next hop; a MAC is the low 48 bits with its first byte lowest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Draws from a group's slots before its members are tried in order: with half of the weight down, fewer than one flow in
+/// 10^9 gets that far.
+const REDRAWS_MAX: u32 = 32;
+/// Keeps the chain of draws off the mix's fixed point 0: 2^32 divided by the golden ratio.
+const REDRAW_STEP: u64 = 0x9e37_79b9 << 32;
+
+/// How frames reach a next hop; a MAC is the low 48 bits with its first byte lowest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Neighbour {
     pub destination: u64,
     pub source: u64,
-    /// Largest IP packet the egress device takes; 0: no limit known.
+    /// Largest IP packet that the egress device takes; 0: no limit known.
     pub mtu: u16,
+    /// What frames to it are tagged with.
+    pub tags: Tags,
+    /// The egress driver sends only frames that lie in one buffer.
+    pub one_buffer: bool,
 }
 
-impl Neighbour {
-    /// Set in [`Neighbour::encode`]'s first word when the entry may be used.
-    pub const VALID: u64 = 1 << 48;
+/// What the node knows of a next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Nothing yet: the kernel's own tables are asked.
+    Unknown,
+    /// Nobody answers there, or the link is down: other members of a group take its packets.
+    Down,
+    Up(Neighbour),
+}
+
+/// A next hop's entry in the kernel's neighbour array. Each word is written and read whole, so no packet sees half a MAC.
+pub type ReachWords = [u64; 4];
+
+impl Reach {
+    /// Set in the first word when the entry may be used.
+    const UP: u64 = 1 << 48;
+    const DOWN: u64 = 1 << 49;
+    const ONE_BUFFER: u64 = 1 << 50;
     const MAC: u64 = (1 << 48) - 1;
 
-    /// The two words of the kernel's neighbour array. Each word is written and read whole, so no packet sees half a MAC.
-    pub const fn encode(&self) -> [u64; 2] {
-        [self.destination & Self::MAC | Self::VALID, self.source & Self::MAC | (self.mtu as u64) << 48]
+    pub const fn encode(&self) -> ReachWords {
+        match self {
+            Self::Unknown => [0; 4],
+            Self::Down => [Self::DOWN, 0, 0, 0],
+            Self::Up(n) => [
+                n.destination & Self::MAC | Self::UP | if n.one_buffer { Self::ONE_BUFFER } else { 0 },
+                n.source & Self::MAC | (n.mtu as u64) << 48,
+                (n.tags.inner as u64) << 32 | n.tags.outer as u64,
+                0,
+            ],
+        }
     }
 
-    /// `None` when the entry is not valid.
     #[inline(always)]
-    pub const fn decode(words: [u64; 2]) -> Option<Self> {
-        if words[0] & Self::VALID == 0 {
+    pub const fn decode(words: ReachWords) -> Self {
+        if words[0] & Self::DOWN != 0 {
+            return Self::Down;
+        }
+        if words[0] & Self::UP == 0 {
+            return Self::Unknown;
+        }
+        Self::Up(Neighbour {
+            destination: words[0] & Self::MAC,
+            source: words[1] & Self::MAC,
+            mtu: (words[1] >> 48) as u16,
+            tags: Tags { outer: words[2] as u32, inner: (words[2] >> 32) as u32 },
+            one_buffer: words[0] & Self::ONE_BUFFER != 0,
+        })
+    }
+
+    /// Whether an entry says [`Reach::Down`].
+    #[inline(always)]
+    pub const fn is_down(words: ReachWords) -> bool {
+        words[0] & Self::DOWN != 0
+    }
+
+    /// The neighbour, when there is one to send to.
+    pub const fn up(self) -> Option<Neighbour> {
+        match self {
+            Self::Up(neighbour) => Some(neighbour),
+            Self::Unknown | Self::Down => None,
+        }
+    }
+}
+
+/// Where a frame came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ingress {
+    /// MAC of the port's device.
+    pub mac: u64,
+    /// Id of the port; 0 when the image does not name it.
+    pub port: u32,
+}
+
+impl Ingress {
+    const VALID: u64 = 1 << 63;
+    const MAC: u64 = (1 << 48) - 1;
+    const PORT: u64 = 0x7fff;
+
+    /// One word, as the kernel's tables of ingress ports hold it.
+    pub const fn encode(&self) -> u64 {
+        self.mac & Self::MAC | (self.port as u64 & Self::PORT) << 48 | Self::VALID
+    }
+
+    /// `None` when no port is there.
+    #[inline(always)]
+    pub const fn decode(word: u64) -> Option<Self> {
+        if word & Self::VALID == 0 {
             return None;
         }
-        let mtu = (words[1] >> 48) as u16;
-        Some(Self { destination: words[0] & Self::MAC, source: words[1] & Self::MAC, mtu })
+        Some(Self { mac: word & Self::MAC, port: (word >> 48 & Self::PORT) as u32 })
     }
 }
 
 /// What the verdict asks of the node beside the image.
 pub trait Node {
-    /// MAC of the device that the packet came in by, as [`Neighbour`] holds them; `None` when any will do.
-    fn ingress_mac(&self) -> Option<u64>;
-    /// The neighbour of the next hop with this id behind `port`; `at` is its entry in the image, for whoever must ask by
-    /// address.
-    fn neighbour<I: Image + ?Sized>(&self, image: &I, id: u32, at: u32, port: u32) -> Option<Neighbour>;
+    /// The port that takes frames with these tags from the device that the packet came in by.
+    fn ingress(&self, tags: Tags) -> Option<Ingress>;
+    /// What is known of the next hop with this id, as [`Reach::encode`] writes it.
+    fn reach(&self, id: u32) -> ReachWords;
+    /// Asks the kernel's own tables for a next hop that is not known: `at` is its entry in the image, `port` its port.
+    fn ask<I: Image + ?Sized>(&self, image: &I, at: u32, port: u32) -> Option<Neighbour>;
+    /// Whether the node takes frames to this MAC address at `ingress`.
+    #[inline(always)]
+    fn takes(&self, ingress: &Ingress, mac: Option<u64>) -> bool {
+        mac == Some(ingress.mac)
+    }
 }
 
 /// The verdict on one packet.
@@ -125,92 +223,163 @@ pub struct Decision {
     pub reason: Reason,
     /// 4 or 6; 0 when the packet was not read that far.
     pub family: u8,
+    pub link: Link,
+    /// Id of the port that the packet came in by; 0: none that the image names.
+    pub in_port: u32,
     /// The target that the longest matching prefix names; 0: none.
     pub target: u16,
+    /// Id of the policy that the target belongs to; 0: none.
+    pub policy: u32,
     /// The chosen next hop (index into the image's table), where one was chosen.
     pub next_hop: Option<u32>,
+    /// Its id; 0: none.
+    pub next_hop_id: u32,
     /// Id of the next hop's port.
     pub port: u32,
     pub neighbour: Option<Neighbour>,
 }
 
 impl Decision {
-    const fn early(reason: Reason) -> Self {
-        Self { reason, family: 0, target: 0, next_hop: None, port: 0, neighbour: None }
+    const fn early(reason: Reason, link: Link) -> Self {
+        Self {
+            reason,
+            family: 0,
+            link,
+            in_port: 0,
+            target: 0,
+            policy: 0,
+            next_hop: None,
+            next_hop_id: 0,
+            port: 0,
+            neighbour: None,
+        }
     }
 }
 
 /// Decides on a frame. Reads only: the caller rewrites with [`crate::packet::forward`] and sends.
 #[inline(always)]
 pub fn decide<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> Decision {
-    let parsed = match parse(packet) {
-        Ok(parsed) => parsed,
-        Err(reason) => return Decision::early(reason),
+    let link = match link(packet) {
+        Ok(link) => link,
+        Err(reason) => return Decision::early(reason, Link::default()),
     };
-    if let Some(ours) = node.ingress_mac()
-        && destination_mac(packet) != Some(ours)
-    {
-        return Decision::early(Reason::LinkNotOurs);
+    let Some(ingress) = node.ingress(link.tags) else { return Decision::early(Reason::Vlan, link) };
+    let headers = packet.after(link.tag_bytes);
+    let parsed = match parse(&headers, link.ethertype) {
+        Ok(parsed) => parsed,
+        Err(reason) => return Decision::early(reason, link),
+    };
+    if !node.takes(&ingress, destination_mac(packet)) {
+        return Decision::early(Reason::LinkNotOurs, link);
     }
-    route(image, &parsed, node)
+    let mut decision =
+        Decision { family: parsed.family, in_port: ingress.port, ..Decision::early(Reason::BadImage, link) };
+    // Read here, so that no pointer into the frame has to live through the lookup.
+    let size = Size { largest_segment: headers.largest_segment(&parsed), is_scattered: packet.is_scattered() };
+    route(image, &size, &parsed, node, &mut decision);
+    decision
+}
+
+/// What limits how a packet can be sent.
+struct Size {
+    largest_segment: u32,
+    is_scattered: bool,
 }
 
 /// The route stage: longest prefix, group member, neighbour, and what forbids forwarding.
 #[inline(always)]
-pub fn route<I: Image + ?Sized, N: Node>(image: &I, parsed: &Parsed, node: &N) -> Decision {
-    let mut decision = Decision { family: parsed.family, ..Decision::early(Reason::BadImage) };
+fn route<I: Image + ?Sized, N: Node>(image: &I, size: &Size, parsed: &Parsed, node: &N, decision: &mut Decision) {
     let dst = parsed.flow.dst;
     let target =
         if parsed.family == 4 { lookup::v4(image, (dst[0] >> 32) as u32) } else { lookup::v6(image, dst[0], dst[1]) };
-    let Some(target) = target else { return decision };
+    let Some(target) = target else { return };
     decision.target = target;
-    let Some(hop) = choose(image, target, &parsed.flow, &mut decision) else { return decision };
+    let Some(hop) = choose(image, target, &parsed.flow, node, decision) else { return };
+    decision.next_hop = Some(hop.index);
+    decision.next_hop_id = hop.id;
+    decision.port = hop.port;
     if parsed.ttl <= 1 {
         decision.reason = Reason::TtlExpired;
-        return decision;
+        return;
     }
-    let Some(neighbour) = node.neighbour(image, hop.id, hop.at, decision.port) else {
+    let neighbour = match Reach::decode(hop.reach) {
+        Reach::Up(neighbour) => Some(neighbour),
+        Reach::Unknown | Reach::Down => node.ask(image, hop.at, hop.port),
+    };
+    let Some(neighbour) = neighbour else {
         decision.reason = Reason::NoNeighbour;
-        return decision;
+        return;
     };
     decision.neighbour = Some(neighbour);
-    decision.reason = if neighbour.mtu != 0 && parsed.ip_bytes > u32::from(neighbour.mtu) {
+    decision.reason = if neighbour.mtu != 0 && size.largest_segment > u32::from(neighbour.mtu) {
         Reason::OverMtu
+    } else if neighbour.one_buffer && size.is_scattered {
+        Reason::Scattered
     } else {
         Reason::Forwarded
     };
-    decision
 }
 
-/// A chosen next hop.
+/// A next hop of the image.
 struct Hop {
+    index: u32,
     id: u32,
-    /// Offset of its entry in the image.
+    port: u32,
+    /// Offset of its entry.
     at: u32,
+    /// What the node knows of it: plain words, since the verifier follows those.
+    reach: ReachWords,
 }
 
-/// Follows a target to a next hop, or sets the reason why there is none.
+impl Hop {
+    /// Reads an entry of the next-hop table.
+    #[inline(always)]
+    fn read<I: Image + ?Sized, N: Node>(image: &I, next_hops: u32, index: u32, node: &N) -> Option<Self> {
+        let at = next_hops.wrapping_add(index.wrapping_mul(NEXT_HOP_BYTES));
+        let id = image.u32(at.wrapping_add(NEXT_HOP_ID))?;
+        let port = u32::from(image.u16(at.wrapping_add(NEXT_HOP_PORT))?);
+        Some(Self { index, id, port, at, reach: node.reach(id) })
+    }
+}
+
+/// Follows a target to a next hop that is not down, or sets the reason why there is none.
 #[inline(always)]
-fn choose<I: Image + ?Sized>(image: &I, target: u16, flow: &hash::Flow, decision: &mut Decision) -> Option<Hop> {
+fn choose<I: Image + ?Sized, N: Node>(
+    image: &I,
+    target: u16,
+    flow: &hash::Flow,
+    node: &N,
+    decision: &mut Decision,
+) -> Option<Hop> {
     let at = image.u32(AT_TARGETS)?.wrapping_add(u32::from(target).wrapping_mul(TARGET_BYTES));
     let head = image.u64(at)?;
     let tail = image.u64(at.wrapping_add(8))?;
     let next_hops = image.u32(AT_NEXT_HOPS)?;
-    match head as u8 {
+    decision.policy = u32::from((head >> 16) as u16);
+    let hop = match head as u8 {
         kind::FORWARD_ONE => {
             let index = (head >> 32) as u32;
-            decision.next_hop = Some(index);
-            decision.port = (tail >> 32) as u32;
-            Some(Hop { id: tail as u32, at: next_hops.wrapping_add(index.wrapping_mul(NEXT_HOP_BYTES)) })
+            let at = next_hops.wrapping_add(index.wrapping_mul(NEXT_HOP_BYTES));
+            let id = tail as u32;
+            Hop { index, id, port: (tail >> 32) as u32, at, reach: node.reach(id) }
         }
         kind::FORWARD_GROUP => {
-            let slot = hash::flow(flow, image.u32(AT_HASH_SEED)?) & (tail >> 32) as u32;
-            let slot = (tail as u32).wrapping_add(slot).wrapping_mul(SLOT_BYTES);
-            let index = u32::from(image.u16(image.u32(AT_SLOTS)?.wrapping_add(slot))?);
-            let at = next_hops.wrapping_add(index.wrapping_mul(NEXT_HOP_BYTES));
-            decision.next_hop = Some(index);
-            decision.port = u32::from(image.u16(at.wrapping_add(NEXT_HOP_PORT))?);
-            Some(Hop { id: image.u32(at.wrapping_add(NEXT_HOP_ID))?, at })
+            let hash = hash::flow(flow, image.u32(AT_HASH_SEED)?);
+            let slots = Slots {
+                base: image.u32(AT_SLOTS)?,
+                first: tail as u32,
+                mask: (tail >> 32) as u32,
+                group: (head >> 32) as u32,
+                next_hops,
+            };
+            let hop = Hop::read(image, next_hops, slots.member(image, hash)?, node)?;
+            match Reach::is_down(hop.reach) {
+                false => hop,
+                true => match another(image, &slots, hash, node) {
+                    Some(index) => Hop::read(image, next_hops, index, node)?,
+                    None => hop,
+                },
+            }
         }
         other => {
             decision.reason = match other {
@@ -220,7 +389,67 @@ fn choose<I: Image + ?Sized>(image: &I, target: u16, flow: &hash::Flow, decision
                 kind::LOCAL => Reason::Local,
                 _ => Reason::BadImage,
             };
-            None
+            return None;
+        }
+    };
+    if Reach::is_down(hop.reach) {
+        decision.reason = if head & TARGET_FLAGS_ON_ALL_DOWN_DROP != 0 { Reason::AllDownDrop } else { Reason::AllDown };
+        return None;
+    }
+    Some(hop)
+}
+
+/// One group: its slot table, and where its members are.
+struct Slots {
+    base: u32,
+    first: u32,
+    mask: u32,
+    group: u32,
+    next_hops: u32,
+}
+
+impl Slots {
+    /// The member that a hash falls on: index of a next hop.
+    #[inline(always)]
+    fn member<I: Image + ?Sized>(&self, image: &I, hash: u32) -> Option<u32> {
+        let slot = self.first.wrapping_add(hash & self.mask).wrapping_mul(SLOT_BYTES);
+        image.u16(self.base.wrapping_add(slot)).map(u32::from)
+    }
+
+    #[inline(always)]
+    fn is_up<I: Image + ?Sized, N: Node>(&self, image: &I, index: u32, node: &N) -> Option<bool> {
+        let at = self.next_hops.wrapping_add(index.wrapping_mul(NEXT_HOP_BYTES));
+        Some(!Reach::is_down(node.reach(image.u32(at.wrapping_add(NEXT_HOP_ID))?)))
+    }
+}
+
+/// Draws from the slot table again while what was drawn is down. Each draw honours the weights, so the flows of a member
+/// that is down divide among the others by their weights; after the last draw the members are tried one by one, so that
+/// one that is up is always found. `None`: all are down, or the image is damaged.
+///
+/// Not inlined: the verifier follows its loops apart from what comes after them.
+#[inline(never)]
+fn another<I: Image + ?Sized, N: Node>(image: &I, slots: &Slots, hash: u32, node: &N) -> Option<u32> {
+    let mut drawn = hash;
+    for _ in 0..REDRAWS_MAX {
+        drawn = (hash::mix(u64::from(drawn) + REDRAW_STEP) >> 32) as u32;
+        let index = slots.member(image, drawn)?;
+        if slots.is_up(image, index, node)? {
+            return Some(index);
         }
     }
+    let row = image.u32(Section::Groups.at())?.wrapping_add(slots.group.wrapping_mul(GROUP_BYTES));
+    let first = image.u32(row.wrapping_add(GROUP_FIRST_MEMBER))?;
+    let count = image.u32(row.wrapping_add(GROUP_MEMBERS))?;
+    let members = image.u32(Section::Members.at())?.wrapping_add(first.wrapping_mul(MEMBER_BYTES));
+    for tried in 0..GROUP_MEMBERS_MAX {
+        // Round and round: a small group is seen several times, a group of the largest size once. The remainder instead of
+        // a counter that starts again: the verifier would follow every value that it can have.
+        let place = drawn.wrapping_add(tried).checked_rem(count)?;
+        let index = image.u32(members.wrapping_add(place.wrapping_mul(MEMBER_BYTES)))?;
+        if slots.is_up(image, index, node)? {
+            return Some(index);
+        }
+    }
+    None
 }

@@ -52,7 +52,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         let tables = Tables::open(&node.pins)?;
         let mut neighbours = Vec::new();
         for hop in view.next_hops() {
-            let known = tables.neighbour(hop.id)?.is_some();
+            let known = tables.reach(hop.id)?.up().is_some();
             neighbours.push(json!({"next_hop": format!("{}/{}", hop.policy, hop.name), "via": hop.via,
                 "port": hop.port, "resolved": known}));
         }

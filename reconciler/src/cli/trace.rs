@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use fib::{Image, Neighbour};
+use fib::packet::Tags;
+use fib::{Image, Ingress, Neighbour, Reach, ReachWords};
 
 use super::node::{self, block_on, fail};
 use super::plan::offline;
@@ -56,15 +57,23 @@ enum Asked {
 }
 
 impl fib::Node for Asked {
-    fn ingress_mac(&self) -> Option<u64> {
+    fn ingress(&self, tags: Tags) -> Option<Ingress> {
+        fib::Node::ingress(&Offline, tags)
+    }
+
+    fn reach(&self, id: u32) -> ReachWords {
+        match self {
+            Self::Offline => fib::Node::reach(&Offline, id),
+            Self::Tables(tables) => tables.reach(id).unwrap_or(Reach::Unknown).encode(),
+        }
+    }
+
+    fn ask<I: Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
         None
     }
 
-    fn neighbour<I: Image + ?Sized>(&self, image: &I, id: u32, at: u32, port: u32) -> Option<Neighbour> {
-        match self {
-            Self::Offline => fib::Node::neighbour(&Offline, image, id, at, port),
-            Self::Tables(tables) => tables.neighbour(id).ok().flatten(),
-        }
+    fn takes(&self, _ingress: &Ingress, _mac: Option<u64>) -> bool {
+        true
     }
 }
 

@@ -11,6 +11,7 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use fib::hash::mix;
+use fib::layout::GROUP_MEMBERS_MAX;
 
 use crate::policy::NextHop;
 
@@ -22,7 +23,7 @@ pub const SLOTS_MAX: usize = 16_384;
 /// Fewest slots of the lightest member while a larger table is to be had: a slot more or less is below 1 % of its share.
 const SHARE_SLOTS_MIN: u64 = 100;
 /// Most members of one group: each of equal weight still has 16 slots in the largest table.
-pub const MEMBERS_MAX: usize = 1024;
+pub const MEMBERS_MAX: usize = GROUP_MEMBERS_MAX as usize;
 
 /// A member as placement sees it.
 #[derive(Clone, Copy, Debug)]

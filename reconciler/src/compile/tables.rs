@@ -179,7 +179,8 @@ impl<'p> Tables<'p> {
             self.slots.extend_from_slice(&slots);
             [first, index(slots.len()).saturating_sub(1)]
         });
-        [head | u64::from(kind::FORWARD_GROUP), u64::from(first) | u64::from(mask) << 32]
+        let group = u64::from(index(self.groups.len()));
+        [head | u64::from(kind::FORWARD_GROUP) | group << 32, u64::from(first) | u64::from(mask) << 32]
     }
 
     fn target(&mut self, words: [u64; 2]) -> u16 {

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use fib::Neighbour;
+use fib::packet::Tags;
+use fib::{Ingress, Neighbour, Reach};
 
 use crate::compile::View;
 use crate::compile::view::NextHopView;
 use crate::kernel::link::Link;
 use crate::kernel::neighbour::{NeighbourError, neighbours, resolve};
-use crate::kernel::tables::Tables;
+use crate::kernel::tables::{Egress, Tables};
 
 use super::node::{Facts, NodeError};
 
@@ -32,8 +33,9 @@ pub fn write_devices(tables: &mut Tables, view: &View<'_>, facts: &Facts) -> Res
     for port in view.ports() {
         match facts.ports.iter().find(|(p, _)| p.port == port.name) {
             Some((device, _)) => {
-                if tables.port(port.id)? != Some(device.index) {
-                    tables.set_port(port.id, device.index)?;
+                let egress = Egress { device: device.index, address_device: device.index, tags: Tags::default() };
+                if tables.port(port.id)? != Some(egress) {
+                    tables.set_port(port.id, &egress)?;
                 }
             }
             // The device is gone, or a rolled-back policy names a port that the node no longer has.
@@ -41,7 +43,11 @@ pub fn write_devices(tables: &mut Tables, view: &View<'_>, facts: &Facts) -> Res
         }
     }
     for (device, link) in &facts.ports {
-        tables.set_device(device.index, mac(link.mac.unwrap_or_default()))?;
+        let port = view.ports().find(|port| port.name == device.port).map_or(0, |port| port.id);
+        let ingress = Ingress { mac: mac(link.mac.unwrap_or_default()), port };
+        if tables.device(device.index)? != Some(ingress) {
+            tables.set_device(device.index, Some(&ingress))?;
+        }
     }
     Ok(())
 }
@@ -96,20 +102,24 @@ fn write_known(
 ) -> Result<Vec<Unresolved>, NodeError> {
     let mut unresolved = Vec::new();
     for (hop, link) in hops(view, facts) {
-        let neighbour = known.get(&(link.index, hop.via)).map(|destination| Neighbour {
-            destination: mac(*destination),
-            source: mac(link.mac.unwrap_or_default()),
-            mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+        let reach = known.get(&(link.index, hop.via)).map_or(Reach::Unknown, |destination| {
+            Reach::Up(Neighbour {
+                destination: mac(*destination),
+                source: mac(link.mac.unwrap_or_default()),
+                mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+                tags: Tags::default(),
+                one_buffer: true,
+            })
         });
-        let before = tables.neighbour(hop.id)?;
-        if neighbour.is_none() {
+        let before = tables.reach(hop.id)?;
+        if reach.up().is_none() {
             let next_hop = format!("{}/{}", hop.policy, hop.name);
-            let lost = before.is_some();
+            let lost = before.up().is_some();
             unresolved.push(Unresolved { next_hop, via: hop.via, port: hop.port.to_owned(), lost });
         }
         // Equal words are not written: readers on other CPUs keep the cache line.
-        if before != neighbour {
-            tables.set_neighbour(hop.id, neighbour.as_ref())?;
+        if before != reach {
+            tables.set_reach(hop.id, &reach)?;
         }
     }
     Ok(unresolved)

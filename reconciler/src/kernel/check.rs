@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
-use fib::{Image, Neighbour, Reason, Verdict};
+use fib::packet::Tags;
+use fib::{Image, Ingress, Neighbour, Reach, ReachWords, Reason, Verdict};
 
 use crate::compile::View;
+use crate::trace::Frame;
 
 use super::KernelError;
-use super::program::Programs;
+use super::program::{Programs, TEST_INGRESS};
 use super::tables::Tables;
 
 /// Routes of each family whose packets are tried.
@@ -22,13 +24,16 @@ const XDP_REDIRECT: u32 = 4;
 pub struct TableNode<'t>(pub &'t Tables);
 
 impl fib::Node for TableNode<'_> {
-    fn ingress_mac(&self) -> Option<u64> {
-        // Test runs come in by the loopback device, whose address is all zeros.
-        Some(0)
+    fn ingress(&self, tags: Tags) -> Option<Ingress> {
+        (tags.vids() == 0).then_some(TEST_INGRESS)
     }
 
-    fn neighbour<I: Image + ?Sized>(&self, _image: &I, id: u32, _at: u32, _port: u32) -> Option<Neighbour> {
-        self.0.neighbour(id).ok().flatten()
+    fn reach(&self, id: u32) -> ReachWords {
+        self.0.reach(id).unwrap_or(Reach::Unknown).encode()
+    }
+
+    fn ask<I: Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
+        None
     }
 }
 
@@ -51,7 +56,7 @@ fn one(programs: &Programs, view: &View<'_>, tables: &Tables, frame: &[u8]) -> R
         Ok(ran) => ran,
         Err(e) => return Ok(Err(e)),
     };
-    let mut expected = frame.to_vec();
+    let mut expected = Frame::new(frame);
     let decision = fib::decide(view.bytes(), frame, &TableNode(tables));
     let mut reason = decision.reason;
     if reason == Reason::NoNeighbour && ran.reason == Reason::Forwarded as u32 {
@@ -64,7 +69,7 @@ fn one(programs: &Programs, view: &View<'_>, tables: &Tables, frame: &[u8]) -> R
         Verdict::Forward => match (tables.port(decision.port), decision.neighbour) {
             (Err(e), _) => return Ok(Err(e)),
             (Ok(Some(_)), Some(neighbour)) => {
-                if fib::packet::forward(&mut expected[..], decision.family, &neighbour).is_none() {
+                if fib::packet::forward(&mut expected, &neighbour).is_none() {
                     return Err("the library cannot rewrite it".to_owned());
                 }
                 XDP_REDIRECT
@@ -84,7 +89,7 @@ fn one(programs: &Programs, view: &View<'_>, tables: &Tables, frame: &[u8]) -> R
             ran.action
         ));
     }
-    if ran.frame != expected {
+    if ran.frame != expected.bytes() {
         return Err("the program rewrote it otherwise than the library".to_owned());
     }
     Ok(Ok(()))

@@ -1,10 +1,10 @@
 //! Where things are pinned: one directory on a bpf file system, and the lock on it.
 //!
 //! ```text
-//! <bpffs>/maps/{PORTS,NEIGHBOURS,DEVICES,COUNTERS}        outlive every generation and program
+//! <bpffs>/maps/{PORTS,PORT_LINKS,NEIGHBOURS,…}            outlive every generation and program
 //! <bpffs>/class-<bits>/GENERATIONS                        the outer map of a capacity class of 2^bits bytes
 //! <bpffs>/class-<bits>/{live,candidate}-<object>          the two instances of the program
-//! <bpffs>/class-<bits>/CANDIDATE_COUNTERS-<object>        what the candidate's test runs count
+//! <bpffs>/class-<bits>/CANDIDATE_<map>-<object>           the candidate's own counters and ingress ports
 //! <bpffs>/generation/<number>                             retained images
 //! <bpffs>/link/<port>                                     attachments
 //! ```

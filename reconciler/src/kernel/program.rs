@@ -1,8 +1,9 @@
 //! The program: loaded twice, once for the live slot and once for the candidate, and kept by pins.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
-use aya::maps::{Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap as AyaHashMap, Map, MapData, PerCpuArray};
 use aya::programs::Xdp;
 use aya::{EbpfLoader, TestRun as _, TestRunOptions};
 use aya_obj::programs::XdpAttachType;
@@ -17,7 +18,13 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BPF_OBJECT"));
 pub(super) const ENTRY: &str = "wayleave";
 
 /// Maps that every class and every version of the program shares.
-const SHARED_MAPS: [&str; 4] = ["PORTS", "NEIGHBOURS", "DEVICES", "COUNTERS"];
+const SHARED_MAPS: [&str; 4] = ["PORTS", "PORTS_FRAGS", "PORT_LINKS", "NEIGHBOURS"];
+
+/// Maps that belong to live packets alone: the candidate has its own, beside its program.
+const LIVE_MAPS: [&str; 3] = ["DEVICES", "VLANS", "COUNTERS"];
+
+/// `LOOPBACK_IFINDEX` of the kernel: test runs come in by this device.
+const LOOPBACK: u32 = 1;
 
 /// Slot of the published generation.
 pub(super) const LIVE: u32 = 0;
@@ -28,6 +35,12 @@ pub(super) const CANDIDATE: u32 = 1;
 pub fn object_id() -> String {
     blake3::hash(OBJECT).to_hex().as_str()[..16].to_owned()
 }
+
+/// Bytes by which a test run can make a frame longer: two VLAN tags.
+const TAGS_BYTES_MAX: usize = 8;
+
+/// The port that test runs come in by.
+pub const TEST_INGRESS: fib::Ingress = fib::Ingress { mac: 0, port: 0 };
 
 /// What a test run of the candidate gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +60,7 @@ pub struct Programs {
     live: Xdp,
     candidate: Xdp,
     candidate_counters: PerCpuArray<MapData, [u64; 2]>,
+    candidate_vlans: AyaHashMap<MapData, u64, u64>,
 }
 
 impl std::fmt::Debug for Programs {
@@ -68,24 +82,28 @@ impl Programs {
             sys::pin(generations.as_fd(), &pins.generations(bits))?;
             generations
         };
-        let object = object_id();
-        let counters = class.join(format!("CANDIDATE_COUNTERS-{object}"));
         // Opened in this order, so that a kill between two pins leaves something that the next start completes.
-        let live = Self::instance(pins, bits, LIVE, "live", None)?;
-        let candidate = Self::instance(pins, bits, CANDIDATE, "candidate", Some(&counters))?;
-        let map = MapData::from_pin(&counters).map_err(KernelError::map("CANDIDATE_COUNTERS"))?;
+        let live = Self::instance(pins, bits, LIVE, "live")?;
+        let candidate = Self::instance(pins, bits, CANDIDATE, "candidate")?;
+        let own = |name: &'static str| {
+            MapData::from_pin(Self::candidate_map(pins, bits, name)).map_err(KernelError::map(name))
+        };
         let candidate_counters =
-            PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map("CANDIDATE_COUNTERS"))?;
-        Ok(Self { bits, generations, live, candidate, candidate_counters })
+            PerCpuArray::try_from(Map::PerCpuArray(own("COUNTERS")?)).map_err(KernelError::map("COUNTERS"))?;
+        let candidate_vlans = AyaHashMap::try_from(Map::HashMap(own("VLANS")?)).map_err(KernelError::map("VLANS"))?;
+        // The port that test runs come in by: the address of the loopback device is all zeros.
+        let mut devices: Array<MapData, u64> =
+            Array::try_from(Map::Array(own("DEVICES")?)).map_err(KernelError::map("DEVICES"))?;
+        devices.set(LOOPBACK, TEST_INGRESS.encode(), 0).map_err(KernelError::map("DEVICES"))?;
+        Ok(Self { bits, generations, live, candidate, candidate_counters, candidate_vlans })
     }
 
-    fn instance(
-        pins: &Pins,
-        bits: u32,
-        slot: u32,
-        role: &str,
-        counters: Option<&std::path::Path>,
-    ) -> Result<Xdp, KernelError> {
+    /// Where a map of the candidate's own is pinned.
+    fn candidate_map(pins: &Pins, bits: u32, name: &str) -> PathBuf {
+        pins.class(bits).join(format!("CANDIDATE_{name}-{}", object_id()))
+    }
+
+    fn instance(pins: &Pins, bits: u32, slot: u32, role: &str) -> Result<Xdp, KernelError> {
         let path = pins.class(bits).join(format!("{role}-{}", object_id()));
         if path.exists() {
             return Xdp::from_pin(&path, XdpAttachType::Interface).map_err(KernelError::program("open"));
@@ -97,8 +115,9 @@ impl Programs {
         for name in SHARED_MAPS {
             loader.map_pin_path(name, pins.map(name));
         }
-        if let Some(counters) = counters {
-            loader.map_pin_path("COUNTERS", counters.to_owned());
+        for name in LIVE_MAPS {
+            let path = if slot == LIVE { pins.map(name) } else { Self::candidate_map(pins, bits, name) };
+            loader.map_pin_path(name, path);
         }
         let mut object = loader.load(OBJECT).map_err(|source| KernelError::Object { source: Box::new(source) })?;
         let program = object.program_mut(ENTRY).ok_or(KernelError::NoProgram { name: ENTRY })?;
@@ -122,10 +141,12 @@ impl Programs {
     /// counters.
     pub fn test_run(&self, frame: &[u8]) -> Result<TestRunOutcome, KernelError> {
         let before = self.candidate_packets()?;
-        let mut out = vec![0; frame.len()];
+        // Room for the tags of the egress port.
+        let mut out = vec![0; frame.len() + TAGS_BYTES_MAX];
         let options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), repeat: 1, ..TestRunOptions::default() };
         let result = self.candidate.test_run(options).map_err(KernelError::program("test"))?;
+        out.truncate(result.data_size_out as usize);
         let after = self.candidate_packets()?;
         let reason = before.iter().zip(&after).position(|(b, a)| b != a).ok_or(KernelError::NotCounted)?;
         Ok(TestRunOutcome {
@@ -133,6 +154,12 @@ impl Programs {
             reason: u32::try_from(reason).unwrap_or(u32::MAX),
             frame: out,
         })
+    }
+
+    /// Lets test runs come in with VLAN tags of these identifiers (`Tags::vids`), too; without, such frames pass untouched.
+    pub fn take_test_vlan(&mut self, vids: u32) -> Result<(), KernelError> {
+        let key = u64::from(LOOPBACK) << 32 | u64::from(vids);
+        self.candidate_vlans.insert(key, TEST_INGRESS.encode(), 0).map_err(KernelError::map("VLANS"))
     }
 
     fn candidate_packets(&self) -> Result<Vec<u64>, KernelError> {

@@ -3,16 +3,19 @@
 //! `(image, packet, node) -> Trace`. Pure. The verdict is the packet path's own code over the real bytes; the place comes
 //! from the route tables; when the two disagree, that is an error and not an answer.
 
+mod frame;
 mod packet;
 
 use std::fmt;
 use std::net::IpAddr;
 
 use fib::layout::Section;
-use fib::{Neighbour, Node, Reason, Verdict};
+use fib::packet::Tags;
+use fib::{Ingress, Neighbour, Node, Reach, ReachWords, Reason, Verdict};
 use serde::{Serialize, Serializer};
 
 use crate::compile::view::{Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
+pub use frame::Frame;
 pub use packet::{Fields, PacketDescription, PacketError};
 
 /// Why there is no answer.
@@ -27,12 +30,20 @@ pub enum TraceError {
 pub struct Offline;
 
 impl Node for Offline {
-    fn ingress_mac(&self) -> Option<u64> {
+    fn ingress(&self, _tags: Tags) -> Option<Ingress> {
+        Some(Ingress { mac: 0, port: 0 })
+    }
+
+    fn reach(&self, _id: u32) -> ReachWords {
+        Reach::Up(Neighbour::default()).encode()
+    }
+
+    fn ask<I: fib::Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
         None
     }
 
-    fn neighbour<I: fib::Image + ?Sized>(&self, _image: &I, _id: u32, _at: u32, _port: u32) -> Option<Neighbour> {
-        Some(Neighbour { destination: 0, source: 0, mtu: 0 })
+    fn takes(&self, _ingress: &Ingress, _mac: Option<u64>) -> bool {
+        true
     }
 }
 
@@ -220,7 +231,7 @@ fn why(reason: Reason) -> &'static str {
         Reason::Local => "addressed to the node itself, the kernel receives it",
         Reason::NotIp => "not IP, the kernel takes it",
         Reason::LinkNotOurs => "not sent to this node's MAC address",
-        Reason::Vlan => "carries a VLAN tag, the kernel takes it",
+        Reason::Vlan => "no port carries its VLAN tags, the kernel takes it",
         Reason::NotForwardable => "multicast, broadcast, loopback or link-local, never forwarded",
         Reason::TtlExpired => "TTL or hop limit ends here, the kernel answers with time exceeded",
         Reason::OverMtu => "larger than the egress MTU, the kernel fragments or answers",
@@ -230,6 +241,10 @@ fn why(reason: Reason) -> &'static str {
         Reason::Malformed => "malformed, the kernel discards it",
         Reason::BadImage => "the image is damaged",
         Reason::RouteDrop => "the route drops it",
+        Reason::AllDown => "every next hop of the route is down, the kernel decides",
+        Reason::AllDownDrop => "every next hop of the route is down, and the route says to drop it then",
+        Reason::Scattered => "lies in several buffers, which the egress driver cannot send: the kernel sends it",
+        Reason::NoRoom => "its buffer has no room for the VLAN tags of the egress port",
     }
 }
 

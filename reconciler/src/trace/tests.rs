@@ -113,11 +113,18 @@ fn flows_spread_by_weight() {
 struct OneNeighbour(u32);
 
 impl Node for OneNeighbour {
-    fn ingress_mac(&self) -> Option<u64> {
+    fn ingress(&self, tags: Tags) -> Option<Ingress> {
+        Offline.ingress(tags)
+    }
+    fn reach(&self, id: u32) -> ReachWords {
+        let neighbour = Neighbour { destination: 1, source: 2, mtu: 1400, ..Neighbour::default() };
+        if id == self.0 { Reach::Up(neighbour) } else { Reach::Unknown }.encode()
+    }
+    fn ask<I: fib::Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
         None
     }
-    fn neighbour<I: fib::Image + ?Sized>(&self, _image: &I, id: u32, _at: u32, _port: u32) -> Option<Neighbour> {
-        (id == self.0).then_some(Neighbour { destination: 1, source: 2, mtu: 1400 })
+    fn takes(&self, _ingress: &Ingress, _mac: Option<u64>) -> bool {
+        true
     }
 }
 
@@ -208,7 +215,7 @@ fn frames_have_valid_headers() {
         (r#"{"src": "2001:db8::1", "dst": "2001:db8::2", "protocol": "udp", "sport": 7, "dport": 9}"#, 48),
     ] {
         let frame = PacketDescription::from_json(text).unwrap().frame();
-        let parsed = fib::packet::parse(frame.as_slice()).unwrap();
+        let parsed = fib::packet::parse(frame.as_slice(), u16::from_be_bytes([frame[12], frame[13]])).unwrap();
         assert_eq!((parsed.ip_bytes, frame.len()), (length, 14 + length as usize), "{text}");
         assert_eq!(parsed.flow.ports, if text.contains("udp") { 7 << 16 | 9 } else { 0 });
         if parsed.family == 4 {

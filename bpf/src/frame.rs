@@ -1,0 +1,64 @@
+//! Frames in kernel memory: bounds-checked access to headers, for both kinds of context.
+
+use core::ptr::{read_volatile, write_volatile};
+
+/// The readable part of a frame: from `data` up to `end`.
+#[derive(Clone, Copy)]
+pub(crate) struct Headers {
+    pub(crate) data: usize,
+    pub(crate) end: usize,
+}
+
+impl Headers {
+    /// Highest offset that headers can have; tells the verifier that no sum wraps.
+    const OFFSET_MASK: u32 = 0x7fff;
+
+    #[inline(always)]
+    fn at<T>(&self, at: u32) -> Option<*mut T> {
+        let start = self.data + (at & Self::OFFSET_MASK) as usize;
+        if start + size_of::<T>() > self.end { None } else { Some(start as *mut T) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn bytes(&self) -> u32 {
+        (self.end - self.data) as u32
+    }
+
+    #[inline(always)]
+    pub(crate) fn be16(&self, at: u32) -> Option<u16> {
+        // SAFETY: `at` returns only pointers whose whole target lies before the end of the frame.
+        self.at(at).map(|p| u16::from_be(unsafe { read_volatile(p) }))
+    }
+
+    #[inline(always)]
+    pub(crate) fn be32(&self, at: u32) -> Option<u32> {
+        // SAFETY: as in `be16`.
+        self.at(at).map(|p| u32::from_be(unsafe { read_volatile(p) }))
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_be16(&self, at: u32, value: u16) -> Option<()> {
+        // SAFETY: as in `be16`; the kernel gives the frame to this program alone.
+        self.at(at).map(|p| unsafe { write_volatile(p, value.to_be()) })
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_be32(&self, at: u32, value: u32) -> Option<()> {
+        // SAFETY: as in `set_be16`.
+        self.at(at).map(|p| unsafe { write_volatile(p, value.to_be()) })
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_mac(&self, at: u32, mac: u64) -> Option<()> {
+        // SAFETY: as in `set_be16`.
+        self.at(at).map(|p| unsafe { write_volatile(p, mac as u32) })?;
+        // SAFETY: as in `set_be16`.
+        self.at(at + 4).map(|p| unsafe { write_volatile(p, (mac >> 32) as u16) })
+    }
+
+    /// The frame without its first `bytes`.
+    #[inline(always)]
+    pub(crate) fn after(&self, bytes: u32) -> Self {
+        Self { data: self.data + bytes as usize, end: self.end }
+    }
+}

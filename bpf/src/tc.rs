@@ -1,0 +1,158 @@
+//! The TC side: the kernel's buffer, after it was made and before the network stack sees it.
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::helpers::{bpf_redirect, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push};
+use fib::packet::{ETHERNET_BYTES, Link, Parsed, Tags};
+use fib::{Packet, PacketMut};
+
+use crate::Hook;
+use crate::frame::Headers;
+use crate::maps::PORT_LINKS;
+
+/// Bytes at the front that are made readable: Ethernet, IPv6 with some extension headers, ports.
+const HEADER_BYTES: u32 = 128;
+const TCP: u8 = 6;
+/// Words of a TCP header stand in the high four bits of its 13th byte.
+const TCP_WORDS_AT: u32 = 12;
+const UDP_HEADER_BYTES: u32 = 8;
+
+/// A packet that has become a socket buffer; `data` moves on in views without the tags.
+pub(crate) struct SkbFrame {
+    context: *mut __sk_buff,
+    headers: Headers,
+    /// Bytes of the frame before `headers`.
+    skipped: u32,
+}
+
+#[inline(always)]
+fn headers(context: *mut __sk_buff) -> Headers {
+    // SAFETY: the context is valid while the program runs.
+    let (data, end) = unsafe { ((*context).data, (*context).data_end) };
+    Headers { data: data as usize, end: end as usize }
+}
+
+impl Packet for SkbFrame {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.context).len }.wrapping_sub(self.skipped)
+    }
+    #[inline(always)]
+    fn be16(&self, at: u32) -> Option<u16> {
+        self.headers.be16(at)
+    }
+    #[inline(always)]
+    fn be32(&self, at: u32) -> Option<u32> {
+        self.headers.be32(at)
+    }
+    #[inline(always)]
+    fn after(&self, bytes: u32) -> impl Packet {
+        Self { context: self.context, headers: self.headers.after(bytes), skipped: self.skipped + bytes }
+    }
+    #[inline(always)]
+    fn offloaded_tag(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        let (present, protocol, tci) =
+            unsafe { ((*self.context).vlan_present, (*self.context).vlan_proto, (*self.context).vlan_tci) };
+        if present == 0 { 0 } else { u32::from(u16::from_be(protocol as u16)) << 16 | tci & 0xffff }
+    }
+    #[inline(always)]
+    fn largest_segment(&self, parsed: &Parsed) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        let segment = unsafe { (*self.context).gso_size };
+        if segment == 0 {
+            return parsed.ip_bytes;
+        }
+        // As skb_gso_network_seglen: the network header, the transport header and one segment's payload.
+        let transport = if parsed.flow.protocol == TCP {
+            let words = self.headers.be16(ETHERNET_BYTES + parsed.header_bytes + TCP_WORDS_AT).unwrap_or_default();
+            u32::from(words >> 12) * 4
+        } else {
+            UDP_HEADER_BYTES
+        };
+        parsed.header_bytes + transport + segment
+    }
+}
+
+impl PacketMut for SkbFrame {
+    #[inline(always)]
+    fn set_be16(&mut self, at: u32, value: u16) -> Option<()> {
+        self.headers.set_be16(at, value)
+    }
+    #[inline(always)]
+    fn set_be32(&mut self, at: u32, value: u32) -> Option<()> {
+        self.headers.set_be32(at, value)
+    }
+    #[inline(always)]
+    fn set_mac(&mut self, at: u32, mac: u64) -> Option<()> {
+        self.headers.set_mac(at, mac)
+    }
+    #[inline(always)]
+    fn move_head(&mut self, _bytes: i32) -> Option<()> {
+        None
+    }
+
+    /// The kernel keeps the outermost tag beside the frame; its helpers know when to move one in or out.
+    #[inline(always)]
+    fn set_tags(&mut self, link: &Link, tags: Tags) -> Option<u32> {
+        // SAFETY (of every call here): the context is valid; the pointers into the frame are read anew at the end.
+        if link.tags.outer != 0 && unsafe { bpf_skb_vlan_pop(self.context) } != 0 {
+            return None;
+        }
+        if link.tags.inner != 0 && unsafe { bpf_skb_vlan_pop(self.context) } != 0 {
+            return None;
+        }
+        if tags.inner != 0 && !push(self.context, tags.inner) {
+            return None;
+        }
+        if tags.outer != 0 && !push(self.context, tags.outer) {
+            return None;
+        }
+        self.headers = headers(self.context);
+        Some(if tags.inner == 0 { 0 } else { Tags { outer: tags.inner, inner: 0 }.bytes() })
+    }
+}
+
+#[inline(always)]
+fn push(context: *mut __sk_buff, tag: u32) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { bpf_skb_vlan_push(context, ((tag >> 16) as u16).to_be(), tag as u16) == 0 }
+}
+
+impl Hook for SkbFrame {
+    const PASS: i32 = TC_ACT_OK as i32;
+    const DROP: i32 = TC_ACT_SHOT as i32;
+    /// A buffer whose tags could not be changed for want of memory may have lost one: it must not reach another network.
+    const GIVE_UP: i32 = Self::DROP;
+
+    type Context = __sk_buff;
+
+    #[inline(always)]
+    fn of(context: *mut __sk_buff) -> Self {
+        let mut readable = headers(context);
+        // SAFETY: the context is valid while the program runs.
+        let length = unsafe { (*context).len };
+        let wanted = if length < HEADER_BYTES { length } else { HEADER_BYTES };
+        if readable.bytes() < wanted {
+            // SAFETY: as above; the pointers into the frame are read anew, also where the call failed.
+            unsafe { bpf_skb_pull_data(context, wanted) };
+            readable = headers(context);
+        }
+        Self { context, headers: readable, skipped: 0 }
+    }
+    #[inline(always)]
+    fn ingress_device(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.context).ifindex }
+    }
+    #[inline(always)]
+    fn redirect(&self, port: u32) -> Option<i32> {
+        let [devices, _] = *PORT_LINKS.get(port)?;
+        let device = devices as u32;
+        if device == 0 {
+            return None;
+        }
+        // SAFETY: no pointers are involved.
+        Some(unsafe { bpf_redirect(device, 0) } as i32)
+    }
+}

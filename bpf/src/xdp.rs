@@ -1,0 +1,100 @@
+//! The XDP side: the frame as the driver hands it over, and the ways out of it.
+
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
+use fib::{Packet, PacketMut};
+
+use crate::Hook;
+use crate::frame::Headers;
+use crate::maps::{PORTS, PORTS_FRAGS};
+
+/// The frame that the driver handed over. With `FRAGS` it may lie in several buffers, of which the first is readable.
+pub(crate) struct XdpFrame<const FRAGS: bool> {
+    context: *mut xdp_md,
+    headers: Headers,
+    /// Bytes of the frame before `headers`.
+    skipped: u32,
+}
+
+#[inline(always)]
+fn headers(context: *mut xdp_md) -> Headers {
+    // SAFETY: the context is valid while the program runs.
+    let (data, end) = unsafe { ((*context).data, (*context).data_end) };
+    Headers { data: data as usize, end: end as usize }
+}
+
+impl<const FRAGS: bool> Packet for XdpFrame<FRAGS> {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        if FRAGS {
+            // SAFETY: the context is valid while the program runs.
+            (unsafe { bpf_xdp_get_buff_len(self.context) } as u32).wrapping_sub(self.skipped)
+        } else {
+            self.headers.bytes()
+        }
+    }
+    #[inline(always)]
+    fn be16(&self, at: u32) -> Option<u16> {
+        self.headers.be16(at)
+    }
+    #[inline(always)]
+    fn be32(&self, at: u32) -> Option<u32> {
+        self.headers.be32(at)
+    }
+    #[inline(always)]
+    fn after(&self, bytes: u32) -> impl Packet {
+        Self { context: self.context, headers: self.headers.after(bytes), skipped: self.skipped + bytes }
+    }
+    #[inline(always)]
+    fn is_scattered(&self) -> bool {
+        FRAGS && self.length() > self.headers.bytes()
+    }
+}
+
+impl<const FRAGS: bool> PacketMut for XdpFrame<FRAGS> {
+    #[inline(always)]
+    fn set_be16(&mut self, at: u32, value: u16) -> Option<()> {
+        self.headers.set_be16(at, value)
+    }
+    #[inline(always)]
+    fn set_be32(&mut self, at: u32, value: u32) -> Option<()> {
+        self.headers.set_be32(at, value)
+    }
+    #[inline(always)]
+    fn set_mac(&mut self, at: u32, mac: u64) -> Option<()> {
+        self.headers.set_mac(at, mac)
+    }
+    #[inline(always)]
+    fn move_head(&mut self, bytes: i32) -> Option<()> {
+        // SAFETY: the context is valid while the program runs; the pointers into the frame are read anew.
+        if unsafe { bpf_xdp_adjust_head(self.context, bytes) } != 0 {
+            return None;
+        }
+        self.headers = headers(self.context);
+        Some(())
+    }
+}
+
+impl<const FRAGS: bool> Hook for XdpFrame<FRAGS> {
+    const PASS: i32 = xdp_action::XDP_PASS as i32;
+    const DROP: i32 = xdp_action::XDP_DROP as i32;
+    /// A frame that could not be rewritten is as it was.
+    const GIVE_UP: i32 = Self::PASS;
+
+    type Context = xdp_md;
+
+    #[inline(always)]
+    fn of(context: *mut xdp_md) -> Self {
+        Self { context, headers: headers(context), skipped: 0 }
+    }
+    #[inline(always)]
+    fn ingress_device(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.context).ingress_ifindex }
+    }
+    #[inline(always)]
+    fn redirect(&self, port: u32) -> Option<i32> {
+        let ports = if FRAGS { &PORTS_FRAGS } else { &PORTS };
+        ports.redirect(port, Self::PASS as u64).ok().map(|action| action as i32)
+    }
+}
