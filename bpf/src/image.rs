@@ -51,7 +51,20 @@ macro_rules! read {
 }
 
 impl Image for KernelImage {
+    read!(u8, u8);
     read!(u16, u16);
     read!(u32, u32);
     read!(u64, u64);
+
+    #[inline(always)]
+    fn words(&self, offset: u32) -> Option<[u64; 3]> {
+        if offset > self.capacity - 24 {
+            return None;
+        }
+        // SAFETY: as above, for three words.
+        unsafe {
+            let first = self.bytes.add(offset as usize).cast::<u64>();
+            Some([read_volatile(first), read_volatile(first.add(1)), read_volatile(first.add(2))])
+        }
+    }
 }

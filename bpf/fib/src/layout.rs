@@ -14,7 +14,7 @@
 /// `WAYLEAVE` as little-endian bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"WAYLEAVE");
 /// Changes with any change of this module's meaning.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Smallest capacity class: 1 MiB.
 pub const CAPACITY_MIN: u32 = 1 << 20;
@@ -46,28 +46,48 @@ pub const AT_SLOTS: u32 = 292;
 pub const AT_NEXT_HOPS: u32 = 296;
 pub const AT_HASH_SEED: u32 = 300;
 
-// Fields of a FIB header.
-pub const FIB_DIRECT: u32 = 0;
-pub const FIB_NODES: u32 = 4;
-pub const FIB_LEAVES: u32 = 8;
+// Fields of the IPv4 FIB header. Where nodes and leaves are, the section table says: few lookups need them.
+pub const V4_DIRECT: u32 = 0;
+pub const V4_BLOCKS: u32 = 4;
+pub const V4_PALETTES: u32 = 8;
 /// Bits of the address that index the direct table: 6, 12 or 18.
-pub const FIB_DIRECT_BITS: u32 = 12;
+pub const V4_DIRECT_BITS: u32 = 12;
+
+/// Direct entry that is a trie node: its index is in the other bits.
+pub const DIRECT_NODE: u32 = 1 << 31;
+/// Otherwise the entry is a block in its low bits and the block's palette above them.
+pub const DIRECT_BLOCK_BITS: u32 = 18;
+/// Palettes that a direct entry can name.
+pub const PALETTES_MAX: u32 = 1 << (31 - DIRECT_BLOCK_BITS);
+/// Block: for each value of the [`STRIDE_BITS`] bits that follow the direct ones, a colour of the palette.
+pub const BLOCK_BYTES: u32 = 1 << STRIDE_BITS;
+/// Palette: the targets that the bytes of its blocks mean, u16 each.
+pub const PALETTE_BYTES: u32 = 512;
+
+// Fields of the IPv6 FIB header: three tables, one after the other, of u32 entries.
+/// Entries: the place in the middle table that the lookup goes on from.
+pub const V6_ROOT: u32 = 0;
+/// Entries: the place in the last table that the lookup goes on from.
+pub const V6_MIDDLE: u32 = 4;
+/// Entries: [`LAST_LEAF`] and a target, or a node.
+pub const V6_LAST: u32 = 8;
+/// Address bits that index each of the three, from the low byte on, all above zero.
+pub const V6_WIDTHS: u32 = 12;
+
+/// Set in an entry of the last table that holds a target; otherwise the entry is a node index.
+pub const LAST_LEAF: u32 = 1 << 31;
 
 /// Address bits that one trie node resolves.
 pub const STRIDE_BITS: u32 = 6;
 /// Smallest direct table.
 pub const DIRECT_BITS_MIN: u32 = 6;
 /// Largest direct table: 1 MiB of entries.
-pub const DIRECT_BITS_MAX: u32 = 18;
-/// Set in a direct entry that holds a target; otherwise the entry is a node index.
-pub const DIRECT_LEAF: u32 = 1 << 31;
+pub const DIRECT_BITS_MAX: u32 = DIRECT_BLOCK_BITS;
+/// Fewest bits that the three tables of IPv6 resolve.
+pub const V6_BITS_MIN: u32 = 18;
 
 /// Trie node: child bitmap u64, leaf bitmap u64, first leaf u32, first child u32.
 pub const NODE_BYTES: u32 = 24;
-pub const NODE_CHILDREN: u32 = 0;
-pub const NODE_LEAVES: u32 = 8;
-pub const NODE_FIRST_LEAF: u32 = 16;
-pub const NODE_FIRST_CHILD: u32 = 20;
 /// A leaf is a target index.
 pub const LEAF_BYTES: u32 = 2;
 
@@ -131,32 +151,40 @@ pub const LOCAL_BYTES: u32 = 24;
 #[repr(u32)]
 pub enum Section {
     V4Direct = 0,
-    V4Nodes = 1,
-    V4Leaves = 2,
-    V6Direct = 3,
-    V6Nodes = 4,
-    V6Leaves = 5,
-    Targets = 6,
-    Slots = 7,
-    NextHops = 8,
-    Ports = 9,
-    Policies = 10,
-    Groups = 11,
-    Members = 12,
-    V4Routes = 13,
-    V6Routes = 14,
-    Locals = 15,
-    Files = 16,
-    Strings = 17,
-    Text = 18,
+    V4Blocks = 1,
+    V4Palettes = 2,
+    V4Nodes = 3,
+    V4Leaves = 4,
+    V6Root = 5,
+    V6Middle = 6,
+    V6Last = 7,
+    V6Nodes = 8,
+    V6Leaves = 9,
+    Targets = 10,
+    Slots = 11,
+    NextHops = 12,
+    Ports = 13,
+    Policies = 14,
+    Groups = 15,
+    Members = 16,
+    V4Routes = 17,
+    V6Routes = 18,
+    Locals = 19,
+    Files = 20,
+    Strings = 21,
+    Text = 22,
 }
 
 impl Section {
-    pub const ALL: [(Self, u32); 19] = [
+    pub const ALL: [(Self, u32); 23] = [
         (Self::V4Direct, 4),
+        (Self::V4Blocks, BLOCK_BYTES),
+        (Self::V4Palettes, PALETTE_BYTES),
         (Self::V4Nodes, NODE_BYTES),
         (Self::V4Leaves, LEAF_BYTES),
-        (Self::V6Direct, 4),
+        (Self::V6Root, 4),
+        (Self::V6Middle, 4),
+        (Self::V6Last, 4),
         (Self::V6Nodes, NODE_BYTES),
         (Self::V6Leaves, LEAF_BYTES),
         (Self::Targets, TARGET_BYTES),
@@ -174,7 +202,11 @@ impl Section {
         (Self::Text, 1),
     ];
     /// How many of [`Section::ALL`] the packet path reads.
-    pub const PATH: usize = 9;
+    pub const PATH: usize = 13;
+
+    /// What the lookup of each family reads.
+    pub const V4_FIB: &[Self] = &[Self::V4Direct, Self::V4Blocks, Self::V4Palettes, Self::V4Nodes, Self::V4Leaves];
+    pub const V6_FIB: &[Self] = &[Self::V6Root, Self::V6Middle, Self::V6Last, Self::V6Nodes, Self::V6Leaves];
 
     /// Where the section's (offset u32, count u32) pair stands.
     pub const fn at(self) -> u32 {

@@ -310,6 +310,6 @@ fn a_stamp_leaves_the_rules_and_their_digest_alone() {
     assert_eq!(view.count(Section::V4Routes), 10);
 
     let mut other = image.bytes().to_vec();
-    other[AT_LAYOUT_VERSION as usize] ^= 2;
-    assert_eq!(View::new(&other).unwrap_err(), ImageError::LayoutVersion { found: 3, supported: 1 });
+    other[AT_LAYOUT_VERSION as usize] ^= 1;
+    assert_eq!(View::new(&other).unwrap_err(), ImageError::LayoutVersion { found: 3, supported: 2 });
 }

@@ -161,8 +161,8 @@ impl<'a> View<'a> {
     }
 
     /// Bytes that the packet path reads for one family: direct table, nodes and leaves.
-    pub fn lookup_bytes(&self, sections: [Section; 3]) -> usize {
-        sections.into_iter().map(|s| self.count(s) as usize * s.entry_bytes() as usize).sum()
+    pub fn lookup_bytes(&self, sections: &[Section]) -> usize {
+        sections.iter().map(|&s| self.count(s) as usize * s.entry_bytes() as usize).sum()
     }
 
     /// In the image's order: by policy, then name.

@@ -17,7 +17,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BENCH_OBJECT")
 
 /// Lookups of one run of a program, and runs that go once through the list of addresses.
 const LOOKUPS: u32 = 64;
-pub(crate) const ADDRESSES: u32 = 1 << 16;
+pub(crate) const ADDRESSES: u32 = 1 << 20;
 const RUNS: u32 = ADDRESSES / LOOKUPS;
 /// Frames that the generator sends at a time.
 const BATCH: u32 = 64;
