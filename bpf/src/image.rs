@@ -57,14 +57,15 @@ impl Image for KernelImage {
     read!(u64, u64);
 
     #[inline(always)]
-    fn words(&self, offset: u32) -> Option<[u64; 3]> {
-        if offset > self.capacity - 24 {
+    fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]> {
+        if offset > self.capacity - COUNT as u32 * 8 {
             return None;
         }
-        // SAFETY: as above, for three words.
-        unsafe {
-            let first = self.bytes.add(offset as usize).cast::<u64>();
-            Some([read_volatile(first), read_volatile(first.add(1)), read_volatile(first.add(2))])
+        let mut words = [0; COUNT];
+        for (at, word) in words.iter_mut().enumerate() {
+            // SAFETY: as above, for all words.
+            *word = unsafe { read_volatile(self.bytes.add(offset as usize + at * 8).cast::<u64>()) };
         }
+        Some(words)
     }
 }

@@ -8,8 +8,8 @@ pub trait Image {
     fn u16(&self, offset: u32) -> Option<u16>;
     fn u32(&self, offset: u32) -> Option<u32>;
     fn u64(&self, offset: u32) -> Option<u64>;
-    /// Three words in a row, behind one check.
-    fn words(&self, offset: u32) -> Option<[u64; 3]>;
+    /// Words in a row, behind one check.
+    fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]>;
 }
 
 impl Image for [u8] {
@@ -30,10 +30,9 @@ impl Image for [u8] {
         Some(u64::from_le_bytes(*self.get(offset as usize..)?.first_chunk()?))
     }
     #[inline]
-    fn words(&self, offset: u32) -> Option<[u64; 3]> {
-        let (words, _) = self.get(offset as usize..)?.get(..24)?.as_chunks::<8>();
-        let &[first, second, third] = words.first_chunk()?;
-        Some([first, second, third].map(u64::from_le_bytes))
+    fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]> {
+        let (words, _) = self.get(offset as usize..)?.as_chunks::<8>();
+        words.first_chunk().map(|words| words.map(u64::from_le_bytes))
     }
 }
 
@@ -55,7 +54,7 @@ impl<T: Image + ?Sized> Image for &T {
         (**self).u64(offset)
     }
     #[inline(always)]
-    fn words(&self, offset: u32) -> Option<[u64; 3]> {
+    fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]> {
         (**self).words(offset)
     }
 }

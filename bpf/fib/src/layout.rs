@@ -64,18 +64,35 @@ pub const BLOCK_BYTES: u32 = 1 << STRIDE_BITS;
 /// Palette: the targets that the bytes of its blocks mean, u16 each.
 pub const PALETTE_BYTES: u32 = 512;
 
-// Fields of the IPv6 FIB header: three tables, one after the other, of u32 entries.
-/// Entries: the place in the middle table that the lookup goes on from.
+// Fields of the IPv6 FIB header.
 pub const V6_ROOT: u32 = 0;
-/// Entries: the place in the last table that the lookup goes on from.
-pub const V6_MIDDLE: u32 = 4;
-/// Entries: [`LAST_LEAF`] and a target, or a node.
-pub const V6_LAST: u32 = 8;
-/// Address bits that index each of the three, from the low byte on, all above zero.
-pub const V6_WIDTHS: u32 = 12;
+pub const V6_BUCKETS: u32 = 4;
+/// Bits of the address that index the root table: 6, 12 or 16.
+pub const V6_ROOT_BITS: u32 = 8;
 
-/// Set in an entry of the last table that holds a target; otherwise the entry is a node index.
-pub const LAST_LEAF: u32 = 1 << 31;
+/// Radix tables that every address goes through below the root.
+pub const RADIX_STEPS: usize = 3;
+/// Entry of the root and of all steps but the last: in the low bits the bits of the address that index the next table,
+/// above them where that table starts, in entries from the start of the root.
+///
+/// Entry of the last step: in the low bits those of the address that lead to the bucket, above them the bucket.
+pub const RADIX_TAG_BITS: u32 = 6;
+/// Set in an entry of the last step that is a trie node: its index is in the other bits.
+pub const RADIX_NODE: u32 = 1 << 31;
+/// Entries that can be told apart, from the root on.
+pub const RADIX_ENTRIES_MAX: u32 = 1 << (32 - RADIX_TAG_BITS);
+
+/// Bucket: 12 keys in lanes of four u64, then 13 targets, u16 each, and three that are zero.
+///
+/// A key is the [`BUCKET_KEY_BITS`] bits of an address that follow those that led to the bucket. A lane holds the key
+/// that the next target starts with, less one, and its highest bit is set, so that a subtraction shows the larger.
+pub const BUCKET_BYTES: u32 = 64;
+pub const BUCKET_WORDS: usize = 4;
+pub const BUCKET_LANES: usize = 3;
+pub const BUCKET_LANE_BITS: u32 = 21;
+pub const BUCKET_KEY_BITS: u32 = BUCKET_LANE_BITS - 1;
+pub const BUCKET_KEYS: usize = BUCKET_WORDS * BUCKET_LANES;
+pub const BUCKET_TARGETS: u32 = 32;
 
 /// Address bits that one trie node resolves.
 pub const STRIDE_BITS: u32 = 6;
@@ -83,9 +100,6 @@ pub const STRIDE_BITS: u32 = 6;
 pub const DIRECT_BITS_MIN: u32 = 6;
 /// Largest direct table: 1 MiB of entries.
 pub const DIRECT_BITS_MAX: u32 = DIRECT_BLOCK_BITS;
-/// Fewest bits that the three tables of IPv6 resolve.
-pub const V6_BITS_MIN: u32 = 18;
-
 /// Trie node: child bitmap u64, leaf bitmap u64, first leaf u32, first child u32.
 pub const NODE_BYTES: u32 = 24;
 /// A leaf is a target index.
@@ -156,35 +170,39 @@ pub enum Section {
     V4Nodes = 3,
     V4Leaves = 4,
     V6Root = 5,
-    V6Middle = 6,
-    V6Last = 7,
-    V6Nodes = 8,
-    V6Leaves = 9,
-    Targets = 10,
-    Slots = 11,
-    NextHops = 12,
-    Ports = 13,
-    Policies = 14,
-    Groups = 15,
-    Members = 16,
-    V4Routes = 17,
-    V6Routes = 18,
-    Locals = 19,
-    Files = 20,
-    Strings = 21,
-    Text = 22,
+    V6First = 6,
+    V6Second = 7,
+    V6Third = 8,
+    V6Buckets = 9,
+    V6Nodes = 10,
+    V6Leaves = 11,
+    Targets = 12,
+    Slots = 13,
+    NextHops = 14,
+    Ports = 15,
+    Policies = 16,
+    Groups = 17,
+    Members = 18,
+    V4Routes = 19,
+    V6Routes = 20,
+    Locals = 21,
+    Files = 22,
+    Strings = 23,
+    Text = 24,
 }
 
 impl Section {
-    pub const ALL: [(Self, u32); 23] = [
+    pub const ALL: [(Self, u32); 25] = [
         (Self::V4Direct, 4),
         (Self::V4Blocks, BLOCK_BYTES),
         (Self::V4Palettes, PALETTE_BYTES),
         (Self::V4Nodes, NODE_BYTES),
         (Self::V4Leaves, LEAF_BYTES),
         (Self::V6Root, 4),
-        (Self::V6Middle, 4),
-        (Self::V6Last, 4),
+        (Self::V6First, 4),
+        (Self::V6Second, 4),
+        (Self::V6Third, 4),
+        (Self::V6Buckets, BUCKET_BYTES),
         (Self::V6Nodes, NODE_BYTES),
         (Self::V6Leaves, LEAF_BYTES),
         (Self::Targets, TARGET_BYTES),
@@ -202,11 +220,12 @@ impl Section {
         (Self::Text, 1),
     ];
     /// How many of [`Section::ALL`] the packet path reads.
-    pub const PATH: usize = 13;
+    pub const PATH: usize = 15;
 
     /// What the lookup of each family reads.
     pub const V4_FIB: &[Self] = &[Self::V4Direct, Self::V4Blocks, Self::V4Palettes, Self::V4Nodes, Self::V4Leaves];
-    pub const V6_FIB: &[Self] = &[Self::V6Root, Self::V6Middle, Self::V6Last, Self::V6Nodes, Self::V6Leaves];
+    pub const V6_FIB: &[Self] =
+        &[Self::V6Root, Self::V6First, Self::V6Second, Self::V6Third, Self::V6Buckets, Self::V6Nodes, Self::V6Leaves];
 
     /// Where the section's (offset u32, count u32) pair stands.
     pub const fn at(self) -> u32 {

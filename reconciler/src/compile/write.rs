@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use fib::layout::{
     AT_DIGEST, AT_HASH_SEED, AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION, AT_REVISION_BYTES,
-    AT_SLOTS, AT_TARGETS, AT_V4_FIB, AT_V6_FIB, CAPACITY_MAX, HEADER_BYTES, LAYOUT_VERSION, MAGIC, PALETTE_BYTES,
-    RULES_START, SECTION_ALIGN, Section, V4_BLOCKS, V4_DIRECT, V4_DIRECT_BITS, V4_PALETTES, V6_LAST, V6_MIDDLE,
-    V6_ROOT, V6_WIDTHS,
+    AT_SLOTS, AT_TARGETS, AT_V4_FIB, AT_V6_FIB, BUCKET_BYTES, BUCKET_TARGETS, CAPACITY_MAX, HEADER_BYTES,
+    LAYOUT_VERSION, MAGIC, PALETTE_BYTES, RADIX_ENTRIES_MAX, RADIX_TAG_BITS, RULES_START, SECTION_ALIGN, Section,
+    V4_BLOCKS, V4_DIRECT, V4_DIRECT_BITS, V4_PALETTES, V6_BUCKETS, V6_ROOT, V6_ROOT_BITS,
 };
 
 use super::fib::{Poptrie, Rule, V4Fib, V6Fib};
@@ -66,8 +66,10 @@ impl Sections {
                 Section::V4Nodes => contents.v4.trie.nodes.len(),
                 Section::V4Leaves => contents.v4.trie.leaves.len(),
                 Section::V6Root => contents.v6.root.len(),
-                Section::V6Middle => contents.v6.middle.len(),
-                Section::V6Last => contents.v6.last.len(),
+                Section::V6First => contents.v6.steps[0].len(),
+                Section::V6Second => contents.v6.steps[1].len(),
+                Section::V6Third => contents.v6.steps[2].len(),
+                Section::V6Buckets => contents.v6.buckets.len(),
                 Section::V6Nodes => contents.v6.trie.nodes.len(),
                 Section::V6Leaves => contents.v6.trie.leaves.len(),
                 Section::Targets => tables.targets.len(),
@@ -88,7 +90,8 @@ impl Sections {
             sections.push((offset, count as u64));
             offset += count as u64 * u64::from(entry_bytes);
         }
-        if offset > u64::from(CAPACITY_MAX) {
+        let radix_bytes = sections[Section::V6Buckets as usize].0 - sections[Section::V6Root as usize].0;
+        if offset > u64::from(CAPACITY_MAX) || radix_bytes > u64::from(RADIX_ENTRIES_MAX) * 4 {
             return Err(CompileError::ImageTooLarge { bytes: offset, max: CAPACITY_MAX });
         }
         let at = std::array::from_fn(|i| (word(sections[i].0), word(sections[i].1)));
@@ -106,14 +109,12 @@ fn write_header(bytes: &mut [u8], contents: &Contents, sections: &Sections) {
         (AT_V4_FIB + V4_BLOCKS, Section::V4Blocks),
         (AT_V4_FIB + V4_PALETTES, Section::V4Palettes),
         (AT_V6_FIB + V6_ROOT, Section::V6Root),
-        (AT_V6_FIB + V6_MIDDLE, Section::V6Middle),
-        (AT_V6_FIB + V6_LAST, Section::V6Last),
+        (AT_V6_FIB + V6_BUCKETS, Section::V6Buckets),
     ] {
         put(bytes, at, &sections.offset(section).to_le_bytes());
     }
     put(bytes, AT_V4_FIB + V4_DIRECT_BITS, &contents.v4.direct_bits.to_le_bytes());
-    let [root, middle, last] = contents.v6.widths;
-    put(bytes, AT_V6_FIB + V6_WIDTHS, &(root | middle << 8 | last << 16).to_le_bytes());
+    put(bytes, AT_V6_FIB + V6_ROOT_BITS, &contents.v6.root_bits.to_le_bytes());
     put(bytes, AT_TARGETS, &sections.offset(Section::Targets).to_le_bytes());
     put(bytes, AT_SLOTS, &sections.offset(Section::Slots).to_le_bytes());
     put(bytes, AT_NEXT_HOPS, &sections.offset(Section::NextHops).to_le_bytes());
@@ -138,9 +139,25 @@ fn write_lookup_tables(bytes: &mut [u8], contents: &Contents, sections: &Section
         row
     });
     write_trie(bytes, &v4.trie, [Section::V4Nodes, Section::V4Leaves].map(|section| sections.offset(section)));
-    fill(bytes, sections.offset(Section::V6Root), &v6.root, numbers);
-    fill(bytes, sections.offset(Section::V6Middle), &v6.middle, numbers);
-    fill(bytes, sections.offset(Section::V6Last), &v6.last, numbers);
+    let root = sections.offset(Section::V6Root);
+    let [first, second, third] = [Section::V6First, Section::V6Second, Section::V6Third].map(|s| sections.offset(s));
+    for (at, entries, next) in [(root, &v6.root, first), (first, &v6.steps[0], second), (second, &v6.steps[1], third)] {
+        // Entries count from the root on.
+        let before = ((next - root) / 4) << RADIX_TAG_BITS;
+        fill(bytes, at, entries, |entry| (entry + before).to_le_bytes());
+    }
+    fill(bytes, third, &v6.steps[2], numbers);
+    fill(bytes, sections.offset(Section::V6Buckets), &v6.buckets, |bucket| {
+        let mut row = [0; BUCKET_BYTES as usize];
+        let (keys, targets) = row.split_at_mut(BUCKET_TARGETS as usize);
+        for (to, word) in keys.chunks_exact_mut(8).zip(bucket.keys) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        for (to, target) in targets.chunks_exact_mut(2).zip(bucket.targets) {
+            to.copy_from_slice(&target.to_le_bytes());
+        }
+        row
+    });
     write_trie(bytes, &v6.trie, [Section::V6Nodes, Section::V6Leaves].map(|section| sections.offset(section)));
 }
 

@@ -5,9 +5,10 @@ use std::collections::{BTreeSet, HashMap};
 use fib::image::Image as _;
 use fib::layout::{
     AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION, AT_REVISION_BYTES, AT_SLOTS, AT_TARGETS,
-    AT_V4_FIB, AT_V6_FIB, DIRECT_BLOCK_BITS, DIRECT_NODE, HEADER_BYTES, LAST_LEAF, LAYOUT_VERSION, MAGIC,
-    NEXT_HOP_FAMILY, NEXT_HOP_FILE, NEXT_HOP_NAME, NEXT_HOP_POLICY, NEXT_HOP_PORT, REVISION_BYTES_MAX, Section,
-    V4_BLOCKS, V4_DIRECT, V4_DIRECT_BITS, V4_PALETTES, V6_BITS_MIN, V6_LAST, V6_MIDDLE, V6_ROOT, V6_WIDTHS, kind,
+    AT_V4_FIB, AT_V6_FIB, BUCKET_BYTES, BUCKET_TARGETS, DIRECT_BLOCK_BITS, DIRECT_NODE, HEADER_BYTES, LAYOUT_VERSION,
+    MAGIC, NEXT_HOP_FAMILY, NEXT_HOP_FILE, NEXT_HOP_NAME, NEXT_HOP_POLICY, NEXT_HOP_PORT, RADIX_NODE, RADIX_TAG_BITS,
+    REVISION_BYTES_MAX, Section, V4_BLOCKS, V4_DIRECT, V4_DIRECT_BITS, V4_PALETTES, V6_BUCKETS, V6_ROOT, V6_ROOT_BITS,
+    kind,
 };
 
 use super::routes::Lengths;
@@ -85,8 +86,7 @@ fn headers(view: &View) -> Result<(), ImageError> {
     same(AT_V4_FIB + V4_BLOCKS, Section::V4Blocks)?;
     same(AT_V4_FIB + V4_PALETTES, Section::V4Palettes)?;
     same(AT_V6_FIB + V6_ROOT, Section::V6Root)?;
-    same(AT_V6_FIB + V6_MIDDLE, Section::V6Middle)?;
-    same(AT_V6_FIB + V6_LAST, Section::V6Last)?;
+    same(AT_V6_FIB + V6_BUCKETS, Section::V6Buckets)?;
     same(AT_TARGETS, Section::Targets)?;
     same(AT_SLOTS, Section::Slots)?;
     same(AT_NEXT_HOPS, Section::NextHops)
@@ -114,25 +114,28 @@ fn v4_fib(view: &View) -> Result<(), ImageError> {
 
 /// As above, of IPv6.
 fn v6_fib(view: &View) -> Result<(), ImageError> {
-    let [root, middle, last, zero] = view.u32(AT_V6_FIB + V6_WIDTHS).to_le_bytes();
-    let widths = [root, middle, last].map(u32::from);
-    let resolved: u32 = widths.iter().sum();
-    // No shift of the lookup is by a whole word, and the nodes resolve the rest.
-    if zero != 0 || widths.contains(&0) || !(V6_BITS_MIN..64).contains(&resolved) {
+    let bits = view.u32(AT_V6_FIB + V6_ROOT_BITS);
+    if !matches!(bits, 6 | 12 | 16) || view.count(Section::V6Root) != 1 << bits {
         return Err(ImageError::Section { section: Section::V6Root });
     }
-    let tables = [Section::V6Root, Section::V6Middle, Section::V6Last];
-    let [root, middle, last] = tables.map(|section| view.count(section));
-    if u64::from(root) != 1 << widths[0] {
-        return Err(ImageError::Section { section: Section::V6Root });
+    let root = u64::from(view.at(Section::V6Root, 0));
+    let steps = [Section::V6Root, Section::V6First, Section::V6Second, Section::V6Third];
+    for (section, next) in steps.into_iter().zip(&steps[1..]) {
+        let start = u64::from(view.at(*next, 0));
+        let end = start + u64::from(view.count(*next)) * 4;
+        rows(view, section, |at| {
+            let entry = view.u32(at);
+            let (table, bits) = (root + u64::from(entry >> RADIX_TAG_BITS) * 4, entry & ((1 << RADIX_TAG_BITS) - 1));
+            bits < 32 && table >= start && table + (4 << bits) <= end
+        })?;
     }
-    let inside = |first: u32, width: u32, count: u32| u64::from(first) + (1 << width) <= u64::from(count);
-    rows(view, Section::V6Root, |at| inside(view.u32(at), widths[1], middle))?;
-    rows(view, Section::V6Middle, |at| inside(view.u32(at), widths[2], last))?;
-    let nodes = view.count(Section::V6Nodes);
-    rows(view, Section::V6Last, |at| {
+    let (buckets, nodes) = (view.count(Section::V6Buckets), view.count(Section::V6Nodes));
+    rows(view, Section::V6Third, |at| {
         let entry = view.u32(at);
-        if entry & LAST_LEAF != 0 { is_target(view, entry as u16) } else { entry < nodes }
+        if entry & RADIX_NODE != 0 { entry & !RADIX_NODE < nodes } else { entry >> RADIX_TAG_BITS < buckets }
+    })?;
+    rows(view, Section::V6Buckets, |at| {
+        (at + BUCKET_TARGETS..at + BUCKET_BYTES).step_by(2).all(|at| is_target(view, view.u16(at)))
     })?;
     trie(view, Section::V6Nodes, Section::V6Leaves)
 }
