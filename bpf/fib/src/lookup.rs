@@ -4,7 +4,7 @@
 //! their memory accesses are on the way: a branch that depends on what was read would stop it.
 //!
 //! - **IPv4**: the first 6, 12 or 18 bits index a table of *blocks*, the next 6 a byte of the block, and that byte one of
-//!   the 256 targets of the block's *palette*. This is DIR-24-8 (Gupta, Lin and McKeown, "Routing Lookups in Hardware at
+//!   the 256 targets of the block's *palette*. This is DIR-24-8 (Gupta and others, "Routing Lookups in Hardware at
 //!   Memory Access Speeds", INFOCOM 1998) with its first table cut into blocks that are shared where they are uniform, and
 //!   of one byte instead of four.
 //! - **IPv6**: a root table and three radix tables, each as wide as its prefixes need (Nilsson and Karlsson, "IP-Address

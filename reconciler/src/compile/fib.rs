@@ -161,14 +161,14 @@ impl V4Fib {
             };
             direct.push(entry);
         }
-        Self { direct_bits, direct, blocks: blocks.blocks, palettes: blocks.palettes, trie }
+        Self { direct_bits, direct, blocks: blocks.rows, palettes: blocks.palettes, trie }
     }
 }
 
 /// Blocks and their palettes while they grow. A palette is used until a block needs more colours than it has left.
 #[derive(Default)]
 struct Blocks {
-    blocks: Vec<[u8; SLOTS]>,
+    rows: Vec<[u8; SLOTS]>,
     palettes: Vec<[u16; COLOURS]>,
     /// Colours of the last palette that are taken.
     taken: usize,
@@ -194,16 +194,13 @@ impl Blocks {
         if self.palettes.is_empty() {
             self.open()?;
         }
-        let block = match self.paint(targets) {
-            Some(block) => block,
-            None => {
-                self.open()?;
-                // An empty palette has more colours than a block has slots.
-                self.paint(targets)?
-            }
-        };
-        let entry = index(self.blocks.len()) | index(self.palettes.len() - 1) << DIRECT_BLOCK_BITS;
-        self.blocks.push(block);
+        let block = self.paint(targets).or_else(|| {
+            self.open()?;
+            // An empty palette has more colours than a block has slots.
+            self.paint(targets)
+        })?;
+        let entry = index(self.rows.len()) | index(self.palettes.len() - 1) << DIRECT_BLOCK_BITS;
+        self.rows.push(block);
         Some(entry)
     }
 
@@ -213,18 +210,18 @@ impl Blocks {
         let mut block = [0; SLOTS];
         let mut previous = None;
         for (slot, &target) in block.iter_mut().zip(targets) {
-            let colour = match previous {
-                Some((same, colour)) if same == target => colour,
-                _ => match self.colours.get(&target) {
-                    Some(&colour) => colour,
-                    None => {
-                        let colour = u8::try_from(self.taken).ok()?;
-                        palette[self.taken] = target;
-                        self.taken += 1;
-                        self.colours.insert(target, colour);
-                        colour
-                    }
-                },
+            let known = match previous {
+                Some((same, colour)) if same == target => Some(colour),
+                _ => self.colours.get(&target).copied(),
+            };
+            let colour = if let Some(colour) = known {
+                colour
+            } else {
+                let colour = u8::try_from(self.taken).ok()?;
+                palette[self.taken] = target;
+                self.taken += 1;
+                self.colours.insert(target, colour);
+                colour
             };
             *slot = colour;
             previous = Some((target, colour));
@@ -570,7 +567,9 @@ impl std::hash::Hasher for TargetHasher {
         self.0
     }
     fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u16(byte.into()));
+        for &byte in bytes {
+            self.write_u16(byte.into());
+        }
     }
     fn write_u16(&mut self, target: u16) {
         self.0 = (self.0 ^ u64::from(target)).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -80,13 +80,7 @@ impl Live {
     }
 
     /// Runs the programs in turn, so often, over so many addresses; all that find targets must find the same ones.
-    fn measure(
-        &mut self,
-        lab: &Lab,
-        names: &[(&str, &str)],
-        addresses: u32,
-        repetitions: u32,
-    ) -> Result<Vec<Samples>> {
+    fn measure(&mut self, lab: &Lab, names: &[(&str, &str)], addresses: u32, repetitions: u32) -> Result<Vec<Samples>> {
         let mut samples = vec![Samples::default(); names.len()];
         let mut expected: Option<Pass> = None;
         for repetition in 0..=repetitions {
