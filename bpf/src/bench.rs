@@ -29,7 +29,7 @@ use image::KernelImage;
 /// Lookups of one run.
 const LOOKUPS: u32 = 64;
 /// Addresses in the list; a power of two.
-const ADDRESSES_LEN: usize = 1 << 16;
+const ADDRESSES_LEN: usize = 1 << 20;
 /// `BPF_F_NO_PREALLOC`, which the kernel requires of a trie.
 const NO_PREALLOC: usize = 1;
 const AF_INET: u8 = 2;
@@ -88,13 +88,16 @@ fn run(look: impl Fn(u32) -> Option<u32>) -> u32 {
     // SAFETY: one run at a time: the benchmark is the only caller.
     let state = unsafe { &mut *state };
     let start = state[0] as u32;
+    let (mut sum, mut hits) = (0u64, 0u64);
     for i in 0..LOOKUPS {
         if let Some(found) = look(start.wrapping_add(i) & (ADDRESSES_LEN as u32 - 1)) {
-            state[1] = state[1].wrapping_add(found.into());
-            state[2] = state[2].wrapping_add(u64::from(found != 0));
+            sum = sum.wrapping_add(found.into());
+            hits += u64::from(found != 0);
         }
     }
     state[0] = u64::from(start.wrapping_add(LOOKUPS));
+    state[1] = state[1].wrapping_add(sum);
+    state[2] = state[2].wrapping_add(hits);
     xdp_action::XDP_PASS
 }
 
@@ -107,6 +110,11 @@ fn v4(index: u32) -> Option<u32> {
 #[xdp]
 fn empty_v4(_context: XdpContext) -> u32 {
     run(v4)
+}
+
+#[xdp]
+fn empty_v6(_context: XdpContext) -> u32 {
+    run(|index| ADDRESSES_V6.get(index).map(|[high, low]| (high ^ low) as u32))
 }
 
 #[xdp]

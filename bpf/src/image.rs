@@ -51,7 +51,21 @@ macro_rules! read {
 }
 
 impl Image for KernelImage {
+    read!(u8, u8);
     read!(u16, u16);
     read!(u32, u32);
     read!(u64, u64);
+
+    #[inline(always)]
+    fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]> {
+        if offset > self.capacity - COUNT as u32 * 8 {
+            return None;
+        }
+        let mut words = [0; COUNT];
+        for (at, word) in words.iter_mut().enumerate() {
+            // SAFETY: as above, for all words.
+            *word = unsafe { read_volatile(self.bytes.add(offset as usize + at * 8).cast::<u64>()) };
+        }
+        Some(words)
+    }
 }

@@ -149,8 +149,8 @@ fn the_real_table_is_small_and_every_witness_agrees() {
     let image = compile(&policy, &node, &ids).unwrap();
     let view = image.view().unwrap();
 
-    let v4_bytes = view.lookup_bytes([Section::V4Direct, Section::V4Nodes, Section::V4Leaves]);
-    let v6_bytes = view.lookup_bytes([Section::V6Direct, Section::V6Nodes, Section::V6Leaves]);
+    let v4_bytes = view.lookup_bytes(Section::V4_FIB);
+    let v6_bytes = view.lookup_bytes(Section::V6_FIB);
     let (v4, v6) = (view.routes_v4().len(), view.routes_v6().len());
     let per = |bytes: usize, count: usize| format!("{}.{:02}", bytes / count, bytes * 100 / count % 100);
     println!("IPv4: {v4} routes, {v4_bytes} bytes of lookup tables, {} a route", per(v4_bytes, v4));

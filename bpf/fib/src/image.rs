@@ -1,15 +1,22 @@
 //! Read access to an image.
 
-use crate::layout::{STRIDE_BITS, Section};
+use crate::layout::Section;
 
 /// Bounds-checked little-endian reads; `None` outside the image.
 pub trait Image {
+    fn u8(&self, offset: u32) -> Option<u8>;
     fn u16(&self, offset: u32) -> Option<u16>;
     fn u32(&self, offset: u32) -> Option<u32>;
     fn u64(&self, offset: u32) -> Option<u64>;
+    /// Words in a row, behind one check.
+    fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]>;
 }
 
 impl Image for [u8] {
+    #[inline]
+    fn u8(&self, offset: u32) -> Option<u8> {
+        self.get(offset as usize).copied()
+    }
     #[inline]
     fn u16(&self, offset: u32) -> Option<u16> {
         Some(u16::from_le_bytes(*self.get(offset as usize..)?.first_chunk()?))
@@ -22,9 +29,18 @@ impl Image for [u8] {
     fn u64(&self, offset: u32) -> Option<u64> {
         Some(u64::from_le_bytes(*self.get(offset as usize..)?.first_chunk()?))
     }
+    #[inline]
+    fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]> {
+        let (words, _) = self.get(offset as usize..)?.as_chunks::<8>();
+        words.first_chunk().map(|words| words.map(u64::from_le_bytes))
+    }
 }
 
 impl<T: Image + ?Sized> Image for &T {
+    #[inline(always)]
+    fn u8(&self, offset: u32) -> Option<u8> {
+        (**self).u8(offset)
+    }
     #[inline(always)]
     fn u16(&self, offset: u32) -> Option<u16> {
         (**self).u16(offset)
@@ -37,6 +53,10 @@ impl<T: Image + ?Sized> Image for &T {
     fn u64(&self, offset: u32) -> Option<u64> {
         (**self).u64(offset)
     }
+    #[inline(always)]
+    fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]> {
+        (**self).words(offset)
+    }
 }
 
 /// Offset of entry `index` of a section, or `None` when the section has no such entry.
@@ -47,9 +67,4 @@ pub fn entry<I: Image + ?Sized>(image: &I, section: Section, index: u32) -> Opti
         return None;
     }
     offset.checked_add(index.checked_mul(section.entry_bytes())?)
-}
-
-/// Steps below the direct table that resolve any address of `bits` bits under the smallest direct table.
-pub const fn levels(bits: u32) -> u32 {
-    (bits - crate::layout::DIRECT_BITS_MIN).div_ceil(STRIDE_BITS)
 }

@@ -14,7 +14,7 @@
 /// `WAYLEAVE` as little-endian bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"WAYLEAVE");
 /// Changes with any change of this module's meaning.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Smallest capacity class: 1 MiB.
 pub const CAPACITY_MIN: u32 = 1 << 20;
@@ -46,28 +46,62 @@ pub const AT_SLOTS: u32 = 292;
 pub const AT_NEXT_HOPS: u32 = 296;
 pub const AT_HASH_SEED: u32 = 300;
 
-// Fields of a FIB header.
-pub const FIB_DIRECT: u32 = 0;
-pub const FIB_NODES: u32 = 4;
-pub const FIB_LEAVES: u32 = 8;
+// Fields of the IPv4 FIB header. Where nodes and leaves are, the section table says: few lookups need them.
+pub const V4_DIRECT: u32 = 0;
+pub const V4_BLOCKS: u32 = 4;
+pub const V4_PALETTES: u32 = 8;
 /// Bits of the address that index the direct table: 6, 12 or 18.
-pub const FIB_DIRECT_BITS: u32 = 12;
+pub const V4_DIRECT_BITS: u32 = 12;
+
+/// Direct entry that is a trie node: its index is in the other bits.
+pub const DIRECT_NODE: u32 = 1 << 31;
+/// Otherwise the entry is a block in its low bits and the block's palette above them.
+pub const DIRECT_BLOCK_BITS: u32 = 18;
+/// Palettes that a direct entry can name.
+pub const PALETTES_MAX: u32 = 1 << (31 - DIRECT_BLOCK_BITS);
+/// Block: for each value of the [`STRIDE_BITS`] bits that follow the direct ones, a colour of the palette.
+pub const BLOCK_BYTES: u32 = 1 << STRIDE_BITS;
+/// Palette: the targets that the bytes of its blocks mean, u16 each.
+pub const PALETTE_BYTES: u32 = 512;
+
+// Fields of the IPv6 FIB header.
+pub const V6_ROOT: u32 = 0;
+pub const V6_BUCKETS: u32 = 4;
+/// Bits of the address that index the root table: 6, 12 or 16.
+pub const V6_ROOT_BITS: u32 = 8;
+
+/// Radix tables that every address goes through below the root.
+pub const RADIX_STEPS: usize = 3;
+/// Entry of the root and of all steps but the last: in the low bits the bits of the address that index the next table,
+/// above them where that table starts, in entries from the start of the root.
+///
+/// Entry of the last step: in the low bits those of the address that lead to the bucket, above them the bucket.
+pub const RADIX_TAG_BITS: u32 = 6;
+/// Set in an entry of the last step that is a trie node: its index is in the other bits.
+pub const RADIX_NODE: u32 = 1 << 31;
+/// Entries that can be told apart, from the root on.
+pub const RADIX_ENTRIES_MAX: u32 = 1 << (32 - RADIX_TAG_BITS);
+
+/// Bucket: 12 keys in lanes of four u64, then 13 targets, u16 each, and three that are zero.
+///
+/// A key is the [`BUCKET_KEY_BITS`] bits of an address that follow those that led to the bucket. A lane holds the key
+/// that the next target starts with, less one, and its highest bit is set, so that a subtraction shows the larger.
+pub const BUCKET_BYTES: u32 = 64;
+pub const BUCKET_WORDS: usize = 4;
+pub const BUCKET_LANES: usize = 3;
+pub const BUCKET_LANE_BITS: u32 = 21;
+pub const BUCKET_KEY_BITS: u32 = BUCKET_LANE_BITS - 1;
+pub const BUCKET_KEYS: usize = BUCKET_WORDS * BUCKET_LANES;
+pub const BUCKET_TARGETS: u32 = 32;
 
 /// Address bits that one trie node resolves.
 pub const STRIDE_BITS: u32 = 6;
 /// Smallest direct table.
 pub const DIRECT_BITS_MIN: u32 = 6;
 /// Largest direct table: 1 MiB of entries.
-pub const DIRECT_BITS_MAX: u32 = 18;
-/// Set in a direct entry that holds a target; otherwise the entry is a node index.
-pub const DIRECT_LEAF: u32 = 1 << 31;
-
+pub const DIRECT_BITS_MAX: u32 = DIRECT_BLOCK_BITS;
 /// Trie node: child bitmap u64, leaf bitmap u64, first leaf u32, first child u32.
 pub const NODE_BYTES: u32 = 24;
-pub const NODE_CHILDREN: u32 = 0;
-pub const NODE_LEAVES: u32 = 8;
-pub const NODE_FIRST_LEAF: u32 = 16;
-pub const NODE_FIRST_CHILD: u32 = 20;
 /// A leaf is a target index.
 pub const LEAF_BYTES: u32 = 2;
 
@@ -137,32 +171,44 @@ pub const LOCAL_BYTES: u32 = 24;
 #[repr(u32)]
 pub enum Section {
     V4Direct = 0,
-    V4Nodes = 1,
-    V4Leaves = 2,
-    V6Direct = 3,
-    V6Nodes = 4,
-    V6Leaves = 5,
-    Targets = 6,
-    Slots = 7,
-    NextHops = 8,
-    Ports = 9,
-    Policies = 10,
-    Groups = 11,
-    Members = 12,
-    V4Routes = 13,
-    V6Routes = 14,
-    Locals = 15,
-    Files = 16,
-    Strings = 17,
-    Text = 18,
+    V4Blocks = 1,
+    V4Palettes = 2,
+    V4Nodes = 3,
+    V4Leaves = 4,
+    V6Root = 5,
+    V6First = 6,
+    V6Second = 7,
+    V6Third = 8,
+    V6Buckets = 9,
+    V6Nodes = 10,
+    V6Leaves = 11,
+    Targets = 12,
+    Slots = 13,
+    NextHops = 14,
+    Ports = 15,
+    Policies = 16,
+    Groups = 17,
+    Members = 18,
+    V4Routes = 19,
+    V6Routes = 20,
+    Locals = 21,
+    Files = 22,
+    Strings = 23,
+    Text = 24,
 }
 
 impl Section {
-    pub const ALL: [(Self, u32); 19] = [
+    pub const ALL: [(Self, u32); 25] = [
         (Self::V4Direct, 4),
+        (Self::V4Blocks, BLOCK_BYTES),
+        (Self::V4Palettes, PALETTE_BYTES),
         (Self::V4Nodes, NODE_BYTES),
         (Self::V4Leaves, LEAF_BYTES),
-        (Self::V6Direct, 4),
+        (Self::V6Root, 4),
+        (Self::V6First, 4),
+        (Self::V6Second, 4),
+        (Self::V6Third, 4),
+        (Self::V6Buckets, BUCKET_BYTES),
         (Self::V6Nodes, NODE_BYTES),
         (Self::V6Leaves, LEAF_BYTES),
         (Self::Targets, TARGET_BYTES),
@@ -180,7 +226,12 @@ impl Section {
         (Self::Text, 1),
     ];
     /// How many of [`Section::ALL`] the packet path reads.
-    pub const PATH: usize = 9;
+    pub const PATH: usize = 15;
+
+    /// What the lookup of each family reads.
+    pub const V4_FIB: &[Self] = &[Self::V4Direct, Self::V4Blocks, Self::V4Palettes, Self::V4Nodes, Self::V4Leaves];
+    pub const V6_FIB: &[Self] =
+        &[Self::V6Root, Self::V6First, Self::V6Second, Self::V6Third, Self::V6Buckets, Self::V6Nodes, Self::V6Leaves];
 
     /// Where the section's (offset u32, count u32) pair stands.
     pub const fn at(self) -> u32 {

@@ -19,7 +19,7 @@ use ::fib::layout::{
 };
 
 use crate::policy::{Policy, Prefix};
-use fib::{Address, Poptrie, Rule};
+use fib::{Address, Rule, V4Fib, V6Fib};
 pub use group::{MEMBERS_MAX, SLOTS_MAX};
 pub use ids::{LiveIds, POLICY_IDS_MAX};
 use tables::{TARGET_LOCAL, Tables};
@@ -116,8 +116,8 @@ pub fn compile(policy: &Policy, node: &NodeFacts, live: &LiveIds) -> Result<Imag
     write::write(&write::Contents {
         revision: &policy.revision,
         tables: &tables,
-        v4: &Poptrie::build(&v4_rules),
-        v6: &Poptrie::build(&v6_rules),
+        v4: &V4Fib::build(&v4_rules),
+        v6: &V6Fib::build(&v6_rules),
         v4_rules: &v4_rules,
         v6_rules: &v6_rules,
         locals: &locals,

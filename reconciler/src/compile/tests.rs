@@ -119,7 +119,7 @@ fn interesting(routes: &[Written], more: &[IpAddr]) -> Vec<IpAddr> {
     addresses
 }
 
-fn poptrie_target(view: &View, address: IpAddr) -> u16 {
+fn looked_up(view: &View, address: IpAddr) -> u16 {
     let target = match address {
         IpAddr::V4(a) => lookup::v4(view.bytes(), a.to_bits()),
         IpAddr::V6(a) => {
@@ -176,7 +176,7 @@ proptest! {
             } else {
                 prop_assert_eq!(met, found.map_or(Match::None, Match::Route));
             }
-            let target = view.target(poptrie_target(&view, address)).unwrap();
+            let target = view.target(looked_up(&view, address)).unwrap();
             prop_assert!(target.agrees_with(&met), "{}: tables {:?}, lookup {:?}", address, met, target);
         }
     }
@@ -310,6 +310,186 @@ fn a_stamp_leaves_the_rules_and_their_digest_alone() {
     assert_eq!(view.count(Section::V4Routes), 10);
 
     let mut other = image.bytes().to_vec();
-    other[AT_LAYOUT_VERSION as usize] ^= 2;
-    assert_eq!(View::new(&other).unwrap_err(), ImageError::LayoutVersion { found: 3, supported: 1 });
+    other[AT_LAYOUT_VERSION as usize] ^= 1;
+    assert_eq!(View::new(&other).unwrap_err(), ImageError::LayoutVersion { found: 3, supported: 2 });
+}
+
+/// `SplitMix64`: large tables that are the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        ::fib::hash::mix(self.0)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+/// Compiles prefixes that forward to one of `hops` next hops each, and compares every lookup of `addresses` with the
+/// longest prefix that an exact search by length finds.
+fn lookups_agree(prefixes: &[Prefix], hops: u32, addresses: impl Iterator<Item = IpAddr>) -> Image {
+    let origin = Origin { file: 0, line: 1 };
+    let mut routes: Vec<Route> = prefixes
+        .iter()
+        .enumerate()
+        .map(|(i, &prefix)| {
+            let action = match u32::try_from(i).unwrap().wrapping_mul(2_654_435_761) % (hops + 2) {
+                0 => Action::Drop,
+                1 => Action::Pass,
+                hop => Action::Forward(hop - 2),
+            };
+            Route { prefix, action, origin }
+        })
+        .collect();
+    routes.sort_by_key(|route| route.prefix);
+    routes.dedup_by_key(|route| route.prefix);
+    let next_hops = (0..hops).map(|i| NextHop {
+        name: format!("hop-{i}"),
+        via: Ipv4Addr::from_bits(0x0a00_0000 + i).into(),
+        port: "uplink".to_owned(),
+        origin,
+    });
+    let policy = Policy {
+        revision: "dir@sha256:test".to_owned(),
+        files: vec!["a.yaml".to_owned()],
+        route_policies: vec![RoutePolicy {
+            name: "all".to_owned(),
+            owner: None,
+            origin,
+            next_hops: next_hops.collect(),
+            groups: (0..hops).map(|i| NextHopGroup { members: vec![(i, 1)] }).collect(),
+            routes: routes.clone(),
+        }],
+    };
+    let image = compile(&policy, &NodeFacts::default(), &LiveIds::default()).unwrap();
+    let view = image.view().unwrap();
+    let targets: std::collections::HashMap<Prefix, u16> =
+        view.routes_v4().chain(view.routes_v6()).map(|route| (route.prefix, route.target)).collect();
+    assert_eq!(targets.len(), routes.len());
+    for address in addresses {
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let longest = (0..=bits).rev().find_map(|length| targets.get(&Prefix::containing(address, length)));
+        assert_eq!(looked_up(&view, address), longest.copied().unwrap_or(0), "{address}");
+    }
+    image
+}
+
+/// Ends of prefixes and their neighbours, and addresses inside them.
+fn around(prefixes: &[Prefix], random: &mut Random) -> Vec<IpAddr> {
+    let written: Vec<Written> = prefixes.iter().map(|&prefix| (prefix, 0, 0)).collect();
+    let mut addresses = interesting(&written, &[]);
+    for &prefix in prefixes {
+        addresses.push(match prefix {
+            Prefix::V4(first, length) => {
+                let host = u32::MAX.checked_shr(length.into()).unwrap_or(0);
+                Ipv4Addr::from_bits(first.to_bits() | u32::try_from(random.next() >> 32).unwrap() & host).into()
+            }
+            Prefix::V6(first, length) => {
+                let host = u128::MAX.checked_shr(length.into()).unwrap_or(0);
+                let bits = u128::from(random.next()) << 64 | u128::from(random.next());
+                Ipv6Addr::from_bits(first.to_bits() | bits & host).into()
+            }
+        });
+    }
+    addresses
+}
+
+#[test]
+fn large_tables_with_more_targets_than_a_palette_has_colours_are_looked_up_right() {
+    let mut random = Random(7);
+    for (v4, v6, hops) in [(3_000, 700, 40), (70_000, 9_000, 200), (70_000, 9_000, 20_000)] {
+        let mut prefixes: Vec<Prefix> = Vec::new();
+        for i in 0..v4 + v6 {
+            // Some near each other, some anywhere; now and then inside an earlier one.
+            let near = random.below(64);
+            prefixes.push(if i < v4 {
+                let length = [8, 12, 16, 18, 19, 20, 22, 23, 24, 24, 24, 24, 25, 27, 30, 31, 32]
+                    [usize::try_from(random.below(17)).unwrap()];
+                let bits = u32::try_from(random.next() >> 32).unwrap();
+                let bits = if near < 60 { 0x0a00_0000 | bits & 0x03ff_ffff } else { bits };
+                Prefix::containing(Ipv4Addr::from_bits(bits).into(), length)
+            } else {
+                let lengths = [16, 19, 20, 29, 32, 32, 36, 40, 44, 48, 48, 48, 49, 56, 63, 64, 65, 96, 127, 128];
+                let length = lengths[usize::try_from(random.below(20)).unwrap()];
+                let bits = u128::from(random.next()) << 64 | u128::from(random.next());
+                // Few values of the bits that most lengths end in, so that prefixes nest.
+                let bits = match near {
+                    0..30 => 0x2001_0db8 << 96 | bits & (0xff << 80 | 0x3 << 64 | 0xffff),
+                    30..60 => 0x2a00 << 112 | bits & (0x0fff_f0f0 << 72 | 0xff << 64),
+                    _ => bits,
+                };
+                Prefix::containing(Ipv6Addr::from_bits(bits).into(), length)
+            });
+        }
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        let addresses = around(&prefixes, &mut random);
+        let image = lookups_agree(&prefixes, hops, addresses.into_iter());
+        let view = image.view().unwrap();
+        assert_eq!(view.count(Section::V4Palettes) > 1, hops > 256);
+        assert!(view.count(Section::V4Nodes) > 0 && view.count(Section::V6Nodes) > 0);
+    }
+}
+
+#[test]
+fn tables_made_to_be_hard_stay_small_and_are_looked_up_right() {
+    let mut random = Random(8);
+    let v6 = |bits: u128, length: u8| Prefix::containing(Ipv6Addr::from_bits(bits).into(), length);
+    let v4 = |bits: u32, length: u8| Prefix::containing(Ipv4Addr::from_bits(bits).into(), length);
+    let spread = |i: u32| u128::from(i.wrapping_mul(2_654_435_761));
+    let tables: [(&str, Vec<Prefix>, usize); 7] = [
+        ("all lengths of one address", (0..=128).map(|length| v6(u128::MAX / 3, length)).collect(), 64),
+        ("all lengths of the last address", (0..=128).map(|length| v6(u128::MAX, length)).collect(), 64),
+        ("all lengths of IPv4", (0..=32).map(|length| v4(0xaaaa_aaaa, length)).collect(), 64),
+        ("/128s in one /64", (0..20_000).map(|i| v6(0x2001_0db8 << 96 | spread(i) << 20, 128)).collect(), 256),
+        ("/48s in different /16s", (0..20_000).map(|i| v6(spread(i) << 96, 48)).collect(), 320),
+        ("/64s in pairs", (0..20_000).map(|i| v6((spread(i) << 96) | u128::from(i & 1) << 64, 64)).collect(), 480),
+        ("/32s of IPv4", (0..70_000u32).map(|i| v4(i.wrapping_mul(2_654_435_761), 32)).collect(), 160),
+    ];
+    for (name, mut prefixes, bytes_max) in tables {
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        let addresses = around(&prefixes, &mut random);
+        let image = lookups_agree(&prefixes, 40, addresses.into_iter());
+        let view = image.view().unwrap();
+        let bytes = view.lookup_bytes(Section::V4_FIB) + view.lookup_bytes(Section::V6_FIB);
+        // What the smallest tables of both families take does not count.
+        let each = bytes.saturating_sub(8_192) / prefixes.len();
+        println!("{name}: {each} bytes for each of {} prefixes", prefixes.len());
+        assert!(each <= bytes_max, "{name}: {each} bytes for each of {} prefixes", prefixes.len());
+    }
+}
+
+#[test]
+fn a_view_refuses_indices_that_lead_out_of_the_lookup_tables() {
+    let mut random = Random(9);
+    let mut prefixes: Vec<Prefix> = (0..600u32)
+        .flat_map(|i| {
+            let bits = u128::from(random.next()) << 64 | u128::from(random.next());
+            let deep = if i % 8 == 0 { 120 } else { 48 };
+            [
+                Prefix::containing(Ipv6Addr::from_bits(0x2001_0db8 << 96 | bits >> 32).into(), deep),
+                Prefix::containing(Ipv4Addr::from_bits(0x0a00_0000 | i << 9).into(), if i % 8 == 0 { 30 } else { 18 }),
+            ]
+        })
+        .collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    let image = lookups_agree(&prefixes, 40, std::iter::empty());
+    let view = image.view().unwrap();
+    for section in Section::V4_FIB.iter().chain(Section::V6_FIB) {
+        assert!(view.count(*section) > 0, "{section:?} is empty");
+        // Colours name any of a palette's 256 targets, and no byte is too large.
+        if *section == Section::V4Blocks {
+            continue;
+        }
+        let mut bytes = image.bytes().to_vec();
+        // Every field of the first row at its largest; a bucket's keys may be anything.
+        let at = usize::try_from(u32::from_le_bytes(*bytes[section.at() as usize..].first_chunk().unwrap())).unwrap();
+        bytes[at..at + section.entry_bytes() as usize].fill(0xff);
+        assert_eq!(View::new(&bytes).unwrap_err(), ImageError::Row { section: *section, row: 0 });
+    }
 }

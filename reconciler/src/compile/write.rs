@@ -4,11 +4,12 @@ use std::net::IpAddr;
 
 use fib::layout::{
     AT_DIGEST, AT_HASH_SEED, AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION, AT_REVISION_BYTES,
-    AT_SLOTS, AT_TARGETS, AT_V4_FIB, AT_V6_FIB, CAPACITY_MAX, FIB_DIRECT, FIB_DIRECT_BITS, FIB_LEAVES, FIB_NODES,
-    HEADER_BYTES, LAYOUT_VERSION, MAGIC, RULES_START, SECTION_ALIGN, Section,
+    AT_SLOTS, AT_TARGETS, AT_V4_FIB, AT_V6_FIB, BUCKET_BYTES, BUCKET_TARGETS, CAPACITY_MAX, HEADER_BYTES,
+    LAYOUT_VERSION, MAGIC, PALETTE_BYTES, RADIX_ENTRIES_MAX, RADIX_TAG_BITS, RULES_START, SECTION_ALIGN, Section,
+    V4_BLOCKS, V4_DIRECT, V4_DIRECT_BITS, V4_PALETTES, V6_BUCKETS, V6_ROOT, V6_ROOT_BITS,
 };
 
-use super::fib::{Poptrie, Rule};
+use super::fib::{Poptrie, Rule, V4Fib, V6Fib};
 use super::tables::{HopRow, TARGET_LOCAL, Tables};
 use super::{CompileError, HASH_SEED, Image};
 
@@ -16,8 +17,8 @@ use super::{CompileError, HASH_SEED, Image};
 pub(super) struct Contents<'a, 'p> {
     pub revision: &'a str,
     pub tables: &'a Tables<'p>,
-    pub v4: &'a Poptrie,
-    pub v6: &'a Poptrie,
+    pub v4: &'a V4Fib,
+    pub v6: &'a V6Fib,
     /// With the node's own addresses among them, told by their target.
     pub v4_rules: &'a [Rule<u32>],
     pub v6_rules: &'a [Rule<u128>],
@@ -60,11 +61,17 @@ impl Sections {
         for (section, entry_bytes) in Section::ALL {
             let count = match section {
                 Section::V4Direct => contents.v4.direct.len(),
-                Section::V4Nodes => contents.v4.nodes.len(),
-                Section::V4Leaves => contents.v4.leaves.len(),
-                Section::V6Direct => contents.v6.direct.len(),
-                Section::V6Nodes => contents.v6.nodes.len(),
-                Section::V6Leaves => contents.v6.leaves.len(),
+                Section::V4Blocks => contents.v4.blocks.len(),
+                Section::V4Palettes => contents.v4.palettes.len(),
+                Section::V4Nodes => contents.v4.trie.nodes.len(),
+                Section::V4Leaves => contents.v4.trie.leaves.len(),
+                Section::V6Root => contents.v6.root.len(),
+                Section::V6First => contents.v6.steps[0].len(),
+                Section::V6Second => contents.v6.steps[1].len(),
+                Section::V6Third => contents.v6.steps[2].len(),
+                Section::V6Buckets => contents.v6.buckets.len(),
+                Section::V6Nodes => contents.v6.trie.nodes.len(),
+                Section::V6Leaves => contents.v6.trie.leaves.len(),
                 Section::Targets => tables.targets.len(),
                 Section::Slots => tables.slots.len(),
                 Section::NextHops => tables.next_hops.len(),
@@ -83,7 +90,8 @@ impl Sections {
             sections.push((offset, count as u64));
             offset += count as u64 * u64::from(entry_bytes);
         }
-        if offset > u64::from(CAPACITY_MAX) {
+        let radix_bytes = sections[Section::V6Buckets as usize].0 - sections[Section::V6Root as usize].0;
+        if offset > u64::from(CAPACITY_MAX) || radix_bytes > u64::from(RADIX_ENTRIES_MAX) * 4 {
             return Err(CompileError::ImageTooLarge { bytes: offset, max: CAPACITY_MAX });
         }
         let at = std::array::from_fn(|i| (word(sections[i].0), word(sections[i].1)));
@@ -96,15 +104,17 @@ impl Sections {
 }
 
 fn write_header(bytes: &mut [u8], contents: &Contents, sections: &Sections) {
-    for (fib, trie, [direct, nodes, leaves]) in [
-        (AT_V4_FIB, contents.v4, [Section::V4Direct, Section::V4Nodes, Section::V4Leaves]),
-        (AT_V6_FIB, contents.v6, [Section::V6Direct, Section::V6Nodes, Section::V6Leaves]),
+    for (at, section) in [
+        (AT_V4_FIB + V4_DIRECT, Section::V4Direct),
+        (AT_V4_FIB + V4_BLOCKS, Section::V4Blocks),
+        (AT_V4_FIB + V4_PALETTES, Section::V4Palettes),
+        (AT_V6_FIB + V6_ROOT, Section::V6Root),
+        (AT_V6_FIB + V6_BUCKETS, Section::V6Buckets),
     ] {
-        put(bytes, fib + FIB_DIRECT, &sections.offset(direct).to_le_bytes());
-        put(bytes, fib + FIB_NODES, &sections.offset(nodes).to_le_bytes());
-        put(bytes, fib + FIB_LEAVES, &sections.offset(leaves).to_le_bytes());
-        put(bytes, fib + FIB_DIRECT_BITS, &trie.direct_bits.to_le_bytes());
+        put(bytes, at, &sections.offset(section).to_le_bytes());
     }
+    put(bytes, AT_V4_FIB + V4_DIRECT_BITS, &contents.v4.direct_bits.to_le_bytes());
+    put(bytes, AT_V6_FIB + V6_ROOT_BITS, &contents.v6.root_bits.to_le_bytes());
     put(bytes, AT_TARGETS, &sections.offset(Section::Targets).to_le_bytes());
     put(bytes, AT_SLOTS, &sections.offset(Section::Slots).to_le_bytes());
     put(bytes, AT_NEXT_HOPS, &sections.offset(Section::NextHops).to_le_bytes());
@@ -117,21 +127,50 @@ fn write_header(bytes: &mut [u8], contents: &Contents, sections: &Sections) {
 }
 
 fn write_lookup_tables(bytes: &mut [u8], contents: &Contents, sections: &Sections) {
-    for (trie, [direct, nodes, leaves]) in [
-        (contents.v4, [Section::V4Direct, Section::V4Nodes, Section::V4Leaves]),
-        (contents.v6, [Section::V6Direct, Section::V6Nodes, Section::V6Leaves]),
-    ] {
-        fill(bytes, sections.offset(direct), &trie.direct, |entry| entry.to_le_bytes());
-        fill(bytes, sections.offset(nodes), &trie.nodes, |node| {
-            let mut row = [0; 24];
-            row[..8].copy_from_slice(&node.children.to_le_bytes());
-            row[8..16].copy_from_slice(&node.leaves.to_le_bytes());
-            row[16..20].copy_from_slice(&node.first_leaf.to_le_bytes());
-            row[20..].copy_from_slice(&node.first_child.to_le_bytes());
-            row
-        });
-        fill(bytes, sections.offset(leaves), &trie.leaves, |leaf| leaf.to_le_bytes());
+    let (v4, v6) = (contents.v4, contents.v6);
+    let numbers = |&number: &u32| number.to_le_bytes();
+    fill(bytes, sections.offset(Section::V4Direct), &v4.direct, numbers);
+    fill(bytes, sections.offset(Section::V4Blocks), &v4.blocks, |block| *block);
+    fill(bytes, sections.offset(Section::V4Palettes), &v4.palettes, |palette| {
+        let mut row = [0; PALETTE_BYTES as usize];
+        for (to, target) in row.chunks_exact_mut(2).zip(palette) {
+            to.copy_from_slice(&target.to_le_bytes());
+        }
+        row
+    });
+    write_trie(bytes, &v4.trie, [Section::V4Nodes, Section::V4Leaves].map(|section| sections.offset(section)));
+    let root = sections.offset(Section::V6Root);
+    let [first, second, third] = [Section::V6First, Section::V6Second, Section::V6Third].map(|s| sections.offset(s));
+    for (at, entries, next) in [(root, &v6.root, first), (first, &v6.steps[0], second), (second, &v6.steps[1], third)] {
+        // Entries count from the root on.
+        let before = ((next - root) / 4) << RADIX_TAG_BITS;
+        fill(bytes, at, entries, |entry| (entry + before).to_le_bytes());
     }
+    fill(bytes, third, &v6.steps[2], numbers);
+    fill(bytes, sections.offset(Section::V6Buckets), &v6.buckets, |bucket| {
+        let mut row = [0; BUCKET_BYTES as usize];
+        let (keys, targets) = row.split_at_mut(BUCKET_TARGETS as usize);
+        for (to, word) in keys.chunks_exact_mut(8).zip(bucket.keys) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        for (to, target) in targets.chunks_exact_mut(2).zip(bucket.targets) {
+            to.copy_from_slice(&target.to_le_bytes());
+        }
+        row
+    });
+    write_trie(bytes, &v6.trie, [Section::V6Nodes, Section::V6Leaves].map(|section| sections.offset(section)));
+}
+
+fn write_trie(bytes: &mut [u8], trie: &Poptrie, [nodes, leaves]: [u32; 2]) {
+    fill(bytes, nodes, &trie.nodes, |node| {
+        let mut row = [0; 24];
+        row[..8].copy_from_slice(&node.children.to_le_bytes());
+        row[8..16].copy_from_slice(&node.leaves.to_le_bytes());
+        row[16..20].copy_from_slice(&node.first_leaf.to_le_bytes());
+        row[20..].copy_from_slice(&node.first_child.to_le_bytes());
+        row
+    });
+    fill(bytes, leaves, &trie.leaves, |leaf| leaf.to_le_bytes());
 }
 
 fn write_rows(bytes: &mut [u8], contents: &Contents, sections: &Sections) {

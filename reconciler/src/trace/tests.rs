@@ -172,9 +172,10 @@ verdict   forward, forwarded: sent to the next hop
 #[test]
 fn an_image_that_disagrees_with_itself_is_an_error() {
     let mut bytes = image().into_bytes();
-    // The direct entry of 8.0.0.0/6 (6 bits): 10.20.0.0/16 vanishes from the lookup tables, not from the routes.
+    // The direct entry of 8.0.0.0/6 (6 bits) becomes that of 0.0.0.0/6, where no route is: 10.20.0.0/16 vanishes from the
+    // lookup tables, not from the routes.
     let direct = u32::from_le_bytes(*bytes[AT_V4_FIB as usize..].first_chunk().unwrap()) as usize;
-    bytes[direct + 2 * 4..][..4].copy_from_slice(&(1u32 << 31).to_le_bytes());
+    bytes.copy_within(direct..direct + 4, direct + 2 * 4);
     let view = View::new(&bytes).unwrap();
     assert!(view.verify_digest().is_err());
     let packet = PacketDescription::from_json(r#"{"src": "198.18.0.1", "dst": "10.20.9.4"}"#).unwrap();

@@ -5,8 +5,10 @@ use std::collections::{BTreeSet, HashMap};
 use fib::image::Image as _;
 use fib::layout::{
     AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION, AT_REVISION_BYTES, AT_SLOTS, AT_TARGETS,
-    AT_V4_FIB, AT_V6_FIB, FIB_DIRECT, FIB_DIRECT_BITS, FIB_LEAVES, FIB_NODES, HEADER_BYTES, LAYOUT_VERSION, MAGIC,
-    NEXT_HOP_FAMILY, NEXT_HOP_FILE, NEXT_HOP_NAME, NEXT_HOP_POLICY, NEXT_HOP_PORT, REVISION_BYTES_MAX, Section, kind,
+    AT_V4_FIB, AT_V6_FIB, BUCKET_BYTES, BUCKET_TARGETS, DIRECT_BLOCK_BITS, DIRECT_NODE, HEADER_BYTES, LAYOUT_VERSION,
+    MAGIC, NEXT_HOP_FAMILY, NEXT_HOP_FILE, NEXT_HOP_NAME, NEXT_HOP_POLICY, NEXT_HOP_PORT, RADIX_NODE, RADIX_TAG_BITS,
+    REVISION_BYTES_MAX, Section, V4_BLOCKS, V4_DIRECT, V4_DIRECT_BITS, V4_PALETTES, V6_BUCKETS, V6_ROOT, V6_ROOT_BITS,
+    kind,
 };
 
 use super::routes::Lengths;
@@ -32,6 +34,8 @@ pub(super) fn view(bytes: &[u8]) -> Result<View<'_>, ImageError> {
     headers(&view)?;
     small_tables(&view)?;
     view.targets = targets(&view)?;
+    v4_fib(&view)?;
+    v6_fib(&view)?;
     view.v4_lengths = view.check_v4_routes()?;
     view.v6_lengths = view.check_v6_routes()?;
     Ok(view)
@@ -78,21 +82,79 @@ fn headers(view: &View) -> Result<(), ImageError> {
     let same = |at: u32, section: Section| {
         if view.u32(at) == view.at(section, 0) { Ok(()) } else { Err(ImageError::Section { section }) }
     };
-    for (fib, [direct, nodes, leaves]) in [
-        (AT_V4_FIB, [Section::V4Direct, Section::V4Nodes, Section::V4Leaves]),
-        (AT_V6_FIB, [Section::V6Direct, Section::V6Nodes, Section::V6Leaves]),
-    ] {
-        same(fib + FIB_DIRECT, direct)?;
-        same(fib + FIB_NODES, nodes)?;
-        same(fib + FIB_LEAVES, leaves)?;
-        let bits = view.u32(fib + FIB_DIRECT_BITS);
-        if !matches!(bits, 6 | 12 | 18) || view.count(direct) != 1 << bits {
-            return Err(ImageError::Section { section: direct });
-        }
-    }
+    same(AT_V4_FIB + V4_DIRECT, Section::V4Direct)?;
+    same(AT_V4_FIB + V4_BLOCKS, Section::V4Blocks)?;
+    same(AT_V4_FIB + V4_PALETTES, Section::V4Palettes)?;
+    same(AT_V6_FIB + V6_ROOT, Section::V6Root)?;
+    same(AT_V6_FIB + V6_BUCKETS, Section::V6Buckets)?;
     same(AT_TARGETS, Section::Targets)?;
     same(AT_SLOTS, Section::Slots)?;
     same(AT_NEXT_HOPS, Section::NextHops)
+}
+
+/// Every index of the IPv4 lookup names a row, so that no address leads out of the tables.
+fn v4_fib(view: &View) -> Result<(), ImageError> {
+    let bits = view.u32(AT_V4_FIB + V4_DIRECT_BITS);
+    if !matches!(bits, 6 | 12 | 18) || view.count(Section::V4Direct) != 1 << bits {
+        return Err(ImageError::Section { section: Section::V4Direct });
+    }
+    let [blocks, palettes, nodes] =
+        [Section::V4Blocks, Section::V4Palettes, Section::V4Nodes].map(|section| view.count(section));
+    rows(view, Section::V4Direct, |at| {
+        let entry = view.u32(at);
+        if entry & DIRECT_NODE != 0 {
+            entry & !DIRECT_NODE < nodes
+        } else {
+            entry & ((1 << DIRECT_BLOCK_BITS) - 1) < blocks && entry >> DIRECT_BLOCK_BITS < palettes
+        }
+    })?;
+    rows(view, Section::V4Palettes, |at| (0..256).all(|colour| is_target(view, view.u16(at + colour * 2))))?;
+    trie(view, Section::V4Nodes, Section::V4Leaves)
+}
+
+/// As above, of IPv6.
+fn v6_fib(view: &View) -> Result<(), ImageError> {
+    let bits = view.u32(AT_V6_FIB + V6_ROOT_BITS);
+    if !matches!(bits, 6 | 12 | 16) || view.count(Section::V6Root) != 1 << bits {
+        return Err(ImageError::Section { section: Section::V6Root });
+    }
+    let root = u64::from(view.at(Section::V6Root, 0));
+    let steps = [Section::V6Root, Section::V6First, Section::V6Second, Section::V6Third];
+    for (section, next) in steps.into_iter().zip(&steps[1..]) {
+        let start = u64::from(view.at(*next, 0));
+        let end = start + u64::from(view.count(*next)) * 4;
+        rows(view, section, |at| {
+            let entry = view.u32(at);
+            let (table, bits) = (root + u64::from(entry >> RADIX_TAG_BITS) * 4, entry & ((1 << RADIX_TAG_BITS) - 1));
+            bits < 32 && table >= start && table + (4 << bits) <= end
+        })?;
+    }
+    let (buckets, nodes) = (view.count(Section::V6Buckets), view.count(Section::V6Nodes));
+    rows(view, Section::V6Third, |at| {
+        let entry = view.u32(at);
+        if entry & RADIX_NODE != 0 { entry & !RADIX_NODE < nodes } else { entry >> RADIX_TAG_BITS < buckets }
+    })?;
+    rows(view, Section::V6Buckets, |at| {
+        (at + BUCKET_TARGETS..at + BUCKET_BYTES).step_by(2).all(|at| is_target(view, view.u16(at)))
+    })?;
+    trie(view, Section::V6Nodes, Section::V6Leaves)
+}
+
+fn trie(view: &View, nodes: Section, leaves: Section) -> Result<(), ImageError> {
+    let (node_count, leaf_count) = (u64::from(view.count(nodes)), u64::from(view.count(leaves)));
+    rows(view, nodes, |at| {
+        let (children, starts) = (view.u64(at), view.u64(at + 8));
+        let (first_leaf, first_child) = (u64::from(view.u32(at + 16)), u64::from(view.u32(at + 20)));
+        // Every slot is a child, or comes at or after the start of a run of leaves.
+        (!children).trailing_zeros() >= starts.trailing_zeros()
+            && first_leaf + u64::from(starts.count_ones()) <= leaf_count
+            && first_child + u64::from(children.count_ones()) <= node_count
+    })?;
+    rows(view, leaves, |at| is_target(view, view.u16(at)))
+}
+
+fn is_target(view: &View, target: u16) -> bool {
+    u32::from(target) < view.count(Section::Targets)
 }
 
 fn small_tables(view: &View) -> Result<(), ImageError> {

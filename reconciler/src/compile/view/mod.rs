@@ -160,9 +160,9 @@ impl<'a> View<'a> {
         self.u32(section.at() + 4)
     }
 
-    /// Bytes that the packet path reads for one family: direct table, nodes and leaves.
-    pub fn lookup_bytes(&self, sections: [Section; 3]) -> usize {
-        sections.into_iter().map(|s| self.count(s) as usize * s.entry_bytes() as usize).sum()
+    /// Bytes of tables: [`Section::V4_FIB`] and [`Section::V6_FIB`] are what lookups read.
+    pub fn lookup_bytes(&self, sections: &[Section]) -> usize {
+        sections.iter().map(|&s| self.count(s) as usize * s.entry_bytes() as usize).sum()
     }
 
     /// In the image's order: by policy, then name.

@@ -1,6 +1,6 @@
 //! The route tables: what was written, prefix by prefix, and a longest-prefix match of their own.
 //!
-//! Nothing here reads the poptrie, so that the two can witness against each other.
+//! Nothing here reads the lookup tables, so that the two can witness against each other.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

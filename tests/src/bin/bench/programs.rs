@@ -15,16 +15,16 @@ use wayleave::policy::Prefix;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BENCH_OBJECT"));
 
-/// Lookups of one run of a program, and runs that go once through the list of addresses.
+/// Lookups of one run of a program.
 const LOOKUPS: u32 = 64;
-pub(crate) const ADDRESSES: u32 = 1 << 16;
-const RUNS: u32 = ADDRESSES / LOOKUPS;
+/// Addresses in the list.
+pub(crate) const ADDRESSES: u32 = 1 << 20;
 /// Frames that the generator sends at a time.
 const BATCH: u32 = 64;
 /// With the four bytes of checksum that a wire adds: 64.
 const FRAME_BYTES: usize = 60;
 
-/// What one pass over all addresses gave.
+/// What one pass over addresses gave.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Pass {
     /// Nanoseconds of one lookup.
@@ -70,11 +70,11 @@ impl Programs {
         addresses.iter().zip(0..).try_for_each(|(address, at)| Ok(map.set(at, address, 0)?))
     }
 
-    /// Runs one program over all addresses, from the first on.
-    pub(crate) fn pass(&mut self, program: &str) -> Result<Pass> {
+    /// Runs one program over so many addresses, from the first on.
+    pub(crate) fn pass(&mut self, program: &str, addresses: u32) -> Result<Pass> {
         Array::<_, [u64; 3]>::try_from(self.map("STATE")?)?.set(0, [0; 3], 0)?;
         let frame = [0; FRAME_BYTES];
-        let options = TestRunOptions { data_in: Some(&frame), repeat: RUNS, ..TestRunOptions::new() };
+        let options = TestRunOptions { data_in: Some(&frame), repeat: addresses / LOOKUPS, ..TestRunOptions::new() };
         let run = self.program(program)?.test_run(options).with_context(|| format!("running {program}"))?;
         ensure!(run.return_value == 2, "{program} returned {} instead of XDP_PASS", run.return_value);
         let [_, sum, found] = Array::<_, [u64; 3]>::try_from(self.map("STATE")?)?.get(&0, 0)?;
