@@ -14,7 +14,7 @@
 /// `WAYLEAVE` as little-endian bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"WAYLEAVE");
 /// Changes with any change of this module's meaning.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Smallest capacity class: 1 MiB.
 pub const CAPACITY_MIN: u32 = 1 << 20;
@@ -71,9 +71,11 @@ pub const NODE_FIRST_CHILD: u32 = 20;
 /// A leaf is a target index.
 pub const LEAF_BYTES: u32 = 2;
 
-/// Target: kind u8, zero u8, policy u16, next hop u32 (only `ForwardOne`), then two u32: for `ForwardOne` the next
-/// hop's id and port; for `ForwardGroup` the first slot and the slot mask.
+/// Target: kind u8, flags u8, policy u16, next hop u32 (`ForwardOne`) or group u32 (`ForwardGroup`), then two u32: for
+/// `ForwardOne` the next hop's id and port; for `ForwardGroup` the first slot and the slot mask.
 pub const TARGET_BYTES: u32 = 16;
+/// Flag in the head word of a target that forwards: its packets are dropped when all next hops are down, not passed.
+pub const TARGET_FLAGS_ON_ALL_DOWN_DROP: u64 = 1 << 8;
 /// Most targets, since a leaf is a u16.
 pub const TARGETS_MAX: u32 = 1 << 16;
 /// Group slot: next-hop index u16.
