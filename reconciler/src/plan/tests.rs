@@ -26,8 +26,8 @@ fn policy_of(routes: &[(&str, &str)], line: u32) -> Policy {
             "pass" => policy::Action::Pass,
             members => {
                 let (members, on_all_down) = match members.strip_suffix(" or drop") {
-                    Some(members) => (members, policy::OnAllDown::Drop),
-                    None => (members, policy::OnAllDown::Pass),
+                    Some(members) => (members, OnAllDown::Drop),
+                    None => (members, OnAllDown::Pass),
                 };
                 let mut members: Vec<(u32, u16)> = members
                     .split(' ')
