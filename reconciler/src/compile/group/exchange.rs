@@ -71,7 +71,8 @@ pub(super) fn assign(candidates: &[Candidate], width: usize, quotas: &[u32], uni
     };
     exchange.find_prices(units);
     let found = exchange.prices.clone();
-    let near = ONE * NEAR * (quotas.len() * width) as i64 / candidates.len() as i64;
+    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let near = ONE * NEAR * number(quotas.len()) / number(candidates.len() / width);
     for near in [near, i64::MAX] {
         exchange.prices.clone_from(&found);
         exchange.give_to_best(units, near);

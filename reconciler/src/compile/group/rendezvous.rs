@@ -1,8 +1,8 @@
 //! Scores of members over slots: rendezvous hashing, in integers that are the same on every machine.
 //!
 //! With `u` uniform in (0, 1), the member of largest `-weight / ln u` is each member with the probability of its share
-//! (the weighted form of Thaler and Ravishankar's "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 1998,
-//! by the exponential race). Its logarithm keeps the order and makes the weight a term beside the score:
+//! (the weighted form, by the exponential race, of Thaler and Ravishankar, "Using Name-Based Mappings to Increase Hit
+//! Rates", 1998). Its logarithm keeps the order and makes the weight a term beside the score:
 //! `log2(weight) - log2(-log2 u)`. A score depends on the member's own identity and the slot only.
 
 use fib::hash::mix;
@@ -29,7 +29,7 @@ pub(super) const fn log2(number: u64) -> i64 {
     let entry = (fraction >> (64 - TABLE_BITS)) as usize;
     let between = (fraction << TABLE_BITS >> 32).cast_signed();
     let (low, high) = (TABLE[entry], TABLE[entry + 1]);
-    (63 - zeros as i64) * ONE + low + ((high - low) * between >> 32)
+    (63 - zeros as i64) * ONE + low + (((high - low) * between) >> 32)
 }
 
 const TABLE_BITS: u32 = 10;
@@ -48,7 +48,7 @@ static TABLE: [i64; (1 << TABLE_BITS) + 1] = {
             bits = 1;
         }
         while left > 0 {
-            number = number * number >> 63;
+            number = (number * number) >> 63;
             bits <<= 1;
             if number >> 64 != 0 {
                 number >>= 1;

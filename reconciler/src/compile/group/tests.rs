@@ -18,8 +18,13 @@ fn weights(kind: usize, seed: u64) -> impl Iterator<Item = u16> {
         0 => 1,
         1 => [3, 1][i % 2],
         2 => [10, 20, 30, 41][i % 4],
-        _ => (1..=100).nth((mix(seed ^ (i as u64) << 32) % 100) as usize).expect("a hundred"),
+        _ => u16::try_from(1 + below(mix(seed ^ (i as u64) << 32), 100)).expect("at most 100"),
     })
+}
+
+/// A number below `end`.
+fn below(random: u64, end: usize) -> usize {
+    usize::try_from(random % end as u64).expect("below end")
 }
 
 fn total(members: &[Placed]) -> u64 {
@@ -58,7 +63,9 @@ fn surplus(before: &[Placed], after: &[Placed]) -> f64 {
 fn honours(members: &[Placed], table: &[u16]) {
     assert!(table.len().is_power_of_two() && (SLOTS_SCORED..=SLOTS_MAX).contains(&table.len()));
     let mut counts = vec![0u64; members.iter().map(|m| usize::from(m.next_hop) + 1).max().unwrap_or(0)];
-    table.iter().for_each(|&hop| counts[usize::from(hop)] += 1);
+    for &hop in table {
+        counts[usize::from(hop)] += 1;
+    }
     for m in members {
         let got = counts[usize::from(m.next_hop)] * total(members);
         let exact = table.len() as u64 * u64::from(m.weight);
@@ -114,7 +121,7 @@ fn check_leaving(count: usize, sets: u64) {
         for seed in 0..sets {
             let all = members(seed, weights(kind, seed).take(count));
             let mut left = all.clone();
-            left.remove((mix(seed) % count as u64) as usize);
+            left.remove(below(mix(seed), count));
             let surplus = surplus(&all, &left);
             assert!(surplus <= 0.02, "{count} members, weights {kind}, set {seed}: {surplus} beside the share");
             sum += surplus;
@@ -142,23 +149,23 @@ fn a_new_weight_moves_the_difference_and_at_most_2_percent() {
 fn a_hundred_changes_each_keep_the_bound_and_leave_no_trace() {
     for seed in 0..2 {
         let mut random = mix(seed);
-        let mut next = |below: u64| {
+        let mut next = |end: usize| {
             random = mix(random.wrapping_add(0x9e37_79b9_7f4a_7c15));
-            random % below
+            below(random, end)
         };
         let everybody = members(seed, weights(usize::from(seed % 2 == 0) * 3, seed).take(30));
         let mut now = everybody[..10].to_vec();
         let mut table = slots(&now);
         for change in 0..100 {
             let before = now.clone();
-            let at = next(now.len() as u64) as usize;
+            let at = next(now.len());
             match next(3) {
                 0 if now.len() > 2 => drop(now.swap_remove(at)),
                 1 => now[at].weight = 1 + u16::try_from(next(100)).expect("small"),
                 _ => {
                     let absent = |m: &&Placed| now.iter().all(|other| other.next_hop != m.next_hop);
                     let absent: Vec<Placed> = everybody.iter().filter(absent).copied().collect();
-                    now.push(absent[next(absent.len() as u64) as usize]);
+                    now.push(absent[next(absent.len())]);
                 }
             }
             let after = slots(&now);
