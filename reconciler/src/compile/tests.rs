@@ -306,7 +306,8 @@ fn a_stamp_leaves_the_rules_and_their_digest_alone() {
     let routes: Vec<Written> =
         (0..10u8).map(|i| (Prefix::containing([10, i, 0, 0].into(), 16), 0, 2 + u32::from(i % 4))).collect();
     let mut image = compile(&policy(&routes, 0), &NodeFacts::default(), &LiveIds::default()).unwrap();
-    assert!(image.bytes().len() < 24 * 1024, "ten routes are {} bytes", image.bytes().len());
+    // Mostly two slot tables for the groups of each of three policies.
+    assert!(image.bytes().len() < 56 * 1024, "ten routes are {} bytes", image.bytes().len());
     let digest = image.digest();
     image.stamp(7, 6, 1_700_000_000_123);
     let view = image.view().unwrap();

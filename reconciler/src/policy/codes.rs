@@ -359,8 +359,8 @@ Wrong:  via: 224.0.0.1
 Right:  via: 192.0.2.1"
 
     OnAllDownUnused "WL0313" Error "onAllDown on a route that does not forward"
-"`onAllDown` says what happens to packets when every next hop of a route is down: its neighbour is gone, or the link of its
-port. `pass` (the default) leaves them to the kernel's own routes, `drop` drops them.
+"`onAllDown` says what happens to packets when every next hop of a route is down: its neighbour is gone, or the link of
+its port. `pass` (the default) leaves them to the kernel's own routes, `drop` drops them.
 
 A route with `action: drop` or `action: pass` has no next hops. Beside `nextHops`, `onAllDown` in the policy's spec is the
 default of all its routes, and `onAllDown` of a route overrides it.
