@@ -362,8 +362,8 @@ Right:  via: 192.0.2.1"
 "`onAllDown` says what happens to packets when every next hop of a route is down: its neighbour is gone, or the link of
 its port. `pass` (the default) leaves them to the kernel's own routes, `drop` drops them.
 
-A route with `action: drop` or `action: pass` has no next hops. Beside `nextHops`, `onAllDown` in the policy's spec is the
-default of all its routes, and `onAllDown` of a route overrides it.
+A route with `action: drop` or `action: pass` has no next hops. Beside `nextHops`, `onAllDown` in the policy's spec is
+the default of all its routes, and `onAllDown` of a route overrides it.
 
 Wrong:  {prefix: 10.0.0.0/8, action: pass, onAllDown: drop}
 Right:  {prefix: 10.0.0.0/8, nextHops: [{name: edge-a}], onAllDown: drop}"
