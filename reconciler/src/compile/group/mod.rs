@@ -17,6 +17,9 @@
 //!   share is 0.2 % of all flows on average for 3 equal members, 0.7 % for 10, 1.1 % for 41, 1.8 % for 256; above, about 1.5 %
 //!   for 400 and 2.2 % for 1024. More than 2 % is seen where most of the traffic leaves many members at once: 4 % when 655
 //!   members lose one that had three quarters.
+//!
+//! One table takes about 0.2 ms for 4 members, 0.5 ms for 10, 4 ms for 41, 50 ms for 256 (what a policy may have) and 0.3 s for
+//! 1024 of equal weight; for 1024 of weights 1 to 100, where every member is a candidate of every slot, 8 s.
 mod exchange;
 mod rendezvous;
 #[cfg(test)]
