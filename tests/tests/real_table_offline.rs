@@ -14,7 +14,7 @@ use prefix_trie::PrefixMap;
 use wayleave::compile::view::{Match, RouteAction};
 use wayleave::compile::{LiveIds, NodeFacts, View, capacity_class, compile};
 use wayleave::plan::Plan;
-use wayleave::policy::{Action, NextHop, NextHopGroup, Origin, Policy, Prefix, Route, RoutePolicy};
+use wayleave::policy::{Action, NextHop, NextHopGroup, OnAllDown, Origin, Policy, Prefix, Route, RoutePolicy};
 use wayleave::trace::{Offline, PacketDescription, trace};
 
 /// Next hops that the origin AS numbers are spread over.
@@ -67,7 +67,9 @@ fn policy(routes: &[(Prefix, u32)]) -> Policy {
             owner: None,
             origin: Origin { file: 0, line: 1 },
             next_hops: (0..2 * NEXT_HOPS).map(hop).collect(),
-            groups: (0..2 * NEXT_HOPS).map(|i| NextHopGroup { members: vec![(i, 1)] }).collect(),
+            groups: (0..2 * NEXT_HOPS)
+                .map(|i| NextHopGroup { members: vec![(i, 1)], on_all_down: OnAllDown::Pass })
+                .collect(),
             routes,
         }],
     }

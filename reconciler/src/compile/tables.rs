@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use fib::layout::{TARGETS_MAX, kind};
+use fib::layout::{TARGET_FLAGS_ON_ALL_DOWN_DROP, TARGETS_MAX, kind};
 
 use super::CompileError;
 use super::group::{self, Placed};
 use super::ids::{Ids, hop_key};
-use crate::policy::{Action, Policy, RoutePolicy};
+use crate::policy::{Action, OnAllDown, Policy, RoutePolicy};
 
 /// Target index of "no rule".
 pub(super) const TARGET_NONE: u16 = 0;
@@ -134,7 +134,7 @@ impl<'p> Tables<'p> {
             actions.pass = self.target([head | u64::from(kind::PASS), 0]);
         }
         // By members, so that the order in which routes use them does not show.
-        let mut groups: Vec<(Vec<Placed>, usize)> = document
+        let mut groups: Vec<(Vec<Placed>, OnAllDown, usize)> = document
             .groups
             .iter()
             .map(|group| {
@@ -148,14 +148,18 @@ impl<'p> Tables<'p> {
                     })
                     .collect();
                 members.sort_by_key(|m| m.next_hop);
-                members
+                (members, group.on_all_down)
             })
             .zip(0..)
+            .map(|((members, on_all_down), place_written)| (members, on_all_down, place_written))
             .collect();
-        groups.sort_by_cached_key(|(members, _)| members.iter().map(|m| (m.next_hop, m.weight)).collect::<Vec<_>>());
+        groups.sort_by_cached_key(|(members, on_all_down, _)| {
+            (members.iter().map(|m| (m.next_hop, m.weight)).collect::<Vec<_>>(), *on_all_down)
+        });
         actions.groups = vec![TARGET_NONE; groups.len()];
-        for (members, place_written) in groups {
-            let words = self.forward(head, &members, slot_tables);
+        for (members, on_all_down, place_written) in groups {
+            let flags = if on_all_down == OnAllDown::Drop { TARGET_FLAGS_ON_ALL_DOWN_DROP } else { 0 };
+            let words = self.forward(head | flags, &members, slot_tables);
             let target = self.target(words);
             actions.groups[place_written] = target;
             self.groups.push([place, index(self.members.len()), index(members.len()), u32::from(target)]);
@@ -164,7 +168,8 @@ impl<'p> Tables<'p> {
         self.actions.push(actions);
     }
 
-    /// The target of a group; more than one member also takes a slot table, shared by groups of equal proportions.
+    /// The target of the group whose row is made next; more than one member also takes a slot table, shared by groups of
+    /// equal proportions.
     fn forward(&mut self, head: u64, members: &[Placed], slot_tables: &mut SlotTables) -> [u64; 2] {
         if let [only] = members {
             let hop = &self.next_hops[usize::from(only.next_hop)];
@@ -172,9 +177,10 @@ impl<'p> Tables<'p> {
             return [head, u64::from(hop.id) | u64::from(hop.port) << 32];
         }
         let divisor = members.iter().fold(0, |divisor, m| greatest_common_divisor(divisor, m.weight)).max(1);
-        let key = members.iter().map(|m| (u32::from(m.next_hop), m.weight / divisor)).collect();
+        let members: Vec<Placed> = members.iter().map(|m| Placed { weight: m.weight / divisor, ..*m }).collect();
+        let key = members.iter().map(|m| (u32::from(m.next_hop), m.weight)).collect();
         let [first, mask] = *slot_tables.entry(key).or_insert_with(|| {
-            let slots = group::slots(members);
+            let slots = group::slots(&members);
             let first = index(self.slots.len());
             self.slots.extend_from_slice(&slots);
             [first, index(slots.len()).saturating_sub(1)]

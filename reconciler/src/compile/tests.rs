@@ -3,19 +3,24 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ::fib::layout::{AT_LAYOUT_VERSION, Section};
+use ::fib::layout::{AT_LAYOUT_VERSION, LAYOUT_VERSION, Section};
 use ::fib::lookup;
 use proptest::prelude::*;
 
 use super::view::{Match, RouteAction, View};
 use super::*;
-use crate::policy::{Action, NextHop, NextHopGroup, Origin, Route, RoutePolicy};
+use crate::policy::{Action, NextHop, NextHopGroup, OnAllDown, Origin, Route, RoutePolicy};
 
 /// Routes as (prefix, policy, action); actions beyond the two plain ones name groups.
 type Written = (Prefix, usize, u32);
 
 const POLICIES: [&str; 3] = ["branch", "core", "edge"];
-const GROUPS: [&[(u32, u16)]; 4] = [&[(0, 1)], &[(1, 7)], &[(0, 3), (1, 1)], &[(0, 1), (1, 1), (2, 2)]];
+const GROUPS: [&[(u32, u16)]; 5] =
+    [&[(0, 1)], &[(1, 7)], &[(0, 3), (1, 1)], &[(0, 1), (1, 1), (2, 2)], &[(0, 1), (1, 1), (2, 2)]];
+
+/// The last two groups differ in this alone.
+const ON_ALL_DOWN: [OnAllDown; 5] =
+    [OnAllDown::Pass, OnAllDown::Drop, OnAllDown::Pass, OnAllDown::Pass, OnAllDown::Drop];
 
 /// A policy set of the routes given; `rotate` changes every order that a policy may be written in.
 fn policy(routes: &[Written], rotate: usize) -> Policy {
@@ -36,7 +41,7 @@ fn policy(routes: &[Written], rotate: usize) -> Policy {
         let groups = order.iter().map(|&g| {
             let mut members: Vec<(u32, u16)> = GROUPS[g].iter().map(|&(hop, weight)| (written(hop), weight)).collect();
             members.sort_unstable();
-            NextHopGroup { members }
+            NextHopGroup { members, on_all_down: ON_ALL_DOWN[g] }
         });
         let mut own: Vec<Route> = routes
             .iter()
@@ -88,7 +93,7 @@ fn address() -> impl Strategy<Value = IpAddr> {
 }
 
 fn written() -> impl Strategy<Value = Vec<Written>> {
-    let one = (address(), length(128), 0..POLICIES.len(), 0u32..6)
+    let one = (address(), length(128), 0..POLICIES.len(), 0u32..7)
         .prop_map(|(address, length, policy, action)| (Prefix::containing(address, length), policy, action));
     prop::collection::vec(one, 0..60).prop_map(|mut routes| {
         routes.sort_by_key(|(prefix, ..)| *prefix);
@@ -166,6 +171,7 @@ proptest! {
                             .map(|&(hop, weight)| (format!("hop-{hop}"), u32::from(weight)))
                             .collect();
                         prop_assert_eq!(members, expected);
+                        prop_assert_eq!(view.on_all_down(group), ON_ALL_DOWN[action as usize - 2]);
                     }
                 }
             }
@@ -300,7 +306,8 @@ fn a_stamp_leaves_the_rules_and_their_digest_alone() {
     let routes: Vec<Written> =
         (0..10u8).map(|i| (Prefix::containing([10, i, 0, 0].into(), 16), 0, 2 + u32::from(i % 4))).collect();
     let mut image = compile(&policy(&routes, 0), &NodeFacts::default(), &LiveIds::default()).unwrap();
-    assert!(image.bytes().len() < 16 * 1024, "ten routes are {} bytes", image.bytes().len());
+    // Mostly two slot tables for the groups of each of three policies.
+    assert!(image.bytes().len() < 56 * 1024, "ten routes are {} bytes", image.bytes().len());
     let digest = image.digest();
     image.stamp(7, 6, 1_700_000_000_123);
     let view = image.view().unwrap();
@@ -311,7 +318,7 @@ fn a_stamp_leaves_the_rules_and_their_digest_alone() {
 
     let mut other = image.bytes().to_vec();
     other[AT_LAYOUT_VERSION as usize] ^= 1;
-    assert_eq!(View::new(&other).unwrap_err(), ImageError::LayoutVersion { found: 3, supported: 2 });
+    assert_eq!(View::new(&other).unwrap_err(), ImageError::LayoutVersion { found: 3, supported: LAYOUT_VERSION });
 }
 
 /// `SplitMix64`: large tables that are the same in every run.
@@ -360,7 +367,7 @@ fn lookups_agree(prefixes: &[Prefix], hops: u32, addresses: impl Iterator<Item =
             owner: None,
             origin,
             next_hops: next_hops.collect(),
-            groups: (0..hops).map(|i| NextHopGroup { members: vec![(i, 1)] }).collect(),
+            groups: (0..hops).map(|i| NextHopGroup { members: vec![(i, 1)], on_all_down: OnAllDown::Pass }).collect(),
             routes: routes.clone(),
         }],
     };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use fib::layout::Section;
 
 use crate::compile::view::{MemberView, RouteAction, TargetView, View};
+use crate::policy::OnAllDown;
 
 /// What one target means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +15,10 @@ pub(super) struct Meaning {
     pub identity: u32,
     /// Equal for equal fate of a packet, whatever names and policy are.
     pub fate: Fate,
-    /// In words.
+    /// In words, without what only `on_all_down` says.
     pub text: Arc<str>,
+    /// `None` for what does not forward.
+    pub on_all_down: Option<OnAllDown>,
 }
 
 /// What becomes of packets.
@@ -42,6 +45,7 @@ impl Meanings {
         (0..view.count(Section::Targets))
             .map(|target| {
                 let target = u16::try_from(target).ok().and_then(|target| view.target(target));
+                let mut on_all_down = None;
                 let (fate, text, policy) = match target {
                     None | Some(TargetView::None) => (Fate::NoRoute, "no route".to_owned(), ""),
                     Some(TargetView::Local) => (Fate::Local, "local".to_owned(), ""),
@@ -53,12 +57,13 @@ impl Meanings {
                     }
                     Some(TargetView::Route { action: RouteAction::Forward { group }, policy }) => {
                         let members: Vec<MemberView> = view.members(group).collect();
+                        on_all_down = Some(view.on_all_down(group));
                         let fate = number(&mut self.fates, fate_key(&members));
                         (Fate::Forward(fate), words(&members), policy)
                     }
                 };
-                let identity = number(&mut self.identities, format!("{policy}\n{text}"));
-                Meaning { identity, fate, text: text.into() }
+                let identity = number(&mut self.identities, format!("{policy}\n{text}\n{on_all_down:?}"));
+                Meaning { identity, fate, text: text.into(), on_all_down }
             })
             .collect()
     }

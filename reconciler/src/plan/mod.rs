@@ -13,9 +13,12 @@ use std::iter::Peekable;
 use std::sync::Arc;
 
 use crate::compile::view::{Digest, RouteView, View};
-use crate::policy::Prefix;
+use crate::policy::{OnAllDown, Prefix};
 pub use effect::{Count, Effect};
 use meaning::Meanings;
+
+/// Between a route's next hops and what happens when all of them are down.
+const ON_ALL_DOWN: &str = ", on-all-down ";
 
 /// What happens to one object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -245,11 +248,20 @@ impl Changes {
                     self.summary.unchanged += 1;
                     return;
                 }
+                // The default is worth a word only where it changes.
+                let on_all_down = |side: Option<&meaning::Meaning>| side.and_then(|meaning| meaning.on_all_down);
+                let (a_down, b_down) = (on_all_down(was), on_all_down(becomes));
+                let turns = a_down.is_some() && b_down.is_some() && a_down != b_down;
                 // Words that are equal mean another policy's objects of the same name: then the policy tells them apart.
-                let alike = matches!((was, becomes), (Some(was), Some(becomes)) if was.text == becomes.text);
+                let alike = !turns && matches!((was, becomes), (Some(was), Some(becomes)) if was.text == becomes.text);
                 let text = |meaning: &meaning::Meaning, route: Option<RouteView>| match route {
                     Some(route) if alike => Arc::from(format!("{} (policy {})", meaning.text, route.policy)),
-                    _ => Arc::clone(&meaning.text),
+                    _ => match meaning.on_all_down {
+                        Some(down) if turns || down == OnAllDown::Drop => {
+                            Arc::from(format!("{}{ON_ALL_DOWN}{}", meaning.text, down.as_str()))
+                        }
+                        _ => Arc::clone(&meaning.text),
+                    },
                 };
                 let (was, becomes) = (was.map(|m| text(m, a)), becomes.map(|m| text(m, b)));
                 if let Some(route) = b.or(a) {

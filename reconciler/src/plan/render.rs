@@ -6,7 +6,7 @@ use std::io;
 use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
 
-use super::{Action, Change, Count, Effect, Kind, Plan, Summary};
+use super::{Action, Change, Count, Effect, Kind, ON_ALL_DOWN, Plan, Summary};
 
 /// Changes listed in the human form before the rest folds into a count.
 const CHANGES_SHOWN_MAX: usize = 200;
@@ -63,7 +63,13 @@ fn line(change: &Change) -> String {
     };
     let mut text = format!("{sign} {kind} {}", change.key);
     let words = match (&change.before, &change.after) {
-        (Some(before), Some(after)) => format!(": {before} → {after}"),
+        (Some(before), Some(after)) => match (before.split_once(ON_ALL_DOWN), after.split_once(ON_ALL_DOWN)) {
+            // The next hops stay, and need no second mention.
+            (Some((hops, was)), Some((same, becomes))) if hops == same && was != becomes => {
+                format!(": {hops}{ON_ALL_DOWN}{was} → {becomes}")
+            }
+            _ => format!(": {before} → {after}"),
+        },
         // What only exists says nothing more than its name.
         _ if matches!(change.kind, Kind::Policy | Kind::Port | Kind::Local) => String::new(),
         (Some(only), None) | (None, Some(only)) => format!(": {only}"),

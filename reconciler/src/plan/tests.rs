@@ -25,6 +25,10 @@ fn policy_of(routes: &[(&str, &str)], line: u32) -> Policy {
             "drop" => policy::Action::Drop,
             "pass" => policy::Action::Pass,
             members => {
+                let (members, on_all_down) = match members.strip_suffix(" or drop") {
+                    Some(members) => (members, OnAllDown::Drop),
+                    None => (members, OnAllDown::Pass),
+                };
                 let mut members: Vec<(u32, u16)> = members
                     .split(' ')
                     .map(|m| {
@@ -36,8 +40,9 @@ fn policy_of(routes: &[(&str, &str)], line: u32) -> Policy {
                     })
                     .collect();
                 members.sort_unstable();
-                let at = groups.iter().position(|g| g.members == members).unwrap_or_else(|| {
-                    groups.push(NextHopGroup { members });
+                let group = NextHopGroup { members, on_all_down };
+                let at = groups.iter().position(|g| *g == group).unwrap_or_else(|| {
+                    groups.push(group);
                     groups.len() - 1
                 });
                 policy::Action::Forward(at.try_into().unwrap())
@@ -117,6 +122,26 @@ fn equal_rules_are_no_changes_wherever_they_are_written() {
     let moved = Plan::between(Some(&before.view().unwrap()), &image(&routes, 20, &[]).view().unwrap());
     assert!(moved.is_empty() && moved.effect() == &Effect::default());
     assert!(moved.to_string().contains("only their files or lines differ"));
+}
+
+#[test]
+fn what_is_done_when_all_are_down_is_a_change() {
+    let plan = plan(
+        &[("10.0.0.0/8", "a*2 b*1"), ("10.1.0.0/16", "b or drop")],
+        &[("10.0.0.0/8", "a*2 b*1 or drop"), ("10.1.0.0/16", "b")],
+    );
+    let expected = "\
+~ route 10.0.0.0/8: edge-a ×2 via 192.0.2.1 port uplink, edge-b ×1 via 192.0.2.2 port uplink, on-all-down pass → drop  [branch.yaml:10]
+~ route 10.1.0.0/16: edge-b via 192.0.2.2 port uplink, on-all-down drop → pass  [branch.yaml:11]
+
+Effect: no IPv4 address changes
+        no IPv6 /64 changes
+Plan: 0 to add, 2 to change, 0 to remove.
+";
+    assert_eq!(plan.to_string(), expected);
+    let change = &plan.changes()[1];
+    assert_eq!(change.before.as_deref(), Some("edge-b via 192.0.2.2 port uplink, on-all-down drop"));
+    assert_eq!(change.after.as_deref(), Some("edge-b via 192.0.2.2 port uplink, on-all-down pass"));
 }
 
 #[test]

@@ -358,6 +358,16 @@ Right:  nextHops: [{name: edge-a, weight: 2}, {name: edge-b}]"
 Wrong:  via: 224.0.0.1
 Right:  via: 192.0.2.1"
 
+    OnAllDownUnused "WL0313" Error "onAllDown on a route that does not forward"
+"`onAllDown` says what happens to packets when every next hop of a route is down: its neighbour is gone, or the link of
+its port. `pass` (the default) leaves them to the kernel's own routes, `drop` drops them.
+
+A route with `action: drop` or `action: pass` has no next hops. Beside `nextHops`, `onAllDown` in the policy's spec is
+the default of all its routes, and `onAllDown` of a route overrides it.
+
+Wrong:  {prefix: 10.0.0.0/8, action: pass, onAllDown: drop}
+Right:  {prefix: 10.0.0.0/8, nextHops: [{name: edge-a}], onAllDown: drop}"
+
     ListMissing "WL0401" Error "a prefix list does not exist"
 "`prefixesFrom` names a file that the source does not have. Paths start at the top of the source, not at the policy's
 folder. Files whose name begins with a dot are not part of a source.

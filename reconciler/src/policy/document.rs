@@ -57,6 +57,10 @@ pub(super) struct RouteSpec {
     /// The gateways that routes of this policy name.
     #[serde(default)]
     pub(super) next_hops: Vec<NextHop>,
+    /// What happens to packets of a route when all its next hops are down; routes may say otherwise.
+    #[serde(default)]
+    #[schemars(extend("default" = "pass"))]
+    pub(super) on_all_down: OnAllDown,
     /// What happens to packets, by destination; the longest prefix wins.
     pub(super) routes: Vec<Route>,
 }
@@ -96,6 +100,29 @@ pub(super) struct Route {
     #[serde(default)]
     #[schemars(with = "RouteAction")]
     pub(super) action: Option<RouteAction>,
+    /// What happens to packets when all next hops of the route are down; what the policy says when left out.
+    #[serde(default)]
+    #[schemars(with = "OnAllDown")]
+    pub(super) on_all_down: Option<OnAllDown>,
+}
+
+/// What happens to packets whose next hops are all down: pass to the kernel, or drop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnAllDown {
+    #[default]
+    Pass,
+    Drop,
+}
+
+impl OnAllDown {
+    /// As documents and command output write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+        }
+    }
 }
 
 /// A next hop's part in a route.

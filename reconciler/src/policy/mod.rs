@@ -21,7 +21,7 @@ use std::net::IpAddr;
 
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
-pub use document::Attach;
+pub use document::{Attach, OnAllDown};
 pub use node::{NodeConfig, Port, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
 pub use validate::{Validated, validate};
@@ -68,11 +68,13 @@ pub struct NextHop {
     pub origin: Origin,
 }
 
-/// Weighted next hops, sorted by next-hop index; at least one, weights 1 to 65,535, all of one address family.
+/// Weighted next hops, sorted by next-hop index; at least one, weights 1 to 65,535, all of one address family. Equal
+/// members with another `on_all_down` are another group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NextHopGroup {
     /// (index into [`RoutePolicy::next_hops`], weight)
     pub members: Vec<(u32, u16)>,
+    pub on_all_down: OnAllDown,
 }
 
 /// What happens to packets whose longest matching prefix this is.

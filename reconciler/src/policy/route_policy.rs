@@ -7,7 +7,7 @@ use crate::source::{FileFault, SourceFile, is_yaml};
 
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Span, did_you_mean, suggestion};
-use super::document::{self, RouteAction};
+use super::document::{self, OnAllDown, RouteAction};
 use super::list::{self, Line, parse_prefix};
 use super::prefix::{Prefix, PrefixError};
 use super::validate::{Run, file_fault};
@@ -29,8 +29,10 @@ struct Reader<'r, 's> {
     hop_by_name: HashMap<String, u32>,
     groups: Vec<NextHopGroup>,
     group_by_members: HashMap<NextHopGroup, u32>,
-    /// The group of a next hop alone, made when a list line first names it.
-    group_of_hop: Vec<Option<u32>>,
+    /// What routes do that say nothing else.
+    on_all_down: OnAllDown,
+    /// The groups of a next hop alone, by what is done when it is down; made when a list line first names it.
+    group_of_hop: Vec<[Option<u32>; 2]>,
 }
 
 /// What a route says about its packets.
@@ -67,6 +69,7 @@ pub(super) fn read_route_policy<'s>(
         hop_by_name: HashMap::new(),
         groups: Vec::new(),
         group_by_members: HashMap::new(),
+        on_all_down: written.spec.on_all_down,
         group_of_hop: Vec::new(),
     };
     reader.read_next_hops(written.spec.next_hops);
@@ -112,7 +115,7 @@ impl<'s> Reader<'_, 's> {
             }
             self.hop_is_ipv4.push(via.map(|v| v.is_ipv4()));
             self.hop_used.push(false);
-            self.group_of_hop.push(None);
+            self.group_of_hop.push([None; 2]);
             self.next_hops.push(NextHop {
                 name: hop.name,
                 // With no readable address there is an error, so no `Policy` ever holds this stand-in.
@@ -147,9 +150,10 @@ impl<'s> Reader<'_, 's> {
 
     fn read_route(&mut self, index: usize, route: &document::Route) {
         let says = self.read_action(index, route);
+        let on_all_down = route.on_all_down.unwrap_or(self.on_all_down);
         match (&route.prefix, &route.prefixes_from) {
             (Some(prefix), None) => self.read_prefix(index, prefix, says),
-            (None, Some(path)) => self.read_list(index, path, says),
+            (None, Some(path)) => self.read_list(index, path, says, on_all_down),
             (prefix, _) => {
                 let message = match prefix {
                     Some(_) => "the route has both `prefix` and `prefixesFrom`",
@@ -167,10 +171,17 @@ impl<'s> Reader<'_, 's> {
         } else {
             self.place("routes", index, &[])
         };
+        if let (Some(RouteAction::Drop | RouteAction::Pass), Some(_)) = (route.action, route.on_all_down) {
+            let key = self.place("routes", index, &[Step::Key("onAllDown")]);
+            let message = "the route does not forward, so no next hop of it can be down";
+            let diagnostic = self.fault(Code::OnAllDownUnused, key, message);
+            self.run.faults.push(diagnostic.help("remove `onAllDown`, or give the route `nextHops` and no action"));
+        }
+        let on_all_down = route.on_all_down.unwrap_or(self.on_all_down);
         match (route.action, &route.next_hops) {
             (Some(RouteAction::Drop), None) => Says::Does { action: Action::Drop, is_ipv4: None },
             (Some(RouteAction::Pass), None) => Says::Does { action: Action::Pass, is_ipv4: None },
-            (None | Some(RouteAction::Forward), Some(shares)) => self.read_group(index, shares),
+            (None | Some(RouteAction::Forward), Some(shares)) => self.read_group(index, shares, on_all_down),
             (None | Some(RouteAction::Forward), None) if route.prefixes_from.is_some() => Says::PerLine,
             (action, shares) => {
                 // Named in vain, but named: another fault about them would be noise.
@@ -197,7 +208,7 @@ impl<'s> Reader<'_, 's> {
         }
     }
 
-    fn read_group(&mut self, index: usize, shares: &[document::NextHopShare]) -> Says {
+    fn read_group(&mut self, index: usize, shares: &[document::NextHopShare], on_all_down: OnAllDown) -> Says {
         let mut members: Vec<(u32, u16)> = Vec::with_capacity(shares.len());
         let mut family: Option<(bool, usize)> = None;
         let mut clear = true;
@@ -240,7 +251,7 @@ impl<'s> Reader<'_, 's> {
             return Says::Unclear;
         }
         members.sort_unstable();
-        let group = self.group(NextHopGroup { members });
+        let group = self.group(NextHopGroup { members, on_all_down });
         Says::Does { action: Action::Forward(group), is_ipv4: family.map(|(is_ipv4, _)| is_ipv4) }
     }
 
@@ -284,7 +295,7 @@ impl<'s> Reader<'_, 's> {
         }
     }
 
-    fn read_list(&mut self, index: usize, path: &str, says: Says) {
+    fn read_list(&mut self, index: usize, path: &str, says: Says, on_all_down: OnAllDown) {
         let span = self.place("routes", index, &[Step::Key("prefixesFrom")]);
         let Some((list_file, text)) = self.find_list(path, span) else {
             self.use_every_next_hop(says);
@@ -294,7 +305,7 @@ impl<'s> Reader<'_, 's> {
         let mut lines = 0;
         for line in list::lines(text) {
             lines += 1;
-            self.read_line(list_file, list_id, &line, says);
+            self.read_line(list_file, list_id, &line, says, on_all_down);
         }
         if lines == 0 {
             let message = "the list holds no prefix";
@@ -361,8 +372,8 @@ impl<'s> Reader<'_, 's> {
         Some(format!("did you mean `{found}`?"))
     }
 
-    fn read_line(&mut self, file: &str, file_id: u32, line: &Line<'_>, says: Says) {
-        let Ok((action, is_ipv4)) = self.line_action(file, line, says) else { return };
+    fn read_line(&mut self, file: &str, file_id: u32, line: &Line<'_>, says: Says, on_all_down: OnAllDown) {
+        let Ok((action, is_ipv4)) = self.line_action(file, line, says, on_all_down) else { return };
         match parse_prefix(line.prefix) {
             Ok(prefix) if is_ipv4.is_none_or(|is_ipv4| is_ipv4 == prefix.is_ipv4()) => {
                 let origin = Origin { file: file_id, line: line.number };
@@ -378,7 +389,13 @@ impl<'s> Reader<'_, 's> {
         }
     }
 
-    fn line_action(&mut self, file: &str, line: &Line<'_>, says: Says) -> Result<(Action, Option<bool>), ()> {
+    fn line_action(
+        &mut self,
+        file: &str,
+        line: &Line<'_>,
+        says: Says,
+        on_all_down: OnAllDown,
+    ) -> Result<(Action, Option<bool>), ()> {
         if let Some(surplus) = line.surplus {
             self.list_fault(file, || {
                 let message = "the line has more than a prefix and a next hop";
@@ -423,11 +440,11 @@ impl<'s> Reader<'_, 's> {
         };
         let at = hop as usize;
         self.hop_used[at] = true;
-        let group = if let Some(group) = self.group_of_hop[at] {
+        let group = if let Some(group) = self.group_of_hop[at][on_all_down as usize] {
             group
         } else {
-            let group = self.group(NextHopGroup { members: vec![(hop, 1)] });
-            self.group_of_hop[at] = Some(group);
+            let group = self.group(NextHopGroup { members: vec![(hop, 1)], on_all_down });
+            self.group_of_hop[at][on_all_down as usize] = Some(group);
             group
         };
         Ok((Action::Forward(group), self.hop_is_ipv4[at]))

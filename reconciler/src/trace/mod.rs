@@ -15,6 +15,7 @@ use fib::{Ingress, Neighbour, Node, Reach, ReachWords, Reason, Verdict};
 use serde::{Serialize, Serializer};
 
 use crate::compile::view::{Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
+use crate::policy::OnAllDown;
 pub use frame::Frame;
 pub use packet::{Fields, PacketDescription, PacketError};
 
@@ -104,6 +105,14 @@ impl<'a> Trace<'_, 'a> {
         }
     }
 
+    /// What happens to packets of the route when all its next hops are down; `None` when it does not forward.
+    pub fn on_all_down(&self) -> Option<OnAllDown> {
+        match self.route()?.action {
+            RouteAction::Forward { group } => Some(self.view.on_all_down(group)),
+            _ => None,
+        }
+    }
+
     /// The chosen next hop, also when the packet could not be sent to it.
     pub fn next_hop(&self) -> Option<NextHopView<'a>> {
         self.next_hop
@@ -152,6 +161,8 @@ struct TraceJson<'a> {
     policy: Option<&'a str>,
     file: Option<&'a str>,
     line: Option<u32>,
+    /// `pass` or `drop`; of routes that forward.
+    on_all_down: Option<&'a str>,
     next_hop: Option<NextHopJson<'a>>,
     /// Services are not part of this layout.
     backend: Option<&'a str>,
@@ -176,6 +187,7 @@ impl Serialize for Trace<'_, '_> {
             policy: route.map(|route| route.policy),
             file: route.map(|route| route.file),
             line: route.map(|route| route.line),
+            on_all_down: self.on_all_down().map(OnAllDown::as_str),
             next_hop: self.next_hop.map(|hop| NextHopJson { name: hop.name, via: hop.via, port: hop.port }),
             backend: None,
         }
@@ -213,11 +225,15 @@ impl Trace<'_, '_> {
             return writeln!(f, "action    {}", action_words(action));
         };
         let members: Vec<MemberView> = self.view.members(group).collect();
+        let down = match self.view.on_all_down(group) {
+            OnAllDown::Pass => "",
+            OnAllDown::Drop => "; drop when all are down",
+        };
         if let [only] = members.as_slice() {
-            return writeln!(f, "action    forward by {}", only.next_hop.name);
+            return writeln!(f, "action    forward by {}{down}", only.next_hop.name);
         }
         let each = members.iter().map(|m| format!("{} ×{}", m.next_hop.name, m.weight));
-        writeln!(f, "action    forward by one of {}, by flow", each.collect::<Vec<_>>().join(", "))
+        writeln!(f, "action    forward by one of {}, by flow{down}", each.collect::<Vec<_>>().join(", "))
     }
 }
 

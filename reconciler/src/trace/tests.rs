@@ -7,9 +7,10 @@ use fib::layout::AT_V4_FIB;
 
 use super::*;
 use crate::compile::{Image, LiveIds, NodeFacts, compile};
-use crate::policy::{Action, NextHop, NextHopGroup, Origin, Policy, Route, RoutePolicy};
+use crate::policy::{Action, NextHop, NextHopGroup, OnAllDown, Origin, Policy, Route, RoutePolicy};
 
-fn image() -> Image {
+/// `on_all_down` is that of the first group, of edge-a and edge-b.
+fn image(on_all_down: OnAllDown) -> Image {
     let hop = |name: &str, via: IpAddr, line| NextHop {
         name: name.to_owned(),
         via,
@@ -40,7 +41,12 @@ fn image() -> Image {
                 hop("edge-b", Ipv4Addr::new(192, 0, 2, 2).into(), 7),
                 hop("edge-6", "2001:db8::1".parse::<Ipv6Addr>().unwrap().into(), 8),
             ],
-            groups: [vec![(0, 3), (1, 1)], vec![(1, 1)], vec![(2, 1)]].map(|members| NextHopGroup { members }).into(),
+            groups: [vec![(0, 3), (1, 1)], vec![(1, 1)], vec![(2, 1)]]
+                .map(|members| NextHopGroup {
+                    on_all_down: if members.len() > 1 { on_all_down } else { OnAllDown::Pass },
+                    members,
+                })
+                .into(),
             routes: (1..).zip(routes).map(route).collect(),
         }],
     };
@@ -52,7 +58,7 @@ fn image() -> Image {
 
 #[test]
 fn every_packet_gets_its_verdict_and_its_line() {
-    let image = image();
+    let image = image(OnAllDown::Pass);
     let view = image.view().unwrap();
     let check = |packet: &str, expected: &str| {
         let packet = PacketDescription::from_json(packet).unwrap();
@@ -92,7 +98,7 @@ fn every_packet_gets_its_verdict_and_its_line() {
 
 #[test]
 fn flows_spread_by_weight() {
-    let image = image();
+    let image = image(OnAllDown::Pass);
     let view = image.view().unwrap();
     let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
     for sport in 1..=40_000 {
@@ -130,7 +136,7 @@ impl Node for OneNeighbour {
 
 #[test]
 fn the_nodes_neighbours_decide() {
-    let image = image();
+    let image = image(OnAllDown::Pass);
     let view = image.view().unwrap();
     let edge_b = view.next_hops().find(|hop| hop.name == "edge-b").unwrap().id;
     let reason = |packet: &str, id| {
@@ -145,7 +151,7 @@ fn the_nodes_neighbours_decide() {
 
 #[test]
 fn stages_read_top_to_bottom() {
-    let image = image();
+    let image = image(OnAllDown::Pass);
     let view = image.view().unwrap();
     let fields = Fields {
         src: Some([198, 18, 0, 1].into()),
@@ -170,8 +176,27 @@ verdict   forward, forwarded: sent to the next hop
 }
 
 #[test]
+fn what_is_done_when_all_are_down_is_shown() {
+    let image = image(OnAllDown::Drop);
+    let view = image.view().unwrap();
+    let check = |dst: &str, json: serde_json::Value, action: &str| {
+        let packet = PacketDescription::from_json(&format!(r#"{{"src": "198.18.0.1", "dst": "{dst}"}}"#)).unwrap();
+        let trace = trace(&view, packet, &Offline).unwrap();
+        assert_eq!(serde_json::to_value(trace).unwrap()["on_all_down"], json);
+        assert!(trace.to_string().contains(action), "{trace}");
+    };
+    check(
+        "10.20.3.4",
+        "drop".into(),
+        "action    forward by one of edge-a ×3, edge-b ×1, by flow; drop when all are down\n",
+    );
+    check("10.20.9.4", "pass".into(), "action    forward by edge-b\n");
+    check("203.0.113.9", serde_json::Value::Null, "action    drop\n");
+}
+
+#[test]
 fn an_image_that_disagrees_with_itself_is_an_error() {
-    let mut bytes = image().into_bytes();
+    let mut bytes = image(OnAllDown::Pass).into_bytes();
     // The direct entry of 8.0.0.0/6 (6 bits) becomes that of 0.0.0.0/6, where no route is: 10.20.0.0/16 vanishes from the
     // lookup tables, not from the routes.
     let direct = u32::from_le_bytes(*bytes[AT_V4_FIB as usize..].first_chunk().unwrap()) as usize;

@@ -202,7 +202,11 @@ fn targets(view: &View) -> Result<Vec<Target>, ImageError> {
     let decode = |row: u32| {
         let at = view.at(Section::Targets, row);
         let (head, tail) = (view.u64(at), view.u64(at + 8));
-        let [kind, _, low, high, ..] = head.to_le_bytes();
+        let [kind, flags, low, high, ..] = head.to_le_bytes();
+        let forwards = matches!(kind, kind::FORWARD_ONE | kind::FORWARD_GROUP);
+        if flags > u8::from(forwards) {
+            return None;
+        }
         let policy = || policies.get(&u32::from(u16::from_le_bytes([low, high]))).copied();
         match kind {
             kind::NONE => Some(Target::None),
@@ -213,7 +217,7 @@ fn targets(view: &View) -> Result<Vec<Target>, ImageError> {
                 groups.get(&row).copied().map(Target::Forward)
             }
             kind::FORWARD_GROUP if (tail & 0xffff_ffff) + (tail >> 32) < u64::from(view.count(Section::Slots)) => {
-                groups.get(&row).copied().map(Target::Forward)
+                groups.get(&row).copied().filter(|&group| u64::from(group) == head >> 32).map(Target::Forward)
             }
             _ => None,
         }

@@ -13,8 +13,10 @@ use fib::image::Image as _;
 use fib::layout::{
     AT_CREATED_UNIX_MS, AT_DIGEST, AT_GENERATION, AT_PARENT, NEXT_HOP_FAMILY, NEXT_HOP_FILE, NEXT_HOP_ID,
     NEXT_HOP_LINE, NEXT_HOP_NAME, NEXT_HOP_POLICY, NEXT_HOP_PORT, NEXT_HOP_VIA, RULES_START, Section,
+    TARGET_FLAGS_ON_ALL_DOWN_DROP,
 };
 
+use crate::policy::OnAllDown;
 use routes::Lengths;
 pub use routes::{Match, RouteAction, RouteView, Routes, TargetView};
 
@@ -221,6 +223,16 @@ impl<'a> View<'a> {
             let at = self.at(Section::Members, row);
             MemberView { next_hop: self.next_hop(self.u32(at)), weight: self.u32(at + 4) }
         })
+    }
+
+    /// What happens to packets of a group whose members are all down.
+    pub fn on_all_down(&self, group: u32) -> OnAllDown {
+        if group >= self.count(Section::Groups) {
+            return OnAllDown::Pass;
+        }
+        let target = self.u32(self.at(Section::Groups, group) + 12);
+        let head = if target < self.count(Section::Targets) { self.u64(self.at(Section::Targets, target)) } else { 0 };
+        if head & TARGET_FLAGS_ON_ALL_DOWN_DROP == 0 { OnAllDown::Pass } else { OnAllDown::Drop }
     }
 
     /// Whether a row of the next-hop table is a member of a group.
