@@ -3,10 +3,9 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    for (made, told) in [
-        ("DEP_WAYLEAVE_BPF_OBJECT", "WAYLEAVE_BPF_OBJECT"),
-        ("DEP_WAYLEAVE_BPF_BENCH_OBJECT", "WAYLEAVE_BENCH_OBJECT"),
-    ] {
+    for (made, told) in
+        [("DEP_WAYLEAVE_BPF_OBJECT", "WAYLEAVE_BPF_OBJECT"), ("DEP_WAYLEAVE_BPF_BENCH_OBJECT", "WAYLEAVE_BENCH_OBJECT")]
+    {
         println!("cargo:rerun-if-env-changed={made}");
         if let Ok(object) = std::env::var(made) {
             println!("cargo:rerun-if-changed={object}");

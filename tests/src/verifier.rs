@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, 
 use anyhow::{Context, Result, bail};
 use aya::EbpfLoader;
 use aya::maps::MapData;
-use aya_obj::generated::{bpf_attr, bpf_attach_type, bpf_cmd, bpf_prog_info, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type};
 use aya_obj::{Object, Program, ProgramSection};
 use fib::layout::CAPACITY_MIN;
 use serde_json::{Value, json};

@@ -54,7 +54,7 @@ fn run() -> Result<()> {
     for test in work["tests"].as_array().context("no tests")? {
         let command = strings(&test["command"])?;
         let (program, arguments) = command.split_first().context("an empty command")?;
-        println!("guest: {command:?}");
+        println!("guest: {}", command.join(" "));
         let begun = Instant::now();
         let status = Command::new(program).args(arguments).status().with_context(|| format!("running {program}"))?;
         let seconds = begun.elapsed().as_secs();
