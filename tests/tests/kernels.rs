@@ -58,7 +58,7 @@ const TESTS: [(&str, &[&str]); 6] = [
 const READ: [&str; 2] = ["policies", "examples"];
 
 /// Longest life of a machine; on a machine with nothing else to do it is a quarter of it.
-const LIFE: Duration = Duration::from_secs(300);
+const LIFE: Duration = Duration::from_mins(5);
 /// Lines of the console that are shown of a machine that failed.
 const CONSOLE_LINES: usize = 120;
 
