@@ -80,9 +80,11 @@ fn build() -> Result<PathBuf, String> {
         fs::copy(&from, &to).map_err(|error| format!("cannot copy {} to {}: {error}", from.display(), to.display()))?;
         Ok::<_, String>(to)
     };
-    // Handed to build scripts of dependents as DEP_WAYLEAVE_BPF_BENCH_OBJECT.
+    // Handed to build scripts of dependents as DEP_WAYLEAVE_BPF_BENCH_OBJECT and DEP_WAYLEAVE_BPF_OBJECT.
     println!("cargo:bench_object={}", keep("wayleave-bench-bpf")?.display());
-    keep(PACKAGE)
+    let object = keep(PACKAGE)?;
+    println!("cargo:object={}", object.display());
+    Ok(object)
 }
 
 /// `bpf` in the workspace's target directory (which cargo marks with a CACHEDIR.TAG): debug and release builds share it.

@@ -23,6 +23,7 @@ mod seen;
 mod sink;
 mod socket;
 mod topology;
+pub mod verifier;
 mod xdp;
 
 pub use blaster::Blaster;

@@ -15,8 +15,8 @@ use crate::kernel::xdp_features::xdp_features;
 use crate::policy::{self, Attach, Port};
 use crate::source::{self, Limits};
 
-/// The kernel that everything is tested on.
-const KERNEL_TESTED: &str = "6.18";
+/// The kernel series that the tests run on (docs/testing.md).
+const KERNELS_TESTED: [&str; 3] = ["6.1", "6.12", "6.18"];
 /// Since Linux 5.11 the memory of BPF objects counts to the cgroup, before to `RLIMIT_MEMLOCK`.
 const NO_MEMLOCK_SINCE: (u32, u32) = (5, 11);
 
@@ -90,12 +90,12 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 }
 
 fn kernel(release: &str, checks: &mut Checks) {
-    if release.starts_with(&format!("{KERNEL_TESTED}.")) {
+    if KERNELS_TESTED.iter().any(|series| release.starts_with(&format!("{series}."))) {
         checks.ok(format!("kernel {release}"));
     } else {
         checks.warn(
             format!("kernel {release} is untested"),
-            format!("Linux {KERNEL_TESTED} is tested; `wayleave demo` shows whether this one does it"),
+            format!("Linux {} are tested; `wayleave demo` shows whether this one does it", KERNELS_TESTED.join(", ")),
         );
     }
     match read("/proc/sys/net/core/bpf_jit_enable").as_deref() {
@@ -304,9 +304,10 @@ fn native_xdp(here: &str, port: &Port, link: &Link, checks: &mut Checks) {
                 );
             }
         }
-        Err(error) => {
-            checks.warn(format!("{here}: what its driver can do is not known ({error})"), "Linux 6.3 and newer say so");
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            checks.warn(format!("{here}: this kernel does not say what its driver can do"), "Linux 6.3 and newer do");
         }
+        Err(error) => checks.warn(format!("{here}: what its driver can do is not known ({error})"), ""),
     }
 }
 
