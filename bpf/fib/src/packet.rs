@@ -128,8 +128,7 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     }
     let src = packet.be32(L3 + 12)?;
     let dst = packet.be32(L3 + 16)?;
-    // RFC 6890: "this network", loopback, link-local, multicast and the limited broadcast are never forwarded.
-    if dst >> 24 == 0 || dst >> 24 == 127 || dst >> 16 == 0xa9fe || dst >> 28 == 0xe || dst == u32::MAX {
+    if stays_v4(src) || stays_v4(dst) {
         return Some(Err(Reason::NotForwardable));
     }
     let protocol = packet.u8(L3 + 9)?;
@@ -144,6 +143,22 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     Some(Ok(Parsed { family: 4, flow, ttl: packet.u8(L3 + 8)?, ip_bytes }))
 }
 
+/// Whether no router may forward from or to this address: "this network", loopback, link-local, multicast and the limited
+/// broadcast (RFC 1812 section 5.3.7, RFC 3927 section 7, RFC 6890).
+#[inline(always)]
+const fn stays_v4(address: u32) -> bool {
+    address >> 24 == 0 || address >> 24 == 127 || address >> 16 == 0xa9fe || address >> 28 == 0xe || address == u32::MAX
+}
+
+/// The same for IPv6: multicast ff00::/8, link-local fe80::/10, unspecified and loopback (::/127), and IPv4-mapped
+/// ::ffff:0:0/96 (RFC 4291 section 2.5, RFC 6890).
+#[inline(always)]
+const fn stays_v6(address: [u64; 2]) -> bool {
+    address[0] >> 56 == 0xff
+        || address[0] >> 54 == 0x3fa
+        || (address[0] == 0 && (address[1] <= 1 || address[1] >> 32 == 0xffff))
+}
+
 /// RFC 8200. `None`: malformed.
 #[inline(always)]
 fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
@@ -155,9 +170,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     }
     let src = [be64(packet, L3 + 8)?, be64(packet, L3 + 16)?];
     let dst = [be64(packet, L3 + 24)?, be64(packet, L3 + 32)?];
-    // RFC 4291: multicast ff00::/8, link-local fe80::/10, unspecified and loopback (::/127) are never forwarded; nor is a
-    // link-local source (section 2.5.6).
-    if dst[0] >> 56 == 0xff || dst[0] >> 54 == 0x3fa || src[0] >> 54 == 0x3fa || (dst[0] == 0 && dst[1] <= 1) {
+    if stays_v6(src) || stays_v6(dst) {
         return Some(Err(Reason::NotForwardable));
     }
     let ttl = packet.u8(L3 + 7)?;

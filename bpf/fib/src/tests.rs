@@ -116,6 +116,11 @@ fn headers_are_read_or_refused_with_the_reason() {
     for dst in [[0, 0, 0, 1], [127, 0, 0, 1], [169, 254, 1, 1], [224, 0, 0, 5], [239, 1, 1, 1], [255; 4]] {
         check("IPv4 that never leaves the link", &ipv4(dst, UDP, 0, &[], &PORTS), Err(Reason::NotForwardable));
     }
+    for src in [[0, 0, 0, 1], [127, 0, 0, 1], [169, 254, 1, 1], [224, 0, 0, 5], [255; 4]] {
+        let mut frame = ipv4(TO, UDP, 0, &[], &PORTS);
+        frame[26..30].copy_from_slice(&src);
+        check("an IPv4 source that never leaves the link", &frame, Err(Reason::NotForwardable));
+    }
     let six = |first: [u8; 2], last: u8| {
         let mut dst = [0; 16];
         dst[..2].copy_from_slice(&first);
@@ -126,9 +131,13 @@ fn headers_are_read_or_refused_with_the_reason() {
         check("IPv6 that never leaves the link", &ipv6(dst, UDP, &PORTS), Err(Reason::NotForwardable));
     }
     check("a unique local address", &ipv6(six([0xfd, 0x77], 2), UDP, &PORTS), Ok((UDP, ports)));
-    let mut frame = ipv6(TO_6, UDP, &PORTS);
-    frame[22..24].copy_from_slice(&[0xfe, 0x80]);
-    check("a link-local source", &frame, Err(Reason::NotForwardable));
+    let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
+    check("an IPv4-mapped destination", &ipv6(mapped, UDP, &PORTS), Err(Reason::NotForwardable));
+    for src in [six([0, 0], 0), six([0, 0], 1), six([0xff, 2], 1), six([0xfe, 0x80], 1), mapped] {
+        let mut frame = ipv6(TO_6, UDP, &PORTS);
+        frame[22..38].copy_from_slice(&src);
+        check("an IPv6 source that never leaves the link", &frame, Err(Reason::NotForwardable));
+    }
 }
 
 const NEIGHBOUR: Neighbour = Neighbour { destination: 0x0605_0403_0201, source: 0x0c0b_0a09_0807, mtu: 1500 };
