@@ -68,6 +68,8 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
+/// RFC 8200, section 4.5.
+const FRAGMENT_BYTES: u32 = 8;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 const DCCP: u8 = 33;
@@ -197,6 +199,9 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
                 }
             }
             FRAGMENT => {
+                if at + FRAGMENT_BYTES > end {
+                    return None;
+                }
                 next = (packet.be16(at)? >> 8) as u8;
                 break;
             }

@@ -91,6 +91,8 @@ fn headers_are_read_or_refused_with_the_reason() {
     check("more headers than are followed", &ipv6(TO_6, 60, &chain), Ok((60, 0)));
     check("hop-by-hop options", &ipv6(TO_6, 0, &[&[UDP, 0][..], &[0; 6], &PORTS].concat()), Err(Reason::HopByHop));
     check("an extension header past the end", &ipv6(TO_6, 60, &[UDP, 9, 0, 0, 0, 0, 0, 0]), Err(Reason::Malformed));
+    let padded = [ipv6(TO_6, 44, &[UDP, 0, 0, 0]), vec![0; 20]].concat();
+    check("half a fragment header before padding", &padded, Err(Reason::Malformed));
 
     check("nothing", &[], Err(Reason::Malformed));
     check("half an Ethernet header", &ethernet(0x0800)[..13], Err(Reason::Malformed));
