@@ -183,7 +183,6 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     }
     let mut at = L3 + HEADER_BYTES;
     let end = L3 + ip_bytes;
-    let mut ports = 0;
     for _ in 0..EXTENSION_HEADERS_MAX {
         match next {
             ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {
@@ -203,16 +202,14 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
                     return None;
                 }
                 next = (packet.be16(at)? >> 8) as u8;
+                // No fragment shows ports, the first one neither.
+                at = end;
                 break;
             }
-            _ => {
-                if has_ports(next) && at + 4 <= end {
-                    ports = packet.be32(at)?;
-                }
-                break;
-            }
+            _ => break,
         }
     }
+    let ports = if has_ports(next) && at + 4 <= end { packet.be32(at)? } else { 0 };
     Some(Ok(Parsed { family: 6, flow: Flow { src, dst, protocol: next, ports }, ttl, ip_bytes }))
 }
 

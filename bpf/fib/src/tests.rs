@@ -86,9 +86,12 @@ fn headers_are_read_or_refused_with_the_reason() {
     );
     check("authentication header", &ipv6(TO_6, 51, &[&[UDP, 4][..], &[0; 22], &PORTS].concat()), Ok((UDP, ports)));
     check("IPv6 fragment", &ipv6(TO_6, 44, &[&[UDP, 0][..], &[0; 6], &PORTS].concat()), Ok((UDP, 0)));
-    let chain: Vec<u8> =
-        (0..7).flat_map(|i| [if i == 6 { UDP } else { 60 }, 0, 0, 0, 0, 0, 0, 0]).chain(PORTS).collect();
-    check("more headers than are followed", &ipv6(TO_6, 60, &chain), Ok((60, 0)));
+    let chain = |headers: usize| -> Vec<u8> {
+        let next = |at: usize| if at + 1 == headers { UDP } else { 60 };
+        (0..headers).flat_map(|at| [next(at), 0, 0, 0, 0, 0, 0, 0]).chain(PORTS).collect()
+    };
+    check("as many headers as are followed", &ipv6(TO_6, 60, &chain(6)), Ok((UDP, ports)));
+    check("more headers than are followed", &ipv6(TO_6, 60, &chain(7)), Ok((60, 0)));
     check("hop-by-hop options", &ipv6(TO_6, 0, &[&[UDP, 0][..], &[0; 6], &PORTS].concat()), Err(Reason::HopByHop));
     check("an extension header past the end", &ipv6(TO_6, 60, &[UDP, 9, 0, 0, 0, 0, 0, 0]), Err(Reason::Malformed));
     let padded = [ipv6(TO_6, 44, &[UDP, 0, 0, 0]), vec![0; 20]].concat();
