@@ -90,7 +90,7 @@ pub struct Parsed {
     pub flow: Flow,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// Bytes from the IP header to the end of the packet, as the header says.
+    /// Bytes from the IP header to the end of the frame: the packet, and padding where there is some. What leaves is this.
     pub ip_bytes: u32,
 }
 
@@ -142,7 +142,7 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
         0
     };
     let flow = Flow { src: [u64::from(src) << 32, 0], dst: [u64::from(dst) << 32, 0], protocol, ports };
-    Some(Ok(Parsed { family: 4, flow, ttl: packet.u8(L3 + 8)?, ip_bytes }))
+    Some(Ok(Parsed { family: 4, flow, ttl: packet.u8(L3 + 8)?, ip_bytes: packet.length() - L3 }))
 }
 
 /// Whether no router may forward from or to this address: "this network", loopback, link-local, multicast and the limited
@@ -210,7 +210,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
         }
     }
     let ports = if has_ports(next) && at + 4 <= end { packet.be32(at)? } else { 0 };
-    Some(Ok(Parsed { family: 6, flow: Flow { src, dst, protocol: next, ports }, ttl, ip_bytes }))
+    Some(Ok(Parsed { family: 6, flow: Flow { src, dst, protocol: next, ports }, ttl, ip_bytes: packet.length() - L3 }))
 }
 
 #[inline(always)]

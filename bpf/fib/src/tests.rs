@@ -189,7 +189,7 @@ proptest! {
             at.copy_from_slice(&[[0x08, 0x00], [0x86, 0xdd], [0x81, 0x00]][ethertype]);
         }
         if let Ok(parsed) = parse(&frame[..]) {
-            prop_assert!(parsed.ip_bytes as usize + 14 <= frame.len());
+            prop_assert_eq!(parsed.ip_bytes as usize + 14, frame.len());
             prop_assert!(forward(&mut frame[..], parsed.family, &NEIGHBOUR).is_some());
         }
     }
