@@ -12,7 +12,7 @@ mod expect;
 mod frame;
 mod kernel;
 mod library;
-mod node;
+pub(crate) mod node;
 mod theme;
 mod words;
 

@@ -139,7 +139,7 @@ impl NodeDescription {
     }
 
     /// What the node's table holds for the next hop `hop` behind `port`.
-    pub(super) fn neighbour(&self, hop: &str, port: &str) -> Result<Option<Neighbour>> {
+    pub(crate) fn neighbour(&self, hop: &str, port: &str) -> Result<Option<Neighbour>> {
         let port = self.port(port).ok_or_else(|| anyhow!("the node has no port `{port}`"))?;
         let hop = self.hop(hop).ok_or_else(|| anyhow!("the node says nothing of the neighbour `{hop}`"))?;
         Ok(hop.mac.map(|mac| Neighbour { destination: word(mac), source: word(port.mac), mtu: port.mtu }))
@@ -147,6 +147,6 @@ impl NodeDescription {
 }
 
 /// A MAC as the tables hold it: 48 bits, its first byte lowest.
-pub(super) fn word(Mac([a, b, c, d, e, f]): Mac) -> u64 {
+pub(crate) fn word(Mac([a, b, c, d, e, f]): Mac) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }

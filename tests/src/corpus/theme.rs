@@ -36,7 +36,7 @@ impl Theme {
         Self::parse(&path.display().to_string(), &text)
     }
 
-    pub(super) fn parse(file: &str, text: &str) -> Result<Self> {
+    pub(crate) fn parse(file: &str, text: &str) -> Result<Self> {
         let mut policies = BTreeMap::new();
         let mut node = NodeDescription::default();
         let mut cases: Vec<Case> = Vec::new();
