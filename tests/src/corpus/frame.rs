@@ -281,7 +281,7 @@ impl Layer {
     ) -> Result<Self> {
         let bytes: usize = words.number("bytes")?.unwrap_or(default);
         let unit = if protocol == AUTHENTICATION { 4 } else { 8 };
-        ensure!(bytes >= 8 && bytes % unit == 0, "{bytes} bytes are no {name} header");
+        ensure!(bytes >= 8 && bytes.is_multiple_of(unit), "{bytes} bytes are no {name} header");
         // RFC 8200 leaves out the first 8 bytes, RFC 4302 the first two words.
         let len = u8::try_from(bytes / unit - 8 / unit).context("the header is too long")?;
         let len = words.number("len")?.unwrap_or(len);
@@ -383,7 +383,7 @@ const EXPERIMENTAL_ETHERTYPE: u16 = 0x88b5;
 impl Ipv4 {
     fn read(words: &mut Words) -> Result<Self> {
         let options = words.hex("options")?.unwrap_or_default();
-        ensure!(options.len() <= 40 && options.len() % 4 == 0, "options are whole words, ten at most");
+        ensure!(options.len() <= 40 && options.len().is_multiple_of(4), "options are whole words, ten at most");
         let version: u8 = words.number("version")?.unwrap_or(4);
         let ihl: u8 = words.number("ihl")?.unwrap_or(u8::try_from(5 + options.len() / 4)?);
         ensure!(version < 16 && ihl < 16, "version and ihl have 4 bits");

@@ -147,6 +147,8 @@ impl NodeDescription {
 }
 
 /// A MAC as the tables hold it: 48 bits, its first byte lowest.
-pub(crate) fn word(Mac([a, b, c, d, e, f]): Mac) -> u64 {
-    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+pub(crate) fn word(mac: Mac) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..6].copy_from_slice(&mac.0);
+    u64::from_le_bytes(bytes)
 }

@@ -81,7 +81,7 @@ pub(super) fn number<N: TryFrom<u64>>(text: &str) -> Result<N> {
 /// Bytes as hexadecimal digits, `:` or `.` between them if that reads better.
 pub(super) fn hex(text: &str) -> Result<Vec<u8>> {
     let digits: String = text.chars().filter(|c| !matches!(c, ':' | '.')).collect();
-    ensure!(digits.is_ascii() && digits.len() % 2 == 0, "`{text}` is no whole number of bytes");
+    ensure!(digits.is_ascii() && digits.len().is_multiple_of(2), "`{text}` is no whole number of bytes");
     let byte =
         |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| anyhow!("`{text}` is not hexadecimal"));
     (0..digits.len()).step_by(2).map(byte).collect()

@@ -52,7 +52,7 @@ fn ipv4(all: &[u8]) -> Result<Headers, Reason> {
     if stays(src) || stays(dst) {
         return Err(Reason::NotForwardable);
     }
-    let is_fragment = word(&fixed[6..]) % 0x4000 != 0;
+    let is_fragment = word(&fixed[6..]) & 0x3fff != 0;
     let protocol = fixed[9];
     let transport = if is_fragment { &[][..] } else { &packet[header_bytes..] };
     let ports = ports(protocol, transport);
@@ -104,6 +104,16 @@ fn ports(protocol: u8, transport: &[u8]) -> [u16; 2] {
         Some(first) if [6, 17, 33, 132, 136].contains(&protocol) => [word(first), word(&first[2..])],
         _ => [0, 0],
     }
+}
+
+/// An address as the image's lookup takes it: IPv4 in the high half of the first word.
+pub(super) fn words(address: IpAddr) -> [u64; 2] {
+    let mut octets = [0; 16];
+    match address {
+        IpAddr::V4(address) => octets[..4].copy_from_slice(&address.octets()),
+        IpAddr::V6(address) => octets = address.octets(),
+    }
+    [0, 8].map(|at| octets[at..at + 8].iter().fold(0, |word, octet| word * 256 + u64::from(*octet)))
 }
 
 /// The first two bytes, network order.

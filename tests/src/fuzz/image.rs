@@ -160,7 +160,7 @@ fn description(dst: IpAddr) -> PacketDescription {
 
 /// What the kernel does with an image: the library's side of it must end, whatever the bytes are.
 fn packet_path(bytes: &[u8]) {
-    for (_, _, frame) in PACKETS.iter() {
+    for (_, _, frame) in &*PACKETS {
         let counted = Counted { bytes, reads: Cell::new(0) };
         let decision = fib::decide(&counted, &frame[..], &Offline);
         assert!(counted.reads.get() <= READS_MAX, "{} reads for one packet: {decision:?}", counted.reads.get());
@@ -199,7 +199,7 @@ fn read_everything(view: &View<'_>) {
         view.created_unix_ms(),
     ));
     std::hint::black_box(view.verify_digest().is_ok());
-    for (address, packet, _) in PACKETS.iter() {
+    for (address, packet, _) in &*PACKETS {
         std::hint::black_box(view.lookup(*address));
         if let Ok(trace) = trace(view, *packet, &Offline) {
             std::hint::black_box((trace.to_string(), trace.route(), trace.next_hop()));

@@ -14,5 +14,8 @@ pub use packet::packet;
 pub use policy::policy;
 pub use seeds::write_seeds;
 
+/// Looks at any bytes; panics when something does not hold.
+pub type Target = fn(&[u8]);
+
 /// The targets by name.
-pub const TARGETS: [(&str, fn(&[u8])); 3] = [("packet", packet), ("image", image), ("policy", policy)];
+pub const TARGETS: [(&str, Target); 3] = [("packet", packet), ("image", image), ("policy", policy)];

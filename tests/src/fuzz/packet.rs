@@ -1,11 +1,9 @@
 //! Any frame against the good image: parse, decide, forward.
 
-use std::net::IpAddr;
-
 use fib::{Decision, Neighbour, Reason, Verdict};
 use wayleave::compile::view::{Match, RouteAction};
 
-use super::headers::{Headers, headers};
+use super::headers::{Headers, headers, words};
 use super::world::{WORLD, World};
 use crate::packet::internet_checksum;
 
@@ -66,15 +64,8 @@ fn of_product(parsed: &fib::packet::Parsed) -> Fields {
 }
 
 fn of_oracle(read: &Headers) -> Fields {
-    let halves = |address: IpAddr| match address {
-        IpAddr::V4(a) => [u64::from(a.to_bits()) << 32, 0],
-        IpAddr::V6(a) => {
-            let [a, b, c, d, e, f, g, h] = a.segments().map(u64::from);
-            [a << 48 | b << 32 | c << 16 | d, e << 48 | f << 32 | g << 16 | h]
-        }
-    };
     let ports = u32::from(read.ports[0]) << 16 | u32::from(read.ports[1]);
-    (halves(read.src), halves(read.dst), read.ttl, read.protocol, ports, read.ip_bytes)
+    (words(read.src), words(read.dst), read.ttl, read.protocol, ports, read.ip_bytes)
 }
 
 /// The reason by the route tables, which the packet path does not read. Of a group it takes the member that was chosen,

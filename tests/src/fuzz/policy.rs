@@ -1,6 +1,7 @@
 //! Any source: every fault is a diagnostic, and what has none compiles into an image that says the same.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,6 +10,8 @@ use wayleave::compile::view::Match;
 use wayleave::compile::{LiveIds, NodeFacts, compile};
 use wayleave::policy::{Diagnostic, node_config, validate};
 use wayleave::source::{Snapshot, SourceFile};
+
+use super::headers::words;
 
 /// Stands between the files of an input: no UTF-8 text has this byte.
 pub(super) const SEPARATOR: u8 = 0xff;
@@ -42,12 +45,10 @@ pub fn policy(bytes: &[u8]) {
     assert_eq!(view.routes_v4().len() + view.routes_v6().len(), written, "routes");
     for route in view.routes_v4().chain(view.routes_v6()).take(256) {
         let address = route.prefix.address();
+        let [high, low] = words(address);
         let looked_up = match address {
-            std::net::IpAddr::V4(a) => fib::lookup::v4(view.bytes(), a.to_bits()),
-            std::net::IpAddr::V6(a) => {
-                let [a, b, c, d, e, f, g, h] = a.segments().map(u64::from);
-                fib::lookup::v6(view.bytes(), a << 48 | b << 32 | c << 16 | d, e << 48 | f << 32 | g << 16 | h)
-            }
+            IpAddr::V4(address) => fib::lookup::v4(view.bytes(), address.to_bits()),
+            IpAddr::V6(_) => fib::lookup::v6(view.bytes(), high, low),
         };
         let met = view.lookup(address);
         let target = looked_up.and_then(|target| view.target(target));
