@@ -6,13 +6,16 @@
 //! Read in this order: [`require_root_and_bpf`], [`Bpffs`], [`Namespace`], [`veth`], [`Topology`]; then the packet
 //! tools: [`Packet`] builds frames, [`Seen`] reads them, [`PacketSocket`] sends and receives them one by one,
 //! [`CountingSink`] counts many, [`Blaster`] sends as many as it can. [`TestNode`] is the program under test on a node,
-//! [`BpfObjects`] what it has in the kernel.
+//! [`BpfObjects`] what it has in the kernel, [`corpus`] the packets that it must decide,
+//! [`fuzz`] the bytes that must not upset anything.
 
 mod blaster;
 mod bpf_objects;
 mod bpffs;
+pub mod corpus;
 mod device;
 mod ethtool;
+pub mod fuzz;
 mod namespace;
 mod node;
 mod packet;

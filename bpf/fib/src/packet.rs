@@ -145,6 +145,8 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
+/// RFC 8200, section 4.5.
+const FRAGMENT_BYTES: u32 = 8;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 const DCCP: u8 = 33;
@@ -203,7 +205,7 @@ pub struct Parsed {
     pub flow: Flow,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// Bytes from the IP header to the end of the packet, as the header says.
+    /// Bytes from the IP header to the end of the frame: the packet, and padding where there is some. What leaves is this.
     pub ip_bytes: u32,
     /// Bytes of the IP header with its options or extension headers.
     pub header_bytes: u32,
@@ -279,8 +281,7 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     }
     let src = packet.be32(L3 + 12)?;
     let dst = packet.be32(L3 + 16)?;
-    // RFC 6890: "this network", loopback, link-local, multicast and the limited broadcast are never forwarded.
-    if dst >> 24 == 0 || dst >> 24 == 127 || dst >> 16 == 0xa9fe || dst >> 28 == 0xe || dst == u32::MAX {
+    if stays_v4(src) || stays_v4(dst) {
         return Some(Err(Reason::NotForwardable));
     }
     let [ttl, protocol] = packet.be16(L3 + 8)?.to_be_bytes();
@@ -292,7 +293,23 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
         0
     };
     let flow = Flow { src: [u64::from(src) << 32, 0], dst: [u64::from(dst) << 32, 0], protocol, ports };
-    Some(Ok(Parsed { family: 4, flow, ttl, ip_bytes, header_bytes }))
+    Some(Ok(Parsed { family: 4, flow, ttl, ip_bytes: packet.length() - L3, header_bytes }))
+}
+
+/// Whether no router may forward from or to this address: "this network", loopback, link-local, multicast and the limited
+/// broadcast (RFC 1812 section 5.3.7, RFC 3927 section 7, RFC 6890).
+#[inline(always)]
+const fn stays_v4(address: u32) -> bool {
+    address >> 24 == 0 || address >> 24 == 127 || address >> 16 == 0xa9fe || address >> 28 == 0xe || address == u32::MAX
+}
+
+/// The same for IPv6: multicast ff00::/8, link-local fe80::/10, unspecified and loopback (::/127), and IPv4-mapped
+/// ::ffff:0:0/96 (RFC 4291 section 2.5, RFC 6890).
+#[inline(always)]
+const fn stays_v6(address: [u64; 2]) -> bool {
+    address[0] >> 56 == 0xff
+        || address[0] >> 54 == 0x3fa
+        || (address[0] == 0 && (address[1] <= 1 || address[1] >> 32 == 0xffff))
 }
 
 /// RFC 8200. `None`: malformed.
@@ -306,9 +323,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     }
     let src = [be64(packet, L3 + 8)?, be64(packet, L3 + 16)?];
     let dst = [be64(packet, L3 + 24)?, be64(packet, L3 + 32)?];
-    // RFC 4291: multicast ff00::/8, link-local fe80::/10, unspecified and loopback (::/127) are never forwarded; nor is a
-    // link-local source (section 2.5.6).
-    if dst[0] >> 56 == 0xff || dst[0] >> 54 == 0x3fa || src[0] >> 54 == 0x3fa || (dst[0] == 0 && dst[1] <= 1) {
+    if stays_v6(src) || stays_v6(dst) {
         return Some(Err(Reason::NotForwardable));
     }
     let [mut next, ttl] = packet.be16(L3 + 6)?.to_be_bytes();
@@ -318,7 +333,6 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     }
     let mut at = L3 + HEADER_BYTES;
     let end = L3 + ip_bytes;
-    let mut ports = 0;
     for _ in 0..EXTENSION_HEADERS_MAX {
         match next {
             ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {
@@ -334,19 +348,20 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
                 }
             }
             FRAGMENT => {
-                next = (packet.be16(at)? >> 8) as u8;
-                break;
-            }
-            _ => {
-                if has_ports(next) && at + 4 <= end {
-                    ports = packet.be32(at)?;
+                if at + FRAGMENT_BYTES > end {
+                    return None;
                 }
+                next = (packet.be16(at)? >> 8) as u8;
+                // No fragment shows ports, the first one neither.
+                at = end;
                 break;
             }
+            _ => break,
         }
     }
+    let ports = if has_ports(next) && at + 4 <= end { packet.be32(at)? } else { 0 };
     let flow = Flow { src, dst, protocol: next, ports };
-    Some(Ok(Parsed { family: 6, flow, ttl, ip_bytes, header_bytes: at - L3 }))
+    Some(Ok(Parsed { family: 6, flow, ttl, ip_bytes: packet.length() - L3, header_bytes: at - L3 }))
 }
 
 #[inline(always)]

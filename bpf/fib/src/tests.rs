@@ -95,11 +95,16 @@ fn headers_are_read_or_refused_with_the_reason() {
     );
     check("authentication header", &ipv6(TO_6, 51, &[&[UDP, 4][..], &[0; 22], &PORTS].concat()), Ok((UDP, ports)));
     check("IPv6 fragment", &ipv6(TO_6, 44, &[&[UDP, 0][..], &[0; 6], &PORTS].concat()), Ok((UDP, 0)));
-    let chain: Vec<u8> =
-        (0..7).flat_map(|i| [if i == 6 { UDP } else { 60 }, 0, 0, 0, 0, 0, 0, 0]).chain(PORTS).collect();
-    check("more headers than are followed", &ipv6(TO_6, 60, &chain), Ok((60, 0)));
+    let chain = |headers: usize| -> Vec<u8> {
+        let next = |at: usize| if at + 1 == headers { UDP } else { 60 };
+        (0..headers).flat_map(|at| [next(at), 0, 0, 0, 0, 0, 0, 0]).chain(PORTS).collect()
+    };
+    check("as many headers as are followed", &ipv6(TO_6, 60, &chain(6)), Ok((UDP, ports)));
+    check("more headers than are followed", &ipv6(TO_6, 60, &chain(7)), Ok((60, 0)));
     check("hop-by-hop options", &ipv6(TO_6, 0, &[&[UDP, 0][..], &[0; 6], &PORTS].concat()), Err(Reason::HopByHop));
     check("an extension header past the end", &ipv6(TO_6, 60, &[UDP, 9, 0, 0, 0, 0, 0, 0]), Err(Reason::Malformed));
+    let padded = [ipv6(TO_6, 44, &[UDP, 0, 0, 0]), vec![0; 20]].concat();
+    check("half a fragment header before padding", &padded, Err(Reason::Malformed));
 
     check("nothing", &[], Err(Reason::Malformed));
     check("half an Ethernet header", &ethernet(0x0800)[..13], Err(Reason::Malformed));
@@ -125,6 +130,11 @@ fn headers_are_read_or_refused_with_the_reason() {
     for dst in [[0, 0, 0, 1], [127, 0, 0, 1], [169, 254, 1, 1], [224, 0, 0, 5], [239, 1, 1, 1], [255; 4]] {
         check("IPv4 that never leaves the link", &ipv4(dst, UDP, 0, &[], &PORTS), Err(Reason::NotForwardable));
     }
+    for src in [[0, 0, 0, 1], [127, 0, 0, 1], [169, 254, 1, 1], [224, 0, 0, 5], [255; 4]] {
+        let mut frame = ipv4(TO, UDP, 0, &[], &PORTS);
+        frame[26..30].copy_from_slice(&src);
+        check("an IPv4 source that never leaves the link", &frame, Err(Reason::NotForwardable));
+    }
     let six = |first: [u8; 2], last: u8| {
         let mut dst = [0; 16];
         dst[..2].copy_from_slice(&first);
@@ -135,9 +145,13 @@ fn headers_are_read_or_refused_with_the_reason() {
         check("IPv6 that never leaves the link", &ipv6(dst, UDP, &PORTS), Err(Reason::NotForwardable));
     }
     check("a unique local address", &ipv6(six([0xfd, 0x77], 2), UDP, &PORTS), Ok((UDP, ports)));
-    let mut frame = ipv6(TO_6, UDP, &PORTS);
-    frame[22..24].copy_from_slice(&[0xfe, 0x80]);
-    check("a link-local source", &frame, Err(Reason::NotForwardable));
+    let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
+    check("an IPv4-mapped destination", &ipv6(mapped, UDP, &PORTS), Err(Reason::NotForwardable));
+    for src in [six([0, 0], 0), six([0, 0], 1), six([0xff, 2], 1), six([0xfe, 0x80], 1), mapped] {
+        let mut frame = ipv6(TO_6, UDP, &PORTS);
+        frame[22..38].copy_from_slice(&src);
+        check("an IPv6 source that never leaves the link", &frame, Err(Reason::NotForwardable));
+    }
 }
 
 const NEIGHBOUR: Neighbour = Neighbour {
@@ -227,7 +241,7 @@ proptest! {
             at.copy_from_slice(&[[0x08, 0x00], [0x86, 0xdd], [0x81, 0x00]][ethertype]);
         }
         if let Ok(parsed) = parse(&frame[..]) {
-            prop_assert!((parsed.ip_bytes + ETHERNET_BYTES) as usize <= frame.len());
+            prop_assert_eq!((parsed.ip_bytes + ETHERNET_BYTES) as usize, frame.len());
             prop_assert!(parsed.header_bytes <= parsed.ip_bytes);
             prop_assert!(forward(&mut frame[..], &NEIGHBOUR).is_some());
         }

@@ -12,7 +12,7 @@ mod explain;
 mod history;
 pub(crate) mod node;
 mod plan;
-mod report;
+pub mod report;
 mod rollback;
 mod run;
 mod schema;

@@ -17,7 +17,7 @@ const SHOWN_LINES_MAX: u32 = 6;
 
 /// The texts that diagnostics point into, by the file's name in them.
 #[derive(Default)]
-pub(crate) struct Texts<'a> {
+pub struct Texts<'a> {
     texts: HashMap<String, Text<'a>>,
 }
 
@@ -29,7 +29,7 @@ struct Text<'a> {
 
 impl<'a> Texts<'a> {
     /// Adds a file; one that is not UTF-8 is named but not shown.
-    pub(crate) fn insert(&mut self, file: String, bytes: &'a [u8]) {
+    pub fn insert(&mut self, file: String, bytes: &'a [u8]) {
         if let Ok(text) = std::str::from_utf8(bytes) {
             let text = text.strip_prefix('\u{feff}').unwrap_or(text);
             let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
@@ -71,7 +71,7 @@ impl Text<'_> {
 }
 
 /// The diagnostics as rustc would print them.
-pub(crate) fn human(diagnostics: &[Diagnostic], texts: &Texts<'_>, colour: bool) -> String {
+pub fn human(diagnostics: &[Diagnostic], texts: &Texts<'_>, colour: bool) -> String {
     let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
     let renderer = renderer.decor_style(DecorStyle::Ascii).term_width(120);
     let mut out = String::new();
@@ -107,7 +107,7 @@ fn place<'a>(file: &'a str, span: Option<Span>, label: Option<&'a str>, texts: &
 }
 
 /// The diagnostics as one JSON document.
-pub(crate) fn json(diagnostics: &[Diagnostic]) -> String {
+pub fn json(diagnostics: &[Diagnostic]) -> String {
     let place = |span: Option<Span>| {
         let at = |p: fn(Span) -> u32| span.map_or(Json::Null, |s| p(s).into());
         [at(|s| s.start.line), at(|s| s.start.column), at(|s| s.end.line), at(|s| s.end.column)]

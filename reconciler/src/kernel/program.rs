@@ -1,5 +1,6 @@
 //! The program: loaded twice, once for the live slot and once for the candidate, and kept by pins.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -39,7 +40,7 @@ pub fn object_id() -> String {
 /// Bytes by which a test run can make a frame longer: two VLAN tags.
 const TAGS_BYTES_MAX: usize = 8;
 
-/// The port that test runs come in by.
+/// The port that test runs come in by: the address of the loopback device is all zeros.
 pub const TEST_INGRESS: fib::Ingress = fib::Ingress { mac: 0, port: 0 };
 
 /// What a test run of the candidate gave.
@@ -60,7 +61,8 @@ pub struct Programs {
     live: Xdp,
     candidate: Xdp,
     candidate_counters: PerCpuArray<MapData, [u64; 2]>,
-    candidate_vlans: AyaHashMap<MapData, u64, u64>,
+    candidate_devices: RefCell<Array<MapData, u64>>,
+    candidate_vlans: RefCell<AyaHashMap<MapData, u64, u64>>,
 }
 
 impl std::fmt::Debug for Programs {
@@ -91,11 +93,18 @@ impl Programs {
         let candidate_counters =
             PerCpuArray::try_from(Map::PerCpuArray(own("COUNTERS")?)).map_err(KernelError::map("COUNTERS"))?;
         let candidate_vlans = AyaHashMap::try_from(Map::HashMap(own("VLANS")?)).map_err(KernelError::map("VLANS"))?;
-        // The port that test runs come in by: the address of the loopback device is all zeros.
-        let mut devices: Array<MapData, u64> =
-            Array::try_from(Map::Array(own("DEVICES")?)).map_err(KernelError::map("DEVICES"))?;
-        devices.set(LOOPBACK, TEST_INGRESS.encode(), 0).map_err(KernelError::map("DEVICES"))?;
-        Ok(Self { bits, generations, live, candidate, candidate_counters, candidate_vlans })
+        let candidate_devices = Array::try_from(Map::Array(own("DEVICES")?)).map_err(KernelError::map("DEVICES"))?;
+        let programs = Self {
+            bits,
+            generations,
+            live,
+            candidate,
+            candidate_counters,
+            candidate_devices: RefCell::new(candidate_devices),
+            candidate_vlans: RefCell::new(candidate_vlans),
+        };
+        programs.set_test_ingress(0, Some(&TEST_INGRESS))?;
+        Ok(programs)
     }
 
     /// Where a map of the candidate's own is pinned.
@@ -156,10 +165,22 @@ impl Programs {
         })
     }
 
-    /// Lets test runs come in with VLAN tags of these identifiers (`Tags::vids`), too; without, such frames pass untouched.
-    pub fn take_test_vlan(&mut self, vids: u32) -> Result<(), KernelError> {
+    /// The port that test runs come in by with VLAN tags of these identifiers (`Tags::vids`; 0: without tags). At first
+    /// that is [`TEST_INGRESS`] without tags, and none with tags.
+    pub fn set_test_ingress(&self, vids: u32, ingress: Option<&fib::Ingress>) -> Result<(), KernelError> {
+        if vids == 0 {
+            let word = ingress.map_or(0, fib::Ingress::encode);
+            return self.candidate_devices.borrow_mut().set(LOOPBACK, word, 0).map_err(KernelError::map("DEVICES"));
+        }
         let key = u64::from(LOOPBACK) << 32 | u64::from(vids);
-        self.candidate_vlans.insert(key, TEST_INGRESS.encode(), 0).map_err(KernelError::map("VLANS"))
+        let result = match ingress {
+            Some(ingress) => self.candidate_vlans.borrow_mut().insert(key, ingress.encode(), 0),
+            None => match self.candidate_vlans.borrow_mut().remove(&key) {
+                Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+                result => result,
+            },
+        };
+        result.map_err(KernelError::map("VLANS"))
     }
 
     fn candidate_packets(&self) -> Result<Vec<u64>, KernelError> {

@@ -1,0 +1,67 @@
+//! One case: a packet, where it comes in, and what must become of it.
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::expect::Expect;
+use super::frame::Frame;
+use super::node::NodeDescription;
+
+/// What changes the finished bytes of a frame.
+const CHANGES: [&str; 3] = ["truncate", "pad", "set"];
+
+/// One case of a theme.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// Name of its file.
+    pub file: String,
+    /// 1-based line at which it begins.
+    pub line: usize,
+    /// A sentence.
+    pub name: String,
+    /// Index of the port that the packet comes in by.
+    pub ingress: usize,
+    pub frame: Frame,
+    /// Why only the library can run it.
+    pub only_library: Option<String>,
+    pub(super) expect: Expect,
+}
+
+impl Case {
+    /// Reads the indented lines below `case:`.
+    pub(super) fn read(file: &str, line: usize, name: &str, body: &[&str], node: &NodeDescription) -> Result<Self> {
+        let mut ingress = 0;
+        let mut layers: Option<String> = None;
+        let mut changes = Vec::new();
+        let mut out: Option<String> = None;
+        let mut only_library = None;
+        for text in body.iter().map(|text| text.trim()) {
+            let first = text.split_whitespace().next().unwrap_or_default();
+            if let Some(rest) = text.strip_prefix("in:") {
+                ensure!(layers.is_none(), "`in` stands twice");
+                layers = Some(rest.trim().to_owned());
+            } else if let Some((port, rest)) = text.strip_prefix("in ").and_then(|text| text.split_once(':')) {
+                ensure!(layers.is_none(), "`in` stands twice");
+                let known = node.ports.iter().position(|one| one.name == port.trim());
+                ingress = known.with_context(|| format!("the node has no port `{port}`"))?;
+                layers = Some(rest.trim().to_owned());
+            } else if let Some(rest) = text.strip_prefix("out:") {
+                ensure!(out.is_none(), "`out` stands twice");
+                out = Some(rest.trim().to_owned());
+            } else if let Some(reason) = text.strip_prefix("only library:") {
+                ensure!(!reason.trim().is_empty(), "`only library` needs a reason");
+                only_library = Some(reason.trim().to_owned());
+            } else if CHANGES.contains(&first) {
+                changes.push(text);
+            } else if let (Some(layers), None) = (&mut layers, &out) {
+                layers.push(' ');
+                layers.push_str(text);
+            } else {
+                bail!("`{text}`: a case has `in:`, changes of the frame, `only library:` and `out:`");
+            }
+        }
+        let layers = layers.context("`in:` is missing")?;
+        let expect = Expect::read(&out.context("`out:` is missing")?, node)?;
+        let frame = Frame::build(&layers, &changes, node.ports[ingress].mac, |name| node.mac(name))?;
+        Ok(Self { file: file.to_owned(), line, name: name.to_owned(), ingress, frame, only_library, expect })
+    }
+}
