@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use wayleave::kernel::link::{Link, XdpMode, links};
-use wayleave::kernel::neighbour::{Neighbour, NeighbourError, neighbours, resolve};
+use wayleave::kernel::neighbour::{Neighbour, NeighbourError, neighbours, resolve, resolve_all};
 use wayleave::kernel::watch::{Event, Watch};
 use wayleave_tests::{Mac, Namespace, attach_xdp_pass, ping, require_root_and_bpf, veth};
 
@@ -66,6 +66,45 @@ fn a_neighbour_that_answers_is_resolved() {
             resolve(index, ip, ENOUGH).await.unwrap();
             assert!(again.elapsed() < ENOUGH / 2, "a known neighbour is returned at once");
         }
+    });
+}
+
+#[test]
+fn many_neighbours_are_resolved_over_one_socket() {
+    const HOSTS: u8 = 200;
+    let (here, there) = pair();
+    let index = here.ifindex("eth0").unwrap();
+    let mac = there.mac("eth0").unwrap();
+    let mut batch = String::new();
+    for host in 0..HOSTS {
+        writeln!(batch, "address add 10.9.1.{host}/16 dev eth0").unwrap();
+    }
+    there.ip_batch(&batch).unwrap();
+    here.add_address("eth0", "10.9.200.1/16").unwrap();
+    let wanted: Vec<(u32, IpAddr)> = (0..HOSTS).map(|host| (index, address(&format!("10.9.1.{host}")))).collect();
+    let absent = [(index, address("10.9.2.1")), (index + 1000, address("10.9.2.1"))];
+    run(&here, async || {
+        let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = descriptors();
+        let begun = Instant::now();
+        let resolving = resolve_all(wanted.iter().chain(&absent).copied(), ENOUGH / 3);
+        let most = async {
+            let mut most = 0;
+            while begun.elapsed() < ENOUGH / 4 {
+                most = most.max(descriptors());
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            most
+        };
+        let (found, most) = tokio::join!(resolving, most);
+        let found = found.unwrap();
+        assert!(begun.elapsed() >= ENOUGH / 3, "the absent one is waited for");
+        assert_eq!(found.len(), usize::from(HOSTS), "all that are there, and no other");
+        assert!(wanted.iter().all(|key| found.get(key) == Some(&mac.0)));
+        assert!(most < before + 20, "{most} descriptors, {before} before");
+        let again = Instant::now();
+        resolve_all(wanted.iter().copied(), ENOUGH).await.unwrap();
+        assert!(again.elapsed() < ENOUGH / 2, "known neighbours are returned at once");
     });
 }
 

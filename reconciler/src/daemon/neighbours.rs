@@ -10,7 +10,7 @@ use fib::{Ingress, Neighbour, Reach};
 use crate::compile::View;
 use crate::compile::view::NextHopView;
 use crate::kernel::link::Link;
-use crate::kernel::neighbour::{NeighbourError, neighbours, resolve};
+use crate::kernel::neighbour::{self, NeighbourError, neighbours};
 use crate::kernel::tables::{Egress, Tables};
 
 use super::node::{Facts, NodeError};
@@ -131,17 +131,14 @@ async fn resolve_missing(known: &mut BTreeMap<Key, [u8; 6]>, keys: Vec<Key>) {
 }
 
 /// Asks for all of `keys` at once, within one wait. Who does not answer is not in the result.
-async fn resolve_all(keys: BTreeSet<Key>) -> Vec<(Key, [u8; 6])> {
-    let asked = keys.into_iter().map(|(device, ip)| async move {
-        match resolve(device, ip, RESOLVE_WAIT).await {
-            Ok(found) => found.usable_mac().map(|mac| ((device, ip), mac)),
-            Err(error) => {
-                tracing::debug!(%ip, device, %error, "not resolved");
-                None
-            }
+async fn resolve_all(keys: BTreeSet<Key>) -> BTreeMap<Key, [u8; 6]> {
+    match neighbour::resolve_all(keys, RESOLVE_WAIT).await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::debug!(%error, "neighbours were not asked for");
+            BTreeMap::new()
         }
-    });
-    futures_util::future::join_all(asked).await.into_iter().flatten().collect()
+    }
 }
 
 /// Every neighbour whose address the kernel holds to be usable.

@@ -5,6 +5,7 @@
 //!
 //! Everything acts in the network namespace of the thread that first polls the future.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
@@ -129,6 +130,63 @@ pub async fn resolve(ifindex: u32, ip: IpAddr, timeout: Duration) -> Result<Neig
         Ok(result) => result,
         Err(_) => Err(NeighbourError::TimedOut { ifindex, ip, timeout, state }),
     }
+}
+
+/// As [`resolve`] for many at once, over one socket: gives what is usable when all are or `timeout` is over. An interface
+/// that cannot be asked leaves its neighbours out of the answer.
+pub async fn resolve_all(
+    wanted: impl IntoIterator<Item = (u32, IpAddr)>,
+    timeout: Duration,
+) -> Result<BTreeMap<(u32, IpAddr), [u8; 6]>, NeighbourError> {
+    let mut missing: BTreeSet<(u32, IpAddr)> = wanted.into_iter().collect();
+    let mut found = BTreeMap::new();
+    if missing.is_empty() {
+        return Ok(found);
+    }
+    let deadline = Instant::now() + timeout;
+    // Opened before asking: an answer may be there before the request returns.
+    let mut watch = Watch::open()?;
+    let handle = connect()?;
+    let mut ask_all = true;
+    while !missing.is_empty() {
+        if std::mem::take(&mut ask_all) {
+            for (ifindex, ip) in missing.clone() {
+                if let Err(error) = ask(&handle, ifindex, ip).await {
+                    tracing::debug!(%ip, ifindex, %error, "cannot be asked for");
+                    missing.remove(&(ifindex, ip));
+                }
+            }
+            for one in list(&handle).await? {
+                if let Some(mac) = one.usable_mac()
+                    && missing.remove(&(one.ifindex, one.ip))
+                {
+                    found.insert((one.ifindex, one.ip), mac);
+                }
+            }
+            continue;
+        }
+        let Ok(event) = timeout_at(deadline, watch.next()).await else { break };
+        match event? {
+            Event::Neighbour(news) => {
+                let key = (news.ifindex, news.ip);
+                if let Some(mac) = news.usable_mac() {
+                    if missing.remove(&key) {
+                        found.insert(key, mac);
+                    }
+                } else if news.state == NeighbourState::Failed && missing.contains(&key) {
+                    // The kernel has given up; it asks once more.
+                    if let Err(error) = ask(&handle, key.0, key.1).await {
+                        tracing::debug!(ip = %key.1, ifindex = key.0, %error, "cannot be asked for");
+                        missing.remove(&key);
+                    }
+                }
+            }
+            // News was lost: what is known now is listed.
+            Event::Lost => ask_all = true,
+            _ => {}
+        }
+    }
+    Ok(found)
 }
 
 /// Waits for a usable entry; `None` when the kernel has given up, or news was lost, and it has to be asked again.

@@ -13,7 +13,7 @@ use crate::lookup::{Live, number_of};
 use crate::report::{Better, Report, Samples, number};
 
 /// Forwarders beside wayleave: the program, none for the kernel itself, and what tables call it.
-const PEERS: [(Option<&str>, &str); 4] = [
+const PEERS: [(Option<&'static str>, &'static str); 4] = [
     (None, "the kernel's own forwarding"),
     (Some("forward_trie"), "XDP with LPM_TRIE"),
     (Some("forward_kernel"), "XDP with bpf_fib_lookup"),
@@ -23,8 +23,23 @@ const PEERS: [(Option<&str>, &str); 4] = [
 /// How long frames may take to arrive after the last was sent.
 const SETTLE: Duration = Duration::from_millis(200);
 
+/// Routes of the small table: what forwarding costs beside the lookup.
+const SMALL: usize = 1_000;
+
 /// Measures all forwarders. `lab` holds the routes of `table` in the kernel too.
 pub(crate) fn run(lab: &Lab, table: &Table, options: &Options, report: &mut Report) -> Result<()> {
+    one_table(lab, table, &PEERS, options, report)?;
+    let small = Table { v4: table.sample(SMALL, 0, &mut Random(20_261_123)).v4, v6: Vec::new() };
+    one_table(lab, &small, &PEERS[PEERS.len() - 1..], options, report)
+}
+
+fn one_table(
+    lab: &Lab,
+    table: &Table,
+    forwarders: &[(Option<&str>, &'static str)],
+    options: &Options,
+    report: &mut Report,
+) -> Result<()> {
     let mut live = Live::publish(lab, table, &mut Random(20_260_619))?;
     live.fill_tries()?;
     let _sink = attach_xdp_drop(&lab.sink, "eth0")?;
@@ -33,7 +48,7 @@ pub(crate) fn run(lab: &Lab, table: &Table, options: &Options, report: &mut Repo
     live.programs.set_frame(macs(lab.lan_mac, lab.client_mac))?;
 
     let mut ours = (Samples::default(), Samples::default());
-    let mut peers = vec![(Samples::default(), Samples::default()); PEERS.len()];
+    let mut peers = vec![(Samples::default(), Samples::default()); forwarders.len()];
     // A device carries one program at a time: wayleave's goes when the peers' turn comes.
     for repetition in 0..=options.forward_repetitions {
         eprintln!("forwarding: {repetition} of {}", options.forward_repetitions);
@@ -50,7 +65,7 @@ pub(crate) fn run(lab: &Lab, table: &Table, options: &Options, report: &mut Repo
         }
         blast(lab, &mut live, options, &mut ours, warm_up).context("wayleave")?;
         live.site.detach(lab)?;
-        for ((program, shown), samples) in PEERS.iter().zip(&mut peers) {
+        for ((program, shown), samples) in forwarders.iter().zip(&mut peers) {
             if let Some(program) = program {
                 lab.router.enter(|| live.programs.attach(program, "lan"))??;
             }
@@ -61,7 +76,7 @@ pub(crate) fn run(lab: &Lab, table: &Table, options: &Options, report: &mut Repo
         }
     }
 
-    let all = std::iter::once(("wayleave", &ours)).chain(PEERS.iter().map(|(_, shown)| *shown).zip(&peers));
+    let all = std::iter::once(("wayleave", &ours)).chain(forwarders.iter().map(|(_, shown)| *shown).zip(&peers));
     let rows: Vec<Vec<String>> = all
         .map(|(name, (rate, arrived))| {
             let (low, high) = rate.range();
@@ -75,10 +90,12 @@ pub(crate) fn run(lab: &Lab, table: &Table, options: &Options, report: &mut Repo
         number_of(table.v4.len())
     );
     report.table(&title, &["", "Mpps delivered, median", "min – max", "of those sent"], &rows);
-    for ((_, shown), (rate, _)) in PEERS.iter().zip(&peers) {
+    for ((_, shown), (rate, _)) in forwarders.iter().zip(&peers) {
         let name = format!("forwarding v4, {} routes", number_of(table.v4.len()));
         report.compare(&name, ours.0.median(), (shown, rate.median()), "Mpps", Better::More);
     }
+    // The last repetition left no program attached, but the generation is still there.
+    live.site.detach(lab)?;
     Ok(())
 }
 

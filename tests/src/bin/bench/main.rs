@@ -8,6 +8,7 @@
     reason = "measurements are rounded to three digits; halves of addresses are taken on purpose"
 )]
 
+mod follow;
 mod forward;
 mod internet;
 mod lab;
@@ -25,10 +26,10 @@ use internet::{Random, Table};
 use lab::Lab;
 use report::Report;
 
-const USAGE: &str = "usage: bench [--quick] [--only lookup|live|forward] [--out DIRECTORY]
+const USAGE: &str = "usage: bench [--quick] [--only live|follow|lookup|forward] [--out DIRECTORY]
 
   --quick  small tables and few repetitions: shows that everything works, measures little
-  --only   one part instead of all three
+  --only   one part instead of all
   --out    where results.json goes (target/bench)";
 
 /// How much is measured.
@@ -40,6 +41,8 @@ pub(crate) struct Options {
     /// Of each lookup: passes over all addresses.
     repetitions: u32,
     live_repetitions: u32,
+    /// Of a file that the daemon follows.
+    changes: u32,
     forward_repetitions: u32,
     /// Sent in one repetition.
     frames: u32,
@@ -57,12 +60,12 @@ impl Options {
                 _ => bail!("{USAGE}"),
             }
         }
-        if only.as_deref().is_some_and(|only| !["lookup", "live", "forward"].contains(&only)) {
+        if only.as_deref().is_some_and(|only| !["live", "follow", "lookup", "forward"].contains(&only)) {
             bail!("{USAGE}");
         }
-        let (repetitions, live_repetitions, forward_repetitions, frames) =
-            if quick { (3, 1, 1, 200_000) } else { (15, 3, 5, 4_000_000) };
-        Ok(Self { quick, only, out, repetitions, live_repetitions, forward_repetitions, frames })
+        let (repetitions, live_repetitions, changes, forward_repetitions, frames) =
+            if quick { (3, 1, 3, 1, 200_000) } else { (15, 3, 200, 5, 4_000_000) };
+        Ok(Self { quick, only, out, repetitions, live_repetitions, changes, forward_repetitions, frames })
     }
 
     fn wants(&self, part: &str) -> bool {
@@ -88,6 +91,9 @@ fn main() -> Result<()> {
     let lab = Lab::new()?;
     if options.wants("live") {
         live::run(&lab, &table, &options, &mut report)?;
+    }
+    if options.wants("follow") {
+        follow::run(&lab, &table, &options, &mut report)?;
     }
     if options.wants("lookup") || options.wants("forward") {
         eprintln!("loading {} routes into the kernel's own table", table.v4.len());
