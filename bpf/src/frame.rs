@@ -15,8 +15,13 @@ impl Headers {
 
     #[inline(always)]
     fn at<T>(&self, at: u32) -> Option<*mut T> {
-        let start = self.data + (at & Self::OFFSET_MASK) as usize;
-        if start + size_of::<T>() > self.end { None } else { Some(start as *mut T) }
+        // SAFETY: an address of the kernel and two small numbers do not wrap. Told so, the compiler drops the checks of what
+        // lies before something that was checked already.
+        let (start, end) = unsafe {
+            let start = self.data.unchecked_add((at & Self::OFFSET_MASK) as usize);
+            (start, start.unchecked_add(size_of::<T>()))
+        };
+        if end > self.end { None } else { Some(start as *mut T) }
     }
 
     #[inline(always)]
@@ -59,6 +64,7 @@ impl Headers {
     /// The frame without its first `bytes`.
     #[inline(always)]
     pub(crate) fn after(&self, bytes: u32) -> Self {
-        Self { data: self.data + bytes as usize, end: self.end }
+        // SAFETY: as in `at`.
+        Self { data: unsafe { self.data.unchecked_add((bytes & Self::OFFSET_MASK) as usize) }, end: self.end }
     }
 }

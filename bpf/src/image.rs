@@ -5,7 +5,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps};
 use aya_ebpf::macros::btf_map;
 use fib::Image;
-use fib::layout::CAPACITY_MIN;
+use fib::layout::{CAPACITY_MIN, HEADER_BYTES};
 
 /// `BPF_F_MMAPABLE` of the kernel's uapi.
 const MMAPABLE: usize = 1 << 10;
@@ -15,15 +15,23 @@ const MMAPABLE: usize = 1 << 10;
 #[unsafe(no_mangle)]
 static CAPACITY: u32 = 0x0cab_ac17;
 
+/// Offsets of header fields are below this.
+const HEADER_ROOM: u32 = HEADER_BYTES.next_power_of_two();
+const _: () = assert!(HEADER_ROOM <= CAPACITY_MIN);
+
 /// The published generation (slot 0) and the candidate (slot 1). The loader makes it for the capacity class at hand.
 #[btf_map]
 static GENERATIONS: ArrayOfMaps<Array<[u8; CAPACITY_MIN as usize], 1, MMAPABLE>, 2> = ArrayOfMaps::new();
 
-/// An image in kernel memory: so many readable bytes. The capacity is read once a packet and stays in a register, where
-/// the verifier knows its value and removes the checks of constant offsets.
+/// An image in kernel memory: so many readable bytes, a power of two.
+///
+/// An offset is not compared with the capacity but masked by it: one instruction without a branch, whose result the
+/// verifier knows to lie inside. Every entry of an image is aligned to its size, so the mask changes no offset of an image
+/// that `View` has taken; one that leads outside reads some word of the image instead, which is as wrong as no answer.
 pub(crate) struct KernelImage {
     bytes: *const u8,
-    capacity: u32,
+    /// The capacity less one. The verifier knows its value.
+    mask: u32,
 }
 
 impl KernelImage {
@@ -31,8 +39,17 @@ impl KernelImage {
     #[inline(always)]
     pub(crate) fn of(slot: u32) -> Option<Self> {
         // SAFETY: the loader sets `CAPACITY` once, before the program is loaded.
-        let capacity = unsafe { read_volatile(&raw const CAPACITY) };
-        GENERATIONS.get_value(slot, &0).map(|value| Self { bytes: value.as_ptr(), capacity })
+        let mask = unsafe { read_volatile(&raw const CAPACITY) } - 1;
+        GENERATIONS.get_value(slot, &0).map(|value| Self { bytes: value.as_ptr(), mask })
+    }
+
+    /// The entry of `T` at an offset.
+    #[inline(always)]
+    fn at<T>(&self, offset: u32) -> *const T {
+        const { assert!(size_of::<T>().is_power_of_two()) };
+        let offset = offset & self.mask & !(size_of::<T>() as u32 - 1);
+        // SAFETY: the map value has `mask + 1` bytes, a multiple of the entry's size.
+        unsafe { self.bytes.add(offset as usize).cast() }
     }
 }
 
@@ -40,12 +57,8 @@ macro_rules! read {
     ($name:ident, $type:ty) => {
         #[inline(always)]
         fn $name(&self, offset: u32) -> Option<$type> {
-            if offset > self.capacity - size_of::<$type>() as u32 {
-                return None;
-            }
-            // SAFETY: the map value has `capacity` bytes and the read ends within them; the verifier proves it again.
-            // Alignment: the architectures that this object is loaded on read unaligned words.
-            Some(unsafe { read_volatile(self.bytes.add(offset as usize).cast::<$type>()) })
+            // SAFETY: `at` returns only what lies within the map value; the verifier proves it again.
+            Some(unsafe { read_volatile(self.at::<$type>(offset)) })
         }
     };
 }
@@ -58,14 +71,17 @@ impl Image for KernelImage {
 
     #[inline(always)]
     fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]> {
-        if offset > self.capacity - COUNT as u32 * 8 {
-            return None;
-        }
         let mut words = [0; COUNT];
-        for (at, word) in words.iter_mut().enumerate() {
-            // SAFETY: as above, for all words.
-            *word = unsafe { read_volatile(self.bytes.add(offset as usize + at * 8).cast::<u64>()) };
+        for (at, word) in (0..).zip(words.iter_mut()) {
+            *word = self.u64(offset.wrapping_add(at * 8))?;
         }
         Some(words)
+    }
+
+    /// The verifier sees a constant below the smallest capacity.
+    #[inline(always)]
+    fn head(&self, offset: u32) -> Option<u32> {
+        // SAFETY: the header lies within the smallest map value.
+        Some(unsafe { read_volatile(self.bytes.add((offset % HEADER_ROOM) as usize).cast::<u32>()) })
     }
 }

@@ -50,6 +50,10 @@ impl Packet for SkbFrame {
         Self { context: self.context, headers: self.headers.after(bytes), skipped: self.skipped + bytes }
     }
     #[inline(always)]
+    fn again(&self) -> impl Packet {
+        Self { context: self.context, headers: headers(self.context), skipped: 0 }
+    }
+    #[inline(always)]
     fn offloaded_tag(&self) -> u32 {
         // SAFETY: the context is valid while the program runs.
         let (present, protocol, tci) =

@@ -46,6 +46,10 @@ impl<const FRAGS: bool> Packet for XdpFrame<FRAGS> {
         Self { context: self.context, headers: self.headers.after(bytes), skipped: self.skipped + bytes }
     }
     #[inline(always)]
+    fn again(&self) -> impl Packet {
+        Self { context: self.context, headers: headers(self.context), skipped: 0 }
+    }
+    #[inline(always)]
     fn is_scattered(&self) -> bool {
         FRAGS && self.length() > self.headers.bytes()
     }

@@ -8,7 +8,12 @@ pub trait Image {
     fn u16(&self, offset: u32) -> Option<u16>;
     fn u32(&self, offset: u32) -> Option<u32>;
     fn u64(&self, offset: u32) -> Option<u64>;
-    /// Words in a row, behind one check.
+    /// A word of the header, at an offset that the caller knows when it is compiled.
+    #[inline(always)]
+    fn head(&self, offset: u32) -> Option<u32> {
+        self.u32(offset)
+    }
+    /// Words in a row.
     fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]>;
 }
 
@@ -52,6 +57,10 @@ impl<T: Image + ?Sized> Image for &T {
     #[inline(always)]
     fn u64(&self, offset: u32) -> Option<u64> {
         (**self).u64(offset)
+    }
+    #[inline(always)]
+    fn head(&self, offset: u32) -> Option<u32> {
+        (**self).head(offset)
     }
     #[inline(always)]
     fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]> {

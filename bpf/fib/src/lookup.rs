@@ -26,8 +26,8 @@ use crate::layout::{
 /// Target index of an IPv4 address (numeric); 0 when no prefix matches.
 #[inline(always)]
 pub fn v4<I: Image + ?Sized>(image: &I, address: u32) -> Option<u16> {
-    let bits = image.u32(AT_V4_FIB + V4_DIRECT_BITS)?;
-    let direct = image.u32(AT_V4_FIB + V4_DIRECT)?;
+    let bits = image.head(AT_V4_FIB + V4_DIRECT_BITS)?;
+    let direct = image.head(AT_V4_FIB + V4_DIRECT)?;
     // `& 63` keeps the shifts defined whatever the image says.
     let high = u64::from(address) << 32;
     let index = (high >> (64u32.wrapping_sub(bits) & 63)) as u32;
@@ -39,18 +39,18 @@ pub fn v4<I: Image + ?Sized>(image: &I, address: u32) -> Option<u16> {
     }
     let block = (entry & ((1 << DIRECT_BLOCK_BITS) - 1)).wrapping_mul(BLOCK_BYTES);
     let slot = (rest >> (64 - STRIDE_BITS)) as u32;
-    let blocks = image.u32(AT_V4_FIB + V4_BLOCKS)?;
+    let blocks = image.head(AT_V4_FIB + V4_BLOCKS)?;
     let colour = image.u8(blocks.wrapping_add(block | slot))?;
     let palette = (entry >> DIRECT_BLOCK_BITS).wrapping_mul(PALETTE_BYTES);
-    let palettes = image.u32(AT_V4_FIB + V4_PALETTES)?;
+    let palettes = image.head(AT_V4_FIB + V4_PALETTES)?;
     image.u16(palettes.wrapping_add(palette | u32::from(colour) << 1))
 }
 
 /// Target index of an IPv6 address (numeric halves); 0 when no prefix matches.
 #[inline(always)]
 pub fn v6<I: Image + ?Sized>(image: &I, high: u64, low: u64) -> Option<u16> {
-    let root = image.u32(AT_V6_FIB + V6_ROOT)?;
-    let mut bits = image.u32(AT_V6_FIB + V6_ROOT_BITS)?;
+    let root = image.head(AT_V6_FIB + V6_ROOT)?;
+    let mut bits = image.head(AT_V6_FIB + V6_ROOT_BITS)?;
     let index = (high >> (64u32.wrapping_sub(bits) & 63)) as u32;
     let mut entry = image.u32(root.wrapping_add(index.wrapping_mul(4)))?;
     let mut rest = high << (bits & 63);
@@ -68,7 +68,7 @@ pub fn v6<I: Image + ?Sized>(image: &I, high: u64, low: u64) -> Option<u16> {
         let tables = [Section::V6Nodes, Section::V6Leaves];
         return walk(image, tables, entry & !RADIX_NODE, rest, low << (bits & 63), levels);
     }
-    let bucket = image.u32(AT_V6_FIB + V6_BUCKETS)?.wrapping_add((entry >> RADIX_TAG_BITS).wrapping_mul(BUCKET_BYTES));
+    let bucket = image.head(AT_V6_FIB + V6_BUCKETS)?.wrapping_add((entry >> RADIX_TAG_BITS).wrapping_mul(BUCKET_BYTES));
     let key = (high << (entry & TAG)) >> (64 - BUCKET_KEY_BITS);
     let keys = key.wrapping_mul(EVERY_LANE);
     let mut later = 0u64;

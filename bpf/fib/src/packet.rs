@@ -15,6 +15,8 @@ pub trait Packet {
     fn be32(&self, at: u32) -> Option<u32>;
     /// The frame without its first `bytes`; every offset counts from there.
     fn after(&self, bytes: u32) -> impl Packet;
+    /// The frame again, from its beginning: with pointers of its own where they would else have to live until now.
+    fn again(&self) -> impl Packet;
     /// The outermost VLAN tag where the kernel has taken it out of the frame, as in [`Tags`]; 0: none.
     #[inline(always)]
     fn offloaded_tag(&self) -> u32 {
@@ -79,6 +81,10 @@ impl<T: Packet + ?Sized> Packet for &T {
         (**self).after(bytes)
     }
     #[inline(always)]
+    fn again(&self) -> impl Packet {
+        (**self).again()
+    }
+    #[inline(always)]
     fn offloaded_tag(&self) -> u32 {
         (**self).offloaded_tag()
     }
@@ -104,6 +110,9 @@ impl Packet for [u8] {
     }
     fn after(&self, bytes: u32) -> impl Packet {
         self.get(bytes as usize..).unwrap_or_default()
+    }
+    fn again(&self) -> impl Packet {
+        self
     }
 }
 
@@ -262,6 +271,16 @@ const fn is_tag(ethertype: u16) -> bool {
 /// the routes.
 #[inline(always)]
 pub fn parse<P: Packet + ?Sized>(packet: &P, ethertype: u16) -> Result<Parsed, Reason> {
+    let mut parsed = parse_route(packet, ethertype)?;
+    if parsed.family == 4 {
+        parsed.flow.ports = ports_v4(packet).ok_or(Reason::Malformed)?;
+    }
+    Ok(parsed)
+}
+
+/// As [`parse`], without the ports of IPv4, which only a choice among several next hops needs: see [`ports_v4`].
+#[inline(always)]
+pub(crate) fn parse_route<P: Packet + ?Sized>(packet: &P, ethertype: u16) -> Result<Parsed, Reason> {
     match ethertype {
         ETHERTYPE_IPV4 => parse_v4(packet).ok_or(Reason::Malformed)?,
         ETHERTYPE_IPV6 => parse_v6(packet).ok_or(Reason::Malformed)?,
@@ -273,27 +292,36 @@ pub fn parse<P: Packet + ?Sized>(packet: &P, ethertype: u16) -> Result<Parsed, R
 #[inline(always)]
 fn parse_v4<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
     const L3: u32 = ETHERNET_BYTES;
+    // The last field first: its check covers the others.
+    let dst = packet.be32(L3 + 16)?;
+    let src = packet.be32(L3 + 12)?;
     let version = (packet.be16(L3)? >> 8) as u8;
     let header_bytes = u32::from(version & 0x0f) * 4;
-    let ip_bytes = u32::from(packet.be16(L3 + 2)?);
-    if version >> 4 != 4 || header_bytes < 20 || ip_bytes < header_bytes || packet.length() < L3 + ip_bytes {
+    let total_bytes = u32::from(packet.be16(L3 + 2)?);
+    let [ttl, protocol] = packet.be16(L3 + 8)?.to_be_bytes();
+    let length = packet.length();
+    if version >> 4 != 4 || header_bytes < 20 || total_bytes < header_bytes || length < L3 + total_bytes {
         return None;
     }
-    let src = packet.be32(L3 + 12)?;
-    let dst = packet.be32(L3 + 16)?;
     if stays_v4(src) || stays_v4(dst) {
         return Some(Err(Reason::NotForwardable));
     }
-    let [ttl, protocol] = packet.be16(L3 + 8)?.to_be_bytes();
+    let flow = Flow { src: [u64::from(src) << 32, 0], dst: [u64::from(dst) << 32, 0], protocol, ports: 0 };
+    Some(Ok(Parsed { family: 4, flow, ttl, ip_bytes: length - L3, header_bytes }))
+}
+
+/// Ports of an IPv4 packet that [`parse_v4`] has taken; 0 where it shows none.
+#[inline(always)]
+pub(crate) fn ports_v4<P: Packet + ?Sized>(packet: &P) -> Option<u32> {
+    const L3: u32 = ETHERNET_BYTES;
     // More-fragments flag or fragment offset.
     let fragment = packet.be16(L3 + 6)? & 0x3fff != 0;
-    let ports = if has_ports(protocol) && !fragment && ip_bytes >= header_bytes + 4 {
-        packet.be32(L3 + header_bytes)?
-    } else {
-        0
-    };
-    let flow = Flow { src: [u64::from(src) << 32, 0], dst: [u64::from(dst) << 32, 0], protocol, ports };
-    Some(Ok(Parsed { family: 4, flow, ttl, ip_bytes: packet.length() - L3, header_bytes }))
+    let protocol = packet.be16(L3 + 8)? as u8;
+    let header_bytes = u32::from(packet.be16(L3)? >> 8 & 0x0f) * 4;
+    if !has_ports(protocol) || fragment || u32::from(packet.be16(L3 + 2)?) < header_bytes + 4 {
+        return Some(0);
+    }
+    packet.be32(L3 + header_bytes)
 }
 
 /// Whether no router may forward from or to this address: "this network", loopback, link-local, multicast and the limited

@@ -6,7 +6,7 @@ use crate::layout::{
     GROUP_MEMBERS_MAX, MEMBER_BYTES, NEXT_HOP_BYTES, NEXT_HOP_ID, NEXT_HOP_PORT, SLOT_BYTES, Section, TARGET_BYTES,
     TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
 };
-use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse};
+use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse_route, ports_v4};
 use crate::{hash, lookup};
 
 /// What becomes of a packet.
@@ -265,7 +265,7 @@ pub fn decide<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet:
     };
     let Some(ingress) = node.ingress(link.tags) else { return Decision::early(Reason::Vlan, link) };
     let headers = packet.after(link.tag_bytes);
-    let parsed = match parse(&headers, link.ethertype) {
+    let parsed = match parse_route(&headers, link.ethertype) {
         Ok(parsed) => parsed,
         Err(reason) => return Decision::early(reason, link),
     };
@@ -276,7 +276,7 @@ pub fn decide<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet:
         Decision { family: parsed.family, in_port: ingress.port, ..Decision::early(Reason::BadImage, link) };
     // Read here, so that no pointer into the frame has to live through the lookup.
     let size = Size { largest_segment: headers.largest_segment(&parsed), is_scattered: packet.is_scattered() };
-    route(image, &size, &parsed, node, &mut decision);
+    route(image, packet, &size, &parsed, node, &mut decision);
     decision
 }
 
@@ -288,13 +288,20 @@ struct Size {
 
 /// The route stage: longest prefix, group member, neighbour, and what forbids forwarding.
 #[inline(always)]
-fn route<I: Image + ?Sized, N: Node>(image: &I, size: &Size, parsed: &Parsed, node: &N, decision: &mut Decision) {
+fn route<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
+    image: &I,
+    packet: &P,
+    size: &Size,
+    parsed: &Parsed,
+    node: &N,
+    decision: &mut Decision,
+) {
     let dst = parsed.flow.dst;
     let target =
         if parsed.family == 4 { lookup::v4(image, (dst[0] >> 32) as u32) } else { lookup::v6(image, dst[0], dst[1]) };
     let Some(target) = target else { return };
     decision.target = target;
-    let Some(hop) = choose(image, target, &parsed.flow, node, decision) else { return };
+    let Some(hop) = choose(image, packet, target, parsed, node, decision) else { return };
     decision.next_hop = Some(hop.index);
     decision.next_hop_id = hop.id;
     decision.port = hop.port;
@@ -344,17 +351,18 @@ impl Hop {
 
 /// Follows a target to a next hop that is not down, or sets the reason why there is none.
 #[inline(always)]
-fn choose<I: Image + ?Sized, N: Node>(
+fn choose<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     image: &I,
+    packet: &P,
     target: u16,
-    flow: &hash::Flow,
+    parsed: &Parsed,
     node: &N,
     decision: &mut Decision,
 ) -> Option<Hop> {
-    let at = image.u32(AT_TARGETS)?.wrapping_add(u32::from(target).wrapping_mul(TARGET_BYTES));
+    let at = image.head(AT_TARGETS)?.wrapping_add(u32::from(target).wrapping_mul(TARGET_BYTES));
     let head = image.u64(at)?;
     let tail = image.u64(at.wrapping_add(8))?;
-    let next_hops = image.u32(AT_NEXT_HOPS)?;
+    let next_hops = image.head(AT_NEXT_HOPS)?;
     decision.policy = u32::from((head >> 16) as u16);
     let hop = match head as u8 {
         kind::FORWARD_ONE => {
@@ -364,9 +372,10 @@ fn choose<I: Image + ?Sized, N: Node>(
             Hop { index, id, port: (tail >> 32) as u32, at, reach: node.reach(id) }
         }
         kind::FORWARD_GROUP => {
-            let hash = hash::flow(flow, image.u32(AT_HASH_SEED)?);
+            let flow = hash::Flow { ports: ports(packet, parsed), ..parsed.flow };
+            let hash = hash::flow(&flow, image.head(AT_HASH_SEED)?);
             let slots = Slots {
-                base: image.u32(AT_SLOTS)?,
+                base: image.head(AT_SLOTS)?,
                 first: tail as u32,
                 mask: (tail >> 32) as u32,
                 group: (head >> 32) as u32,
@@ -397,6 +406,18 @@ fn choose<I: Image + ?Sized, N: Node>(
         return None;
     }
     Some(hop)
+}
+
+/// The ports of a packet that was read without them.
+#[inline(always)]
+fn ports<P: Packet + ?Sized>(packet: &P, parsed: &Parsed) -> u32 {
+    if parsed.family != 4 {
+        return parsed.flow.ports;
+    }
+    let frame = packet.again();
+    // It was read before: neither can fail.
+    let Ok(link) = link(&frame) else { return 0 };
+    ports_v4(&frame.after(link.tag_bytes)).unwrap_or(0)
 }
 
 /// One group: its slot table, and where its members are.
@@ -438,10 +459,10 @@ fn another<I: Image + ?Sized, N: Node>(image: &I, slots: &Slots, hash: u32, node
             return Some(index);
         }
     }
-    let row = image.u32(Section::Groups.at())?.wrapping_add(slots.group.wrapping_mul(GROUP_BYTES));
+    let row = image.head(Section::Groups.at())?.wrapping_add(slots.group.wrapping_mul(GROUP_BYTES));
     let first = image.u32(row.wrapping_add(GROUP_FIRST_MEMBER))?;
     let count = image.u32(row.wrapping_add(GROUP_MEMBERS))?;
-    let members = image.u32(Section::Members.at())?.wrapping_add(first.wrapping_mul(MEMBER_BYTES));
+    let members = image.head(Section::Members.at())?.wrapping_add(first.wrapping_mul(MEMBER_BYTES));
     for tried in 0..GROUP_MEMBERS_MAX {
         // Round and round: a small group is seen several times, a group of the largest size once. The remainder instead of
         // a counter that starts again: the verifier would follow every value that it can have.

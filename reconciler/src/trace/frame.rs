@@ -29,6 +29,9 @@ impl Packet for Frame {
     fn after(&self, bytes: u32) -> impl Packet {
         self.0.get(bytes as usize..).unwrap_or_default()
     }
+    fn again(&self) -> impl Packet {
+        self.0.as_slice()
+    }
 }
 
 impl PacketMut for Frame {
