@@ -236,7 +236,7 @@ impl Watch {
     }
 
     fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap().success());
+        signal(self.child.id(), name);
     }
 
     /// Ends it by SIGTERM; returns what it had still to say.
@@ -378,10 +378,20 @@ fn what_finds_no_room_is_said_to_be_lost() {
     settled(&node, "one", 2000);
     watch.signal("CONT");
     let mut stderr = BufReader::new(watch.child.stderr.take().unwrap()).lines();
-    let reader = thread::spawn(move || stderr.next().unwrap().unwrap());
-    let shown = (0..1000).map(|_| watch.next().unwrap()).count();
+    let id = watch.child.id();
+    let reader = thread::spawn(move || {
+        let said = stderr.next().unwrap().unwrap();
+        signal(id, "TERM");
+        said
+    });
+    let shown = std::iter::from_fn(|| watch.next()).count();
     let said = reader.join().unwrap();
-    let lost: usize = said.split(' ').next().unwrap().parse().unwrap();
+    assert_eq!(watch.child.wait().unwrap().code(), Some(0));
     assert!(said.contains("events were lost"), "{said}");
-    assert_eq!(shown + watch.end().len() + lost, 2000);
+    let lost: usize = said.split(' ').next().unwrap().parse().unwrap();
+    assert_eq!(shown + lost, 2000);
+}
+
+fn signal(process: u32, name: &str) {
+    assert!(Command::new("kill").args(["-s", name, &process.to_string()]).status().unwrap().success());
 }
