@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use wayleave::kernel::program::object_id;
 use wayleave_tests::{Packet, PacketSocket, TestNode, Topology, require_root_and_bpf};
@@ -235,13 +236,13 @@ impl Watch {
         self.lines.next().map(|line| serde_json::from_str(&line.unwrap()).unwrap())
     }
 
-    fn signal(&self, name: &str) {
-        signal(self.child.id(), name);
+    fn signal(&self, which: Signal) {
+        signal(self.child.id(), which);
     }
 
     /// Ends it by SIGTERM; returns what it had still to say.
     fn end(mut self) -> Vec<Value> {
-        self.signal("TERM");
+        self.signal(Signal::TERM);
         let rest = std::iter::from_fn(|| self.next()).collect();
         assert_eq!(self.child.wait().unwrap().code(), Some(0));
         rest
@@ -280,8 +281,6 @@ fn events_name_the_line_that_decided() {
         "file": "one.yaml", "line": DROP_LINE, "next_hop": Value::Null,
     });
     assert_eq!(dropped, expected);
-    let now = String::from_utf8(Command::new("date").args(["-u", "+%Y-%m-%dT%H:"]).output().unwrap().stdout).unwrap();
-    println!("{} at {now}", dropped["time"]);
     wire.send("192.0.100.200", 1);
     let passed = watch.next().unwrap();
     assert_eq!((&passed["verdict"], &passed["reason"]), (&"pass".into(), &"route-pass".into()));
@@ -350,7 +349,7 @@ fn a_killed_watcher_soon_costs_nothing() {
     let mut watch = Watch::start(&node, &["--reason", "route-drop"]);
     wire.send("192.0.100.9", 1);
     assert!(watch.next().is_some());
-    watch.signal("KILL");
+    watch.signal(Signal::KILL);
     watch.child.wait().unwrap();
     assert_eq!(sampled_every(&lab, &node), 1, "nobody could say that the watcher is gone");
     wire.send("192.0.100.9", 4);
@@ -373,15 +372,15 @@ fn what_finds_no_room_is_said_to_be_lost() {
     node.apply().unwrap();
     let mut watch = Watch::start(&node, &["--reason", "route-drop"]);
     // It wishes, but does not read.
-    watch.signal("STOP");
+    watch.signal(Signal::STOP);
     Wire::new(&lab).send("192.0.100.9", 2000);
     settled(&node, "one", 2000);
-    watch.signal("CONT");
+    watch.signal(Signal::CONT);
     let mut stderr = BufReader::new(watch.child.stderr.take().unwrap()).lines();
     let id = watch.child.id();
     let reader = thread::spawn(move || {
         let said = stderr.next().unwrap().unwrap();
-        signal(id, "TERM");
+        signal(id, Signal::TERM);
         said
     });
     let shown = std::iter::from_fn(|| watch.next()).count();
@@ -392,6 +391,6 @@ fn what_finds_no_room_is_said_to_be_lost() {
     assert_eq!(shown + lost, 2000);
 }
 
-fn signal(process: u32, name: &str) {
-    assert!(Command::new("kill").args(["-s", name, &process.to_string()]).status().unwrap().success());
+fn signal(process: u32, signal: Signal) {
+    kill_process(Pid::from_raw(process.cast_signed()).unwrap(), signal).unwrap();
 }
