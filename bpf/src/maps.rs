@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers::bpf_fib_lookup,
     macros::btf_map,
 };
-use fib::layout::{NEXT_HOP_FAMILY, NEXT_HOP_IDS_MAX, NEXT_HOP_VIA, PORT_IDS_MAX};
+use fib::layout::{NEXT_HOP_FAMILY, NEXT_HOP_IDS_MAX, NEXT_HOP_VIA, POLICY_IDS_MAX, PORT_IDS_MAX};
 use fib::packet::Tags;
 use fib::verdict::REASONS_MAX;
 use fib::{Image, Ingress, Neighbour, Node, ReachWords, Reason};
@@ -49,6 +49,14 @@ static VLANS: HashMap<u64, u64, { PORT_IDS_MAX as usize * 2 }> = HashMap::new();
 /// Packets and bytes by reason.
 #[btf_map]
 static COUNTERS: PerCpuArray<[u64; 2], { REASONS_MAX as usize }> = PerCpuArray::new();
+
+/// Packets and bytes by policy id: of every packet that met one of its routes. The candidate's has no entry for any id.
+#[btf_map]
+static POLICY_COUNTERS: PerCpuArray<[u64; 2], { POLICY_IDS_MAX as usize }> = PerCpuArray::new();
+
+/// Packets and bytes by next-hop id: of those that were sent to it. The candidate's has no entry for any id.
+#[btf_map]
+static NEXT_HOP_COUNTERS: PerCpuArray<[u64; 2], { NEXT_HOP_IDS_MAX as usize }> = PerCpuArray::new();
 
 /// The node, seen from a packet.
 pub(crate) struct KernelNode {
@@ -137,13 +145,31 @@ fn mac(bytes: [u8; 6]) -> u64 {
     u64::from_le_bytes([b0, b1, b2, b3, b4, b5, 0, 0])
 }
 
+/// Counts a packet of a reason; returns how many of them this CPU has seen.
 #[inline(always)]
-pub(crate) fn count(reason: Reason, bytes: u64) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
-        // SAFETY: the entry belongs to this CPU, and programs of one hook are not preempted by each other.
-        unsafe {
-            (*counter)[0] += 1;
-            (*counter)[1] += bytes;
-        }
+pub(crate) fn count(reason: Reason, bytes: u64) -> u64 {
+    add(COUNTERS.get_ptr_mut(reason as u32), bytes)
+}
+
+/// Counts a packet that met a route of this policy.
+#[inline(always)]
+pub(crate) fn count_policy(id: u32, bytes: u64) {
+    add(POLICY_COUNTERS.get_ptr_mut(id), bytes);
+}
+
+/// Counts a packet that was sent to this next hop.
+#[inline(always)]
+pub(crate) fn count_next_hop(id: u32, bytes: u64) {
+    add(NEXT_HOP_COUNTERS.get_ptr_mut(id), bytes);
+}
+
+#[inline(always)]
+fn add(counter: Option<*mut [u64; 2]>, bytes: u64) -> u64 {
+    let Some(counter) = counter else { return 0 };
+    // SAFETY: the entry belongs to this CPU, and programs of one hook are not preempted by each other.
+    unsafe {
+        (*counter)[0] += 1;
+        (*counter)[1] += bytes;
+        (*counter)[0]
     }
 }

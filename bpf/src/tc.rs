@@ -1,7 +1,7 @@
 //! The TC side: the kernel's buffer, after it was made and before the network stack sees it.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT};
-use aya_ebpf::helpers::{bpf_redirect, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push};
+use aya_ebpf::helpers::{bpf_redirect, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push};
 use fib::packet::{ETHERNET_BYTES, Link, Parsed, Tags};
 use fib::{Packet, PacketMut};
 
@@ -148,6 +148,11 @@ impl Hook for SkbFrame {
     fn ingress_device(&self) -> u32 {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.context).ifindex }
+    }
+    #[inline(always)]
+    fn copy(&self, to: *mut u8, bytes: u32) -> bool {
+        // SAFETY: the context is valid while the program runs; the caller has room for so many bytes.
+        unsafe { bpf_skb_load_bytes(self.context.cast(), 0, to.cast(), bytes) == 0 }
     }
     #[inline(always)]
     fn redirect(&self, port: u32) -> Option<i32> {

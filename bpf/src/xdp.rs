@@ -1,7 +1,7 @@
 //! The XDP side: the frame as the driver hands it over, and the ways out of it.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
-use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use fib::{Packet, PacketMut};
 
 use crate::Hook;
@@ -95,6 +95,11 @@ impl<const FRAGS: bool> Hook for XdpFrame<FRAGS> {
     fn ingress_device(&self) -> u32 {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.context).ingress_ifindex }
+    }
+    #[inline(always)]
+    fn copy(&self, to: *mut u8, bytes: u32) -> bool {
+        // SAFETY: the context is valid while the program runs; the caller has room for so many bytes.
+        unsafe { bpf_xdp_load_bytes(self.context, 0, to.cast(), bytes) == 0 }
     }
     #[inline(always)]
     fn redirect(&self, port: u32) -> Option<i32> {

@@ -175,7 +175,20 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     assert_eq!(names(&class), expected, "{what}");
     assert_eq!(
         names("maps"),
-        ["COUNTERS", "DEVICES", "NEIGHBOURS", "PORTS", "PORTS_FRAGS", "PORT_LINKS", "VLANS"],
+        [
+            "COUNTERS",
+            "DEVICES",
+            "EVENTS",
+            "EVENTS_LOST",
+            "NEIGHBOURS",
+            "NEXT_HOP_COUNTERS",
+            "POLICY_COUNTERS",
+            "PORTS",
+            "PORTS_FRAGS",
+            "PORT_LINKS",
+            "SAMPLING",
+            "VLANS"
+        ],
         "{what}"
     );
     let mut generations: Vec<u64> =
@@ -186,9 +199,9 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     assert_eq!(pinned, generations, "{what}");
     let ports = status["interfaces"].as_array().unwrap().len();
     assert_eq!(names("link").len(), ports, "{what}");
-    // Seven maps of the node, the outer map, the candidate's three, an image for each generation; two programs.
+    // Twelve maps of the node, the outer map, the candidate's three, an image for each generation; two programs.
     let objects = BpfObjects::pinned(&node.pins()).unwrap();
-    assert_eq!((objects.maps.len(), objects.programs.len()), (11 + generations.len(), 2), "{what}: {objects:?}");
+    assert_eq!((objects.maps.len(), objects.programs.len()), (16 + generations.len(), 2), "{what}: {objects:?}");
 }
 
 /// Every image, outer map and program hangs on a pin; the kernel frees the others a while after their last reference.

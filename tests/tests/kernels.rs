@@ -35,7 +35,8 @@ const MODULES: [&str; 6] = ["veth", "llc", "stp", "bridge", "sch_ingress", "cls_
 /// random policies through the candidate; follow devices and neighbours.
 ///
 /// A corpus of packets belongs here, too: its executable's name into this list, its directory into [`READ`].
-const TESTS: [(&str, &[&str]); 6] = [
+const TESTS: [(&str, &[&str]); 7] = [
+    ("counters", &[]),
     ("doctor", &[]),
     ("neighbour", &[]),
     (

@@ -141,6 +141,9 @@ pub const NEXT_HOP_LINE: u32 = 36;
 /// Next-hop ids index the kernel's neighbour array: id 0 is never given out.
 pub const NEXT_HOP_IDS_MAX: u32 = 1 << 16;
 
+/// Policy ids index the kernel's counter array: id 0 is never given out.
+pub const POLICY_IDS_MAX: u32 = 1 << 12;
+
 /// Port: id u32, name u32 (string). Port ids index the kernel's device map: id 0 is never given out.
 pub const PORT_BYTES: u32 = 8;
 pub const PORT_IDS_MAX: u32 = 256;

@@ -14,6 +14,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod event;
 pub mod hash;
 pub mod image;
 pub mod layout;

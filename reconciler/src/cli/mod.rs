@@ -19,6 +19,7 @@ mod schema;
 mod status;
 mod trace;
 mod validate;
+mod watch;
 
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -74,6 +75,7 @@ enum Command {
     Run(run::Args),
     Status(status::Args),
     Trace(trace::Args),
+    Watch(watch::Args),
     History(history::Args),
     Rollback(rollback::Args),
     Detach(detach::Args),
@@ -91,6 +93,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Apply(args) => apply::run(args, &cli.global),
         Command::Run(args) => run::run(args, &cli.global),
         Command::Trace(args) => trace::run(args, &cli.global),
+        Command::Watch(args) => watch::run(args, &cli.global),
         Command::Status(args) => status::run(args, &cli.global),
         Command::History(args) => history::run(args, &cli.global),
         Command::Rollback(args) => rollback::run(args, &cli.global),

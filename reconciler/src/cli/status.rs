@@ -11,7 +11,7 @@ use super::{Exit, Format, Global, print};
 use crate::daemon::node::Node;
 use crate::daemon::state::State;
 use crate::daemon::time::rfc3339;
-use crate::kernel::counters;
+use crate::kernel::counters::{self, Count};
 use crate::kernel::link::{Link, XdpMode, links};
 use crate::kernel::observe::Observed;
 use crate::kernel::tables::Tables;
@@ -25,9 +25,17 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let node = node::load(global)?;
-    let observed = node.observe()?;
     let links = block_on(links())??;
-    let status = document(&node, &observed, &links)?;
+    let mut observed = node.observe()?;
+    let status = loop {
+        let status = document(&node, &observed, &links)?;
+        // An id could have passed to another object between the look at the image and the look at its counter.
+        let now = node.observe()?;
+        if now.live_number() == observed.live_number() {
+            break status;
+        }
+        observed = now;
+    };
     match args.format {
         Format::Json => print(&format!("{status:#}\n"))?,
         Format::Human => print(&human(&status))?,
@@ -50,13 +58,27 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         status["routes"] = json!({"ipv4": view.count(Section::V4Routes), "ipv6": view.count(Section::V6Routes)});
         status["image"] = json!({"bytes": view.bytes().len(), "capacity": live.image.capacity()});
         let tables = Tables::open(&node.pins)?;
+        let objects = counters::Objects::open(&node.pins)?;
         let mut neighbours = Vec::new();
         for hop in view.next_hops() {
             let known = tables.reach(hop.id)?.up().is_some();
-            neighbours.push(json!({"next_hop": format!("{}/{}", hop.policy, hop.name), "via": hop.via,
-                "port": hop.port, "resolved": known}));
+            let mut row = json!({"next_hop": format!("{}/{}", hop.policy, hop.name), "via": hop.via,
+                "port": hop.port, "resolved": known});
+            if let Some(objects) = &objects {
+                count(&mut row, objects.next_hop(hop.id)?);
+            }
+            neighbours.push(row);
         }
         status["next_hops"] = neighbours.into();
+        let mut policies = Vec::new();
+        for policy in view.policies() {
+            let mut row = json!({"policy": policy.name, "file": policy.file, "line": policy.line});
+            if let Some(objects) = &objects {
+                count(&mut row, objects.policy(policy.id)?);
+            }
+            policies.push(row);
+        }
+        status["policies"] = policies.into();
     }
     let interfaces = interfaces(node, observed, links);
     let attached = interfaces.iter().all(|i| i["attached"] == true);
@@ -88,6 +110,11 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         status["counters"] = counters.into();
     }
     Ok(status)
+}
+
+fn count(row: &mut Value, count: Count) {
+    row["packets"] = count.packets.into();
+    row["bytes"] = count.bytes.into();
 }
 
 /// The daemon's last look, and whether it is still there to make another.
@@ -195,6 +222,17 @@ fn human(status: &Value) -> String {
             counter["packets"].to_string(),
             counter["bytes"].to_string()
         );
+    }
+    for (kind, key) in [("policy", "policies"), ("next_hop", "next_hops")] {
+        for row in list(&status[key]).iter().filter(|row| row["packets"].as_u64().is_some_and(|packets| packets > 0)) {
+            let _ = writeln!(
+                out,
+                "  {:<28} {:>14} packets {:>16} bytes",
+                format!("{:<11} {}", kind.replace('_', "-"), text(&row[kind])),
+                row["packets"].to_string(),
+                row["bytes"].to_string()
+            );
+        }
     }
     out
 }

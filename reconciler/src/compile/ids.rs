@@ -7,14 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use fib::layout::{NEXT_HOP_IDS_MAX, PORT_IDS_MAX};
+use fib::layout::{NEXT_HOP_IDS_MAX, POLICY_IDS_MAX, PORT_IDS_MAX};
 
 use super::CompileError;
 use super::view::View;
 use crate::policy::{NextHop, Policy};
-
-/// Policy ids are 16 bits in a target, and 0 is never given out.
-pub const POLICY_IDS_MAX: u32 = 1 << 16;
 
 /// Ids that the live and retained generations use.
 ///

@@ -21,7 +21,7 @@ use ::fib::layout::{
 use crate::policy::{Policy, Prefix};
 use fib::{Address, Rule, V4Fib, V6Fib};
 pub use group::{MEMBERS_MAX, SLOTS_MAX};
-pub use ids::{LiveIds, POLICY_IDS_MAX};
+pub use ids::LiveIds;
 use tables::{TARGET_LOCAL, Tables};
 pub use view::{Digest, ImageError, View};
 

@@ -1,8 +1,10 @@
 //! Executing steps: one match, in the order that [`crate::reconcile::steps`] gave.
 
 use std::cell::OnceCell;
+use std::collections::BTreeSet;
 
 use crate::compile::{Image, View};
+use crate::kernel::counters;
 use crate::kernel::observe::{Generation, Observed};
 use crate::kernel::program::Programs;
 use crate::kernel::publish::{self, Staged, Verified};
@@ -89,6 +91,7 @@ impl<'a> Run<'a> {
                 let mut tables = Tables::open(pins)?;
                 let view = self.image.view()?;
                 neighbours::write_devices(&mut tables, &view, self.facts)?;
+                self.clear_counters(&view)?;
                 let live = self.observed.live.as_ref().map(|g| g.image.view()).transpose()?;
                 report.unresolved = neighbours::write_neighbours(&mut tables, &view, live.as_ref(), self.facts).await?;
             }
@@ -111,6 +114,25 @@ impl<'a> Run<'a> {
             }
             Step::Retire { generation } => pins.remove(&pins.generation(*generation))?,
         }
+        Ok(())
+    }
+
+    /// Starts the counters of ids that no generation of the kernel knows: they may be those of objects that are gone.
+    fn clear_counters(&self, view: &View<'_>) -> Result<(), NodeError> {
+        let mut policies: BTreeSet<u32> = view.policies().map(|policy| policy.id).collect();
+        let mut next_hops: BTreeSet<u32> = view.next_hops().map(|hop| hop.id).collect();
+        // Nearly always the live generation knows them all, and no other image has to be read.
+        for generation in self.observed.live.iter().chain(&self.observed.retained) {
+            if policies.is_empty() && next_hops.is_empty() {
+                return Ok(());
+            }
+            let known = generation.image.view()?;
+            known.policies().for_each(|policy| _ = policies.remove(&policy.id));
+            known.next_hops().for_each(|hop| _ = next_hops.remove(&hop.id));
+        }
+        let Some(mut counters) = counters::Objects::open(&self.node.pins)? else { return Ok(()) };
+        policies.into_iter().try_for_each(|id| counters.clear_policy(id))?;
+        next_hops.into_iter().try_for_each(|id| counters.clear_next_hop(id))?;
         Ok(())
     }
 

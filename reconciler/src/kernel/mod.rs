@@ -12,6 +12,7 @@ pub mod address;
 pub mod attach;
 pub mod check;
 pub mod counters;
+pub mod events;
 pub mod image_map;
 pub mod link;
 pub mod neighbour;
@@ -42,6 +43,10 @@ pub enum KernelError {
     NotBpffs { path: PathBuf },
     #[error("another wayleave process is changing {}; wait for it to end", path.display())]
     Locked { path: PathBuf },
+    #[error("another `wayleave watch` runs on this node; its lock is on {}", path.display())]
+    Watched { path: PathBuf },
+    #[error("the kernel does not say how many CPUs it may have")]
+    Cpus { source: io::Error },
     #[error("the BPF object cannot be loaded")]
     Object { source: Box<aya::EbpfError> },
     #[error("the BPF object has no program `{name}`")]

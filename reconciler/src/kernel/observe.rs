@@ -69,6 +69,11 @@ impl Observed {
     }
 }
 
+/// The image of one generation, live or retained; `None`: it was retired.
+pub fn generation(pins: &Pins, number: u64) -> Result<Option<Generation>, KernelError> {
+    Ok(ImageMap::from_pin(&pins.generation(number))?.map(|image| Generation { number, image }))
+}
+
 /// Reads everything below `pins`; nothing pinned is an empty result.
 pub fn observe(pins: &Pins) -> Result<Observed, KernelError> {
     let mut observed = Observed::default();

@@ -94,15 +94,16 @@ impl Pins {
 
     /// Takes the lock of this directory, or says that another process holds it.
     pub fn lock(&self) -> Result<Lock, KernelError> {
-        let failed =
-            |source: rustix::io::Errno| KernelError::Directory { path: self.root.clone(), source: source.into() };
-        let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-        let directory = rustix::fs::open(&self.root, flags, Mode::empty()).map_err(failed)?;
-        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Lock { _directory: directory.into() }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(KernelError::Locked { path: self.root.clone() }),
-            Err(e) => Err(failed(e)),
+        match lock(&self.root)? {
+            Some(directory) => Ok(Lock { _directory: directory }),
+            None => Err(KernelError::Locked { path: self.root.clone() }),
         }
+    }
+
+    /// Takes the lock of the only listener to events, which keeps nobody from changing anything.
+    pub(super) fn lock_events(&self) -> Result<File, KernelError> {
+        let path = self.root.join("maps");
+        lock(&path)?.ok_or(KernelError::Watched { path })
     }
 
     /// Capacity classes that have a directory, smallest first.
@@ -147,6 +148,18 @@ impl Pins {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Locks a directory for this process; `None`: another one has locked it.
+fn lock(path: &Path) -> Result<Option<File>, KernelError> {
+    let failed = |source: rustix::io::Errno| KernelError::Directory { path: path.to_owned(), source: source.into() };
+    let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(directory.into())),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(failed(e)),
     }
 }
 

@@ -24,6 +24,14 @@ const SHARED_MAPS: [&str; 4] = ["PORTS", "PORTS_FRAGS", "PORT_LINKS", "NEIGHBOUR
 /// Maps that belong to live packets alone: the candidate has its own, beside its program.
 const LIVE_MAPS: [&str; 3] = ["DEVICES", "VLANS", "COUNTERS"];
 
+/// Maps of live packets that the candidate has only in name, with so many entries: none of its packets has an index that
+/// they hold, so it counts nothing there, and nobody listens to it.
+const LIVE_ONLY_MAPS: [(&str, u32); 5] =
+    [("POLICY_COUNTERS", 1), ("NEXT_HOP_COUNTERS", 1), ("SAMPLING", 1), ("EVENTS_LOST", 1), ("EVENTS", PAGE_BYTES_MAX)];
+
+/// Largest page of any architecture: a ring buffer is a multiple of pages.
+const PAGE_BYTES_MAX: u32 = 1 << 16;
+
 /// `LOOPBACK_IFINDEX` of the kernel: test runs come in by this device.
 const LOOPBACK: u32 = 1;
 
@@ -127,6 +135,13 @@ impl Programs {
         for name in LIVE_MAPS {
             let path = if slot == LIVE { pins.map(name) } else { Self::candidate_map(pins, bits, name) };
             loader.map_pin_path(name, path);
+        }
+        for (name, candidate_entries) in LIVE_ONLY_MAPS {
+            if slot == LIVE {
+                loader.map_pin_path(name, pins.map(name));
+            } else {
+                loader.map_max_entries(name, candidate_entries);
+            }
         }
         let mut object = loader.load(OBJECT).map_err(|source| KernelError::Object { source: Box::new(source) })?;
         let program = object.program_mut(ENTRY).ok_or(KernelError::NoProgram { name: ENTRY })?;

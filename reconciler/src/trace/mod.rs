@@ -3,6 +3,7 @@
 //! `(image, packet, node) -> Trace`. Pure. The verdict is the packet path's own code over the real bytes; the place comes
 //! from the route tables; when the two disagree, that is an error and not an answer.
 
+pub mod event;
 mod frame;
 mod packet;
 
