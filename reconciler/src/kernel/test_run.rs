@@ -1,0 +1,51 @@
+//! Test runs of the programs of the other hooks: XDP with several buffers, and TC.
+//!
+//! The candidate that decides before a publish is the XDP program. These instances read the same slot and write the same
+//! counters of the candidate's own; they are loaded for as long as somebody tests them, and are neither pinned nor attached.
+
+use aya::programs::{Program, SchedClassifier, Xdp};
+use aya::{Ebpf, TestRun as _};
+
+use super::KernelError;
+use super::pins::Pins;
+use super::program::{CANDIDATE, Programs, TestRunOutcome, load_object};
+
+const FRAGS: &str = "wayleave_frags";
+const TC: &str = "wayleave_tc";
+
+/// The candidate's programs of the other hooks.
+#[derive(Debug)]
+pub struct OtherHooks {
+    object: Ebpf,
+}
+
+impl OtherHooks {
+    /// Loads them beside the candidate of `programs`.
+    pub fn load(pins: &Pins, programs: &Programs) -> Result<Self, KernelError> {
+        let mut object = load_object(pins, programs.bits, CANDIDATE)?;
+        let frags = object.program_mut(FRAGS).ok_or(KernelError::NoProgram { name: FRAGS })?;
+        let frags: &mut Xdp = frags.try_into().map_err(KernelError::program("find"))?;
+        frags.load().map_err(KernelError::program("load"))?;
+        let tc = object.program_mut(TC).ok_or(KernelError::NoProgram { name: TC })?;
+        let tc: &mut SchedClassifier = tc.try_into().map_err(KernelError::program("find"))?;
+        tc.load().map_err(KernelError::program("load"))?;
+        Ok(Self { object })
+    }
+
+    /// As [`Programs::test_run`], for a frame that may be larger than a page: it lies in several buffers then.
+    pub fn test_run_frags(&self, programs: &Programs, frame: &[u8]) -> Result<TestRunOutcome, KernelError> {
+        let program: &Xdp = self.program(FRAGS)?.try_into().map_err(KernelError::program("find"))?;
+        programs.counted_run(frame, |options| program.test_run(options))
+    }
+
+    /// As [`Programs::test_run`]; the action is a `TC_ACT_*`. The outermost VLAN tag that the program gives a frame stays
+    /// beside its bytes, where a test run does not show it.
+    pub fn test_run_tc(&self, programs: &Programs, frame: &[u8]) -> Result<TestRunOutcome, KernelError> {
+        let program: &SchedClassifier = self.program(TC)?.try_into().map_err(KernelError::program("find"))?;
+        programs.counted_run(frame, |options| program.test_run(options))
+    }
+
+    fn program(&self, name: &'static str) -> Result<&Program, KernelError> {
+        self.object.program(name).ok_or(KernelError::NoProgram { name })
+    }
+}
