@@ -1,14 +1,40 @@
-//! Test runs of the programs of the other hooks: XDP with several buffers, and TC.
+//! Test runs beside an apply: of one frame through any image, and of the programs of the other hooks.
 //!
-//! The candidate that decides before a publish is the XDP program. These instances read the same slot and write the same
+//! Nothing is sent, and no counter of live traffic moves: the candidate has counters of its own. The candidate that decides before a publish is the XDP program. These instances read the same slot and write the same
 //! counters of the candidate's own; they are loaded for as long as somebody tests them, and are neither pinned nor attached.
 
 use aya::programs::{Program, SchedClassifier, Xdp};
 use aya::{Ebpf, TestRun as _};
 
-use super::KernelError;
+use fib::Ingress;
+
+use super::image_map::ImageMap;
 use super::pins::Pins;
-use super::program::{CANDIDATE, Programs, TestRunOutcome, load_object};
+use super::program::{CANDIDATE, Programs, TEST_INGRESS, TestRunOutcome, load_object};
+use super::{KernelError, sys};
+
+/// Runs the candidate's program on one untagged frame that came in by `ingress`, over an image that lies in the candidate
+/// slot for as long.
+///
+/// The caller holds the lock. A process that is killed in here leaves a candidate, which the next apply removes.
+pub fn run_once(
+    programs: &Programs,
+    image: &ImageMap,
+    ingress: &Ingress,
+    frame: &[u8],
+) -> Result<TestRunOutcome, KernelError> {
+    sys::set_slot(programs.generations(), CANDIDATE, image.fd())?;
+    let ran = programs.set_test_ingress(0, Some(ingress)).and_then(|()| programs.test_run(frame));
+    let restored = programs.set_test_ingress(0, Some(&TEST_INGRESS));
+    let cleared = sys::clear_slot(programs.generations(), CANDIDATE);
+    let ran = ran?;
+    restored?;
+    cleared?;
+    Ok(ran)
+}
+
+/// Longest frame that a test run takes in one buffer: a page, less what the kernel keeps before and behind it.
+pub const FRAME_BYTES_MAX: usize = 3_400;
 
 const FRAGS: &str = "wayleave_frags";
 const TC: &str = "wayleave_tc";

@@ -134,6 +134,8 @@ impl Node for OneNeighbour {
     }
 }
 
+impl TraceNode for OneNeighbour {}
+
 #[test]
 fn the_nodes_neighbours_decide() {
     let image = image(OnAllDown::Pass);

@@ -9,7 +9,7 @@ use wayleave::kernel::pins::Pins;
 use wayleave::kernel::program::{Programs, TestRunOutcome};
 use wayleave::kernel::publish::stage;
 use wayleave::kernel::tables::{Egress, Tables};
-use wayleave::kernel::test_run::OtherHooks;
+use wayleave::kernel::test_run::{FRAME_BYTES_MAX, OtherHooks};
 
 use super::case::Case;
 use super::expect::{Alike, Outcome, check};
@@ -22,8 +22,6 @@ const LOOPBACK: u32 = 1;
 
 /// BPF_PROG_TEST_RUN takes no frame shorter than an Ethernet header.
 const FRAME_BYTES_MIN: usize = 14;
-/// A page with room for what the kernel keeps before and behind a frame: what a program meets in one buffer.
-const BUFFER_BYTES_MAX: usize = 3_400;
 
 /// The programs of the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +58,7 @@ impl Program {
         let bytes = frame.len();
         match self {
             _ if bytes < FRAME_BYTES_MIN => Some("a test run takes no frame shorter than an Ethernet header"),
-            Self::Xdp | Self::Tc if bytes > BUFFER_BYTES_MAX => Some("a test run takes one page at most"),
+            Self::Xdp | Self::Tc if bytes > FRAME_BYTES_MAX => Some("a test run takes one page at most"),
             // It makes a socket of the packet's family from the addresses in its header.
             Self::Tc => match frame[12..14] {
                 [0x08, 0x00] if bytes < FRAME_BYTES_MIN + 20 => Some("a test run of TC takes no half IPv4 header"),
