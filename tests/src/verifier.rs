@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aya::EbpfLoader;
 use aya::maps::MapData;
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info, bpf_prog_type};
@@ -81,11 +81,16 @@ pub fn measure() -> Result<BTreeMap<String, Statistics>> {
         .collect::<Result<Vec<(&str, RawFd, &aya_obj::Map)>>>()?;
     object.relocate_maps(pairs.into_iter(), &sections).context("relocating maps")?;
     object.relocate_calls(&sections).context("relocating calls")?;
-    let measured = object.programs.iter().map(|(name, program)| {
-        let statistics = measure_one(&object, program).with_context(|| format!("program `{name}`"))?;
-        Ok((name.clone(), statistics))
-    });
-    measured.collect()
+    let mut measured = BTreeMap::new();
+    let mut refused = String::new();
+    for (name, program) in &object.programs {
+        match measure_one(&object, program) {
+            Ok(statistics) => drop(measured.insert(name.clone(), statistics)),
+            Err(error) => refused += &format!("program `{name}`: {error:#}\n"),
+        }
+    }
+    ensure!(refused.is_empty(), "{refused}");
+    Ok(measured)
 }
 
 fn measure_one(object: &Object, program: &Program) -> Result<Statistics> {

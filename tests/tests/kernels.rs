@@ -33,11 +33,11 @@ const MODULES: [&str; 6] = ["veth", "llc", "stp", "bridge", "sch_ingress", "cls_
 ///
 /// They apply, publish, roll back, detach and change classes; send packets of every kind through veth; run packets of
 /// random policies through the candidate; follow devices and neighbours.
-///
-/// A corpus of packets belongs here, too: its executable's name into this list, its directory into [`READ`].
-const TESTS: [(&str, &[&str]); 7] = [
+/// The packet corpus goes through all three programs.
+const TESTS: [(&str, &[&str]); 8] = [
     ("counters", &[]),
     ("doctor", &[]),
+    ("packets", &[]),
     ("neighbour", &[]),
     (
         "lifecycle",
@@ -56,7 +56,7 @@ const TESTS: [(&str, &[&str]); 7] = [
 ];
 
 /// Directories of this repository that the tests read.
-const READ: [&str; 2] = ["policies", "examples"];
+const READ: [&str; 3] = ["policies", "examples", "tests/packets"];
 
 /// Longest life of a machine; on a machine with nothing else to do it is a quarter of it.
 const LIFE: Duration = Duration::from_mins(5);

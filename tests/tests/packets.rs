@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use wayleave_tests::corpus::{load, run_in_kernel, run_library};
+use wayleave_tests::corpus::{Program, load, run_in_kernel, run_library};
 use wayleave_tests::{Bpffs, require_root_and_bpf};
 
 /// What the corpus promises to hold.
-const CASES_MIN: usize = 120;
+const CASES_MIN: usize = 330;
 
 fn directory() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/packets"))
@@ -21,15 +21,29 @@ fn the_library_decides_every_packet_as_the_corpus_says() {
     assert!(report.ran >= CASES_MIN, "the corpus has only {} cases", report.ran);
 }
 
-#[test]
-fn the_program_decides_every_packet_as_the_corpus_says() {
+fn check(program: Program) {
     require_root_and_bpf().unwrap();
     let themes = load(directory()).unwrap();
     let bpffs = Bpffs::mount().unwrap();
     let pins = bpffs.path().join("corpus");
-    let report = run_in_kernel(&themes, &pins).unwrap();
+    let report = run_in_kernel(&themes, program, &pins).unwrap();
     let report = report.into_result().unwrap_or_else(|error| panic!("{error}"));
-    println!("{} cases of {} files; only by the library:\n{}", report.ran, themes.len(), report.left_out.join("\n"));
+    println!("{} cases of {} files; left out:\n{}", report.ran, themes.len(), report.left_out.join("\n"));
     assert!(report.ran >= CASES_MIN, "only {} cases were run by the program", report.ran);
     assert!(!pins.exists(), "the run left pins behind");
+}
+
+#[test]
+fn the_xdp_program_decides_every_packet_as_the_corpus_says() {
+    check(Program::Xdp);
+}
+
+#[test]
+fn the_xdp_program_for_several_buffers_decides_every_packet_as_the_corpus_says() {
+    check(Program::Frags);
+}
+
+#[test]
+fn the_tc_program_decides_every_packet_as_the_corpus_says() {
+    check(Program::Tc);
 }

@@ -311,7 +311,12 @@ fn route<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     }
     let neighbour = match Reach::decode(hop.reach) {
         Reach::Up(neighbour) => Some(neighbour),
-        Reach::Unknown | Reach::Down => node.ask(image, hop.at, hop.port),
+        Reach::Unknown | Reach::Down => {
+            // Computed anew: an offset that lived on from where the entry was read would be kept on the stack, and the
+            // verifier of 6.1 does not learn of a kept value what was checked of it.
+            let Some(next_hops) = image.u32(AT_NEXT_HOPS) else { return };
+            node.ask(image, next_hops.wrapping_add(hop.index.wrapping_mul(NEXT_HOP_BYTES)), hop.port)
+        }
     };
     let Some(neighbour) = neighbour else {
         decision.reason = Reason::NoNeighbour;
@@ -332,8 +337,6 @@ struct Hop {
     index: u32,
     id: u32,
     port: u32,
-    /// Offset of its entry.
-    at: u32,
     /// What the node knows of it: plain words, since the verifier follows those.
     reach: ReachWords,
 }
@@ -345,7 +348,7 @@ impl Hop {
         let at = next_hops.wrapping_add(index.wrapping_mul(NEXT_HOP_BYTES));
         let id = image.u32(at.wrapping_add(NEXT_HOP_ID))?;
         let port = u32::from(image.u16(at.wrapping_add(NEXT_HOP_PORT))?);
-        Some(Self { index, id, port, at, reach: node.reach(id) })
+        Some(Self { index, id, port, reach: node.reach(id) })
     }
 }
 
@@ -367,9 +370,8 @@ fn choose<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     let hop = match head as u8 {
         kind::FORWARD_ONE => {
             let index = (head >> 32) as u32;
-            let at = next_hops.wrapping_add(index.wrapping_mul(NEXT_HOP_BYTES));
             let id = tail as u32;
-            Hop { index, id, port: (tail >> 32) as u32, at, reach: node.reach(id) }
+            Hop { index, id, port: (tail >> 32) as u32, reach: node.reach(id) }
         }
         kind::FORWARD_GROUP => {
             let flow = hash::Flow { ports: ports(packet, parsed), ..parsed.flow };

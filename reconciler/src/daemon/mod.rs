@@ -9,3 +9,4 @@ pub mod node;
 pub mod run;
 pub mod state;
 pub mod time;
+pub mod trial;

@@ -9,7 +9,7 @@ use crate::compile::View;
 use crate::trace::Frame;
 
 use super::KernelError;
-use super::program::{Programs, TEST_INGRESS};
+use super::program::{Programs, TEST_INGRESS, TestRunOutcome};
 use super::tables::Tables;
 
 /// Routes of each family whose packets are tried.
@@ -56,43 +56,59 @@ fn one(programs: &Programs, view: &View<'_>, tables: &Tables, frame: &[u8]) -> R
         Ok(ran) => ran,
         Err(e) => return Ok(Err(e)),
     };
-    let mut expected = Frame::new(frame);
-    let decision = fib::decide(view.bytes(), frame, &TableNode(tables));
+    match by_library(view, tables, &TableNode(tables), frame) {
+        Ok(expected) => difference(&expected, &ran).map_or(Ok(Ok(())), Err),
+        Err(e) => Ok(Err(e)),
+    }
+}
+
+/// What the XDP program must do with a frame, as the library decides over the same tables.
+pub fn by_library(
+    view: &View<'_>,
+    tables: &Tables,
+    node: &impl fib::Node,
+    frame: &[u8],
+) -> Result<TestRunOutcome, KernelError> {
+    let mut frame = Frame::new(frame);
+    let decision = fib::decide(view.bytes(), &frame, node);
     let mut reason = decision.reason;
-    if reason == Reason::NoNeighbour && ran.reason == Reason::Forwarded as u32 {
-        // The kernel's own tables knew the neighbour: the program asks them, the library cannot.
-        return Ok(Ok(()));
+    if let (Verdict::Forward, Some(neighbour)) = (reason.verdict(), decision.neighbour) {
+        // In the program's order.
+        if tables.port(decision.port)?.is_none() {
+            reason = Reason::NoPort;
+        } else if fib::packet::forward(&mut frame, &neighbour).is_none() {
+            reason = Reason::NoRoom;
+        }
     }
     let action = match reason.verdict() {
         Verdict::Drop => XDP_DROP,
         Verdict::Pass => XDP_PASS,
-        Verdict::Forward => match (tables.port(decision.port), decision.neighbour) {
-            (Err(e), _) => return Ok(Err(e)),
-            (Ok(Some(_)), Some(neighbour)) => {
-                if fib::packet::forward(&mut expected, &neighbour).is_none() {
-                    return Err("the library cannot rewrite it".to_owned());
-                }
-                XDP_REDIRECT
-            }
-            _ => {
-                reason = Reason::NoPort;
-                XDP_PASS
-            }
-        },
+        Verdict::Forward => XDP_REDIRECT,
     };
-    if (ran.action, ran.reason) != (action, reason as u32) {
-        let name = |number: u32| Reason::ALL.iter().find(|r| **r as u32 == number).map_or("unknown", |r| r.name());
-        return Err(format!(
-            "the library says {} (action {action}), the program says {} (action {})",
-            reason.name(),
-            name(ran.reason),
+    Ok(TestRunOutcome { action, reason: reason as u32, frame: frame.bytes().to_vec() })
+}
+
+/// Where the program's outcome is not what the library says.
+pub fn difference(expected: &TestRunOutcome, ran: &TestRunOutcome) -> Option<String> {
+    if expected.reason == Reason::NoNeighbour as u32 && ran.reason == Reason::Forwarded as u32 {
+        // The kernel's own tables knew the neighbour: the program asks them, the library cannot.
+        return None;
+    }
+    if (ran.action, ran.reason) != (expected.action, expected.reason) {
+        return Some(format!(
+            "the library says {} (action {}), the program says {} (action {})",
+            reason_name(expected.reason),
+            expected.action,
+            reason_name(ran.reason),
             ran.action
         ));
     }
-    if ran.frame != expected.bytes() {
-        return Err("the program rewrote it otherwise than the library".to_owned());
-    }
-    Ok(Ok(()))
+    (ran.frame != expected.frame).then(|| "the program rewrote it otherwise than the library".to_owned())
+}
+
+/// The name of a reason by its number, as the program counts it.
+pub fn reason_name(number: u32) -> &'static str {
+    Reason::ALL.iter().find(|reason| **reason as u32 == number).map_or("unknown", |reason| reason.name())
 }
 
 /// At most [`ROUTES_TRIED`] of `total` items, evenly spread, first and last included.
@@ -122,4 +138,32 @@ fn probe(destination: IpAddr, source_port: u16) -> Vec<u8> {
     frame.extend([0, 9, 0, 8 + PAYLOAD_BYTES, 0, 0]);
     frame.resize(frame.len() + usize::from(PAYLOAD_BYTES), 0);
     frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disagreement_names_both() {
+        let outcome = |action, reason: Reason, frame: &[u8]| TestRunOutcome {
+            action,
+            reason: reason as u32,
+            frame: frame.to_vec(),
+        };
+        let library = outcome(XDP_DROP, Reason::RouteDrop, &[1]);
+        assert_eq!(difference(&library, &library), None);
+        assert_eq!(
+            difference(&library, &outcome(XDP_PASS, Reason::NoRoute, &[1])).as_deref(),
+            Some("the library says route-drop (action 1), the program says no-route (action 2)")
+        );
+        assert_eq!(
+            difference(&library, &outcome(XDP_DROP, Reason::RouteDrop, &[2])).as_deref(),
+            Some("the program rewrote it otherwise than the library")
+        );
+        // The program may know more neighbours, and nothing else.
+        let silent = outcome(XDP_PASS, Reason::NoNeighbour, &[1]);
+        assert_eq!(difference(&silent, &outcome(XDP_REDIRECT, Reason::Forwarded, &[2])), None);
+        assert!(difference(&silent, &outcome(XDP_DROP, Reason::RouteDrop, &[1])).is_some());
+    }
 }

@@ -17,7 +17,7 @@ pub struct ImageMap {
 
 impl ImageMap {
     /// Makes an inner map of `capacity` bytes that holds `image`, frozen.
-    pub(super) fn create(image: &[u8], capacity: u32) -> Result<Self, KernelError> {
+    pub fn create(image: &[u8], capacity: u32) -> Result<Self, KernelError> {
         let map = sys::create_image_map(capacity)?;
         let mut writable = sys::map_write(map.as_fd(), capacity)?;
         let Some(room) = writable.get_mut(..image.len()) else {

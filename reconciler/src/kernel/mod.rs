@@ -23,6 +23,7 @@ pub mod program;
 pub mod publish;
 mod sys;
 pub mod tables;
+pub mod test_run;
 pub mod watch;
 pub mod xdp_features;
 

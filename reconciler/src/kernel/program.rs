@@ -5,8 +5,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya::maps::{Array, HashMap as AyaHashMap, Map, MapData, PerCpuArray};
-use aya::programs::Xdp;
-use aya::{EbpfLoader, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramError, TestRunOptions, TestRunResult, Xdp};
+use aya::{Ebpf, EbpfLoader, TestRun as _};
 use aya_obj::programs::XdpAttachType;
 
 use super::pins::Pins;
@@ -79,6 +79,29 @@ impl std::fmt::Debug for Programs {
     }
 }
 
+/// Makes the object's maps and programs for a slot of a class; no program is loaded yet.
+pub(super) fn load_object(pins: &Pins, bits: u32, slot: u32) -> Result<Ebpf, KernelError> {
+    let capacity = 1u32 << bits;
+    let mut loader = EbpfLoader::new();
+    loader.override_global("SLOT", &slot, true).override_global("CAPACITY", &capacity, true);
+    loader.map_pin_path("GENERATIONS", pins.generations(bits));
+    for name in SHARED_MAPS {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    for name in LIVE_MAPS {
+        let path = if slot == LIVE { pins.map(name) } else { Programs::candidate_map(pins, bits, name) };
+        loader.map_pin_path(name, path);
+    }
+    for (name, candidate_entries) in LIVE_ONLY_MAPS {
+        if slot == LIVE {
+            loader.map_pin_path(name, pins.map(name));
+        } else {
+            loader.map_max_entries(name, candidate_entries);
+        }
+    }
+    loader.load(OBJECT).map_err(|source| KernelError::Object { source: Box::new(source) })
+}
+
 impl Programs {
     /// Opens the pinned instances of a class, or makes its outer map and loads and pins them.
     pub fn ensure(pins: &Pins, bits: u32) -> Result<Self, KernelError> {
@@ -125,25 +148,7 @@ impl Programs {
         if path.exists() {
             return Xdp::from_pin(&path, XdpAttachType::Interface).map_err(KernelError::program("open"));
         }
-        let capacity = 1u32 << bits;
-        let mut loader = EbpfLoader::new();
-        loader.override_global("SLOT", &slot, true).override_global("CAPACITY", &capacity, true);
-        loader.map_pin_path("GENERATIONS", pins.generations(bits));
-        for name in SHARED_MAPS {
-            loader.map_pin_path(name, pins.map(name));
-        }
-        for name in LIVE_MAPS {
-            let path = if slot == LIVE { pins.map(name) } else { Self::candidate_map(pins, bits, name) };
-            loader.map_pin_path(name, path);
-        }
-        for (name, candidate_entries) in LIVE_ONLY_MAPS {
-            if slot == LIVE {
-                loader.map_pin_path(name, pins.map(name));
-            } else {
-                loader.map_max_entries(name, candidate_entries);
-            }
-        }
-        let mut object = loader.load(OBJECT).map_err(|source| KernelError::Object { source: Box::new(source) })?;
+        let mut object = load_object(pins, bits, slot)?;
         let program = object.program_mut(ENTRY).ok_or(KernelError::NoProgram { name: ENTRY })?;
         let program: &mut Xdp = program.try_into().map_err(KernelError::program("find"))?;
         program.load().map_err(KernelError::program("load"))?;
@@ -164,12 +169,21 @@ impl Programs {
     /// Nothing is sent and no counter of live traffic moves. The caller holds the lock: two runs at once would mix their
     /// counters.
     pub fn test_run(&self, frame: &[u8]) -> Result<TestRunOutcome, KernelError> {
+        self.counted_run(frame, |options| self.candidate.test_run(options))
+    }
+
+    /// Makes a test run of an instance that reads the candidate's slot and counts beside it.
+    pub(super) fn counted_run(
+        &self,
+        frame: &[u8],
+        run: impl FnOnce(TestRunOptions<'_>) -> Result<TestRunResult, ProgramError>,
+    ) -> Result<TestRunOutcome, KernelError> {
         let before = self.candidate_packets()?;
         // Room for the tags of the egress port.
         let mut out = vec![0; frame.len() + TAGS_BYTES_MAX];
         let options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), repeat: 1, ..TestRunOptions::default() };
-        let result = self.candidate.test_run(options).map_err(KernelError::program("test"))?;
+        let result = run(options).map_err(KernelError::program("test"))?;
         out.truncate(result.data_size_out as usize);
         let after = self.candidate_packets()?;
         let reason = before.iter().zip(&after).position(|(b, a)| b != a).ok_or(KernelError::NotCounted)?;

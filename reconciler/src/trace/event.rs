@@ -34,6 +34,9 @@ impl Packet for Captured<'_> {
         let rest = self.bytes.get(bytes as usize..).unwrap_or_default();
         Captured { bytes: rest, length: self.length.saturating_sub(bytes) }
     }
+    fn again(&self) -> impl Packet {
+        *self
+    }
 }
 
 /// Addresses of a packet; ports where they were read.

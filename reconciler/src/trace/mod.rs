@@ -5,19 +5,21 @@
 
 pub mod event;
 mod frame;
+mod node;
 mod packet;
 
 use std::fmt;
 use std::net::IpAddr;
 
 use fib::layout::Section;
-use fib::packet::Tags;
-use fib::{Ingress, Neighbour, Node, Reach, ReachWords, Reason, Verdict};
+use fib::{Neighbour, Reach, Reason, Verdict};
 use serde::{Serialize, Serializer};
 
 use crate::compile::view::{Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
 use crate::policy::OnAllDown;
 pub use frame::Frame;
+use node::{AllUp, mac, tag_words};
+pub use node::{Egress, Offline, TraceNode};
 pub use packet::{Fields, PacketDescription, PacketError};
 
 /// Why there is no answer.
@@ -27,30 +29,8 @@ pub enum TraceError {
     ImageDisagrees { address: IpAddr, routes: String, lookup: String },
 }
 
-/// A node that knows every neighbour: for traces without a kernel.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Offline;
-
-impl Node for Offline {
-    fn ingress(&self, _tags: Tags) -> Option<Ingress> {
-        Some(Ingress { mac: 0, port: 0 })
-    }
-
-    fn reach(&self, _id: u32) -> ReachWords {
-        Reach::Up(Neighbour::default()).encode()
-    }
-
-    fn ask<I: fib::Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
-        None
-    }
-
-    fn takes(&self, _ingress: &Ingress, _mac: Option<u64>) -> bool {
-        true
-    }
-}
-
 /// What happens to one packet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Trace<'v, 'a> {
     view: &'v View<'a>,
     packet: PacketDescription,
@@ -58,17 +38,36 @@ pub struct Trace<'v, 'a> {
     /// What the destination meets; `None` when the packet was answered before the routes were asked.
     met: Option<Match<'a>>,
     next_hop: Option<NextHopView<'a>>,
+    /// The member that the flow falls on, when it is down and another one was chosen.
+    instead_of: Option<NextHopView<'a>>,
+    /// What the node knows of the chosen next hop.
+    reach: Option<Reach>,
+    egress: Option<Egress>,
+    in_port: Option<String>,
 }
 
 /// Decides on a packet as the packet path would, and explains it.
-pub fn trace<'v, 'a, N: Node>(
+pub fn trace<'v, 'a, N: TraceNode>(
     view: &'v View<'a>,
     packet: PacketDescription,
     node: &N,
 ) -> Result<Trace<'v, 'a>, TraceError> {
-    let decision = fib::decide(view.bytes(), packet.frame().as_slice(), node);
+    let frame = packet.frame();
+    let decision = fib::decide(view.bytes(), frame.as_slice(), node);
+    let in_port = node.in_port().map(str::to_owned);
+    let mut trace = Trace {
+        view,
+        packet,
+        reason: decision.reason,
+        met: None,
+        next_hop: None,
+        instead_of: None,
+        reach: None,
+        egress: None,
+        in_port,
+    };
     if decision.family == 0 {
-        return Ok(Trace { view, packet, reason: decision.reason, met: None, next_hop: None });
+        return Ok(trace);
     }
     let address = packet.dst();
     let met = view.lookup(address);
@@ -77,16 +76,28 @@ pub fn trace<'v, 'a, N: Node>(
     if decision.reason == Reason::BadImage || !target.is_some_and(|target| target.agrees_with(&met)) {
         return Err(disagrees(target.map_or_else(|| format!("target {}", decision.target), |t| target_words(&t))));
     }
-    let next_hop = match (decision.next_hop, target) {
-        (Some(row), Some(TargetView::Route { action: RouteAction::Forward { group }, .. }))
+    let member = |row: u32| match target {
+        Some(TargetView::Route { action: RouteAction::Forward { group }, .. })
             if row < view.count(Section::NextHops) && view.has_member(group, row) =>
         {
-            Some(view.next_hop(row))
+            Ok(view.next_hop(row))
         }
-        (None, _) => None,
-        (Some(row), _) => return Err(disagrees(format!("next hop {row}, which is not a member of the group"))),
+        _ => Err(disagrees(format!("next hop {row}, which is not a member of the group"))),
     };
-    Ok(Trace { view, packet, reason: decision.reason, met: Some(met), next_hop })
+    trace.next_hop = decision.next_hop.map(member).transpose()?;
+    if let Some(hop) = trace.next_hop {
+        let first = fib::decide(view.bytes(), frame.as_slice(), &AllUp(node));
+        trace.instead_of = first.next_hop.filter(|row| Some(*row) != decision.next_hop).map(member).transpose()?;
+        trace.reach = Some(decision.neighbour.map_or_else(|| Reach::decode(node.reach(hop.id)), Reach::Up));
+        let egress = node.egress(decision.port);
+        // The packet path finds that out when it sends.
+        if trace.reason == Reason::Forwarded && egress == Egress::NoDevice {
+            trace.reason = Reason::NoPort;
+        }
+        trace.egress = Some(egress);
+    }
+    trace.met = Some(met);
+    Ok(trace)
 }
 
 impl<'a> Trace<'_, 'a> {
@@ -118,9 +129,19 @@ impl<'a> Trace<'_, 'a> {
     pub fn next_hop(&self) -> Option<NextHopView<'a>> {
         self.next_hop
     }
+
+    /// The member that the flow falls on, where it is down and [`Trace::next_hop`] takes its flows.
+    pub fn instead_of(&self) -> Option<NextHopView<'a>> {
+        self.instead_of
+    }
+
+    /// How frames reach the chosen next hop, where that is known.
+    pub fn neighbour(&self) -> Option<Neighbour> {
+        self.reach?.up().filter(|neighbour| *neighbour != Neighbour::default())
+    }
 }
 
-fn verdict_name(verdict: Verdict) -> &'static str {
+pub(crate) fn verdict_name(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Forward => "forward",
         Verdict::Pass => "pass",
@@ -165,6 +186,11 @@ struct TraceJson<'a> {
     /// `pass` or `drop`; of routes that forward.
     on_all_down: Option<&'a str>,
     next_hop: Option<NextHopJson<'a>>,
+    /// The member that the flow falls on, when it is down and `next_hop` stands in for it.
+    instead_of: Option<&'a str>,
+    neighbour: Option<NeighbourJson>,
+    egress: Option<EgressJson<'a>>,
+    in_port: Option<&'a str>,
     /// Services are not part of this layout.
     backend: Option<&'a str>,
 }
@@ -174,6 +200,27 @@ struct NextHopJson<'a> {
     name: &'a str,
     via: IpAddr,
     port: &'a str,
+    file: &'a str,
+    line: u32,
+}
+
+#[derive(Serialize)]
+struct NeighbourJson {
+    /// `up`, `down`, `unknown`, or `assumed` where no node was asked.
+    state: &'static str,
+    mac: Option<String>,
+    source_mac: Option<String>,
+    /// `null`: no limit known.
+    mtu: Option<u16>,
+}
+
+#[derive(Serialize)]
+struct EgressJson<'a> {
+    port: &'a str,
+    /// `null`: the port has none, or no node was asked.
+    device: Option<&'a str>,
+    /// VLAN tags, outer first: `100` or `s200.100`; `null`: none.
+    tags: Option<String>,
 }
 
 impl Serialize for Trace<'_, '_> {
@@ -189,7 +236,26 @@ impl Serialize for Trace<'_, '_> {
             file: route.map(|route| route.file),
             line: route.map(|route| route.line),
             on_all_down: self.on_all_down().map(OnAllDown::as_str),
-            next_hop: self.next_hop.map(|hop| NextHopJson { name: hop.name, via: hop.via, port: hop.port }),
+            next_hop: self.next_hop.map(|hop| NextHopJson {
+                name: hop.name,
+                via: hop.via,
+                port: hop.port,
+                file: hop.file,
+                line: hop.line,
+            }),
+            instead_of: self.instead_of.map(|hop| hop.name),
+            neighbour: self.reach.map(|reach| NeighbourJson {
+                state: self.state(reach),
+                mac: self.neighbour().map(|neighbour| mac(neighbour.destination)),
+                source_mac: self.neighbour().map(|neighbour| mac(neighbour.source)),
+                mtu: self.neighbour().map(|neighbour| neighbour.mtu).filter(|&mtu| mtu != 0),
+            }),
+            egress: self.next_hop.zip(self.egress.as_ref()).map(|(hop, egress)| EgressJson {
+                port: hop.port,
+                device: egress.device(),
+                tags: self.neighbour().and_then(|neighbour| tag_words(neighbour.tags)),
+            }),
+            in_port: self.in_port.as_deref(),
             backend: None,
         }
         .serialize(serializer)
@@ -199,7 +265,10 @@ impl Serialize for Trace<'_, '_> {
 /// One line a stage, in the order in which the packet passes them.
 impl fmt::Display for Trace<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "packet    {}", self.packet)?;
+        match &self.in_port {
+            None => writeln!(f, "packet    {}", self.packet)?,
+            Some(port) => writeln!(f, "packet    {}, in by {port}", self.packet)?,
+        }
         match self.view.generation() {
             0 => writeln!(f, "rules     {}, not published", self.view.revision())?,
             generation => writeln!(f, "rules     {}, generation {generation}", self.view.revision())?,
@@ -214,7 +283,15 @@ impl fmt::Display for Trace<'_, '_> {
             }
         }
         if let Some(hop) = self.next_hop {
-            writeln!(f, "next hop  {} via {} port {}  [{}:{}]", hop.name, hop.via, hop.port, hop.file, hop.line)?;
+            write!(f, "next hop  ")?;
+            if let Some(down) = self.instead_of {
+                write!(f, "{} is down, {} instead: ", down.name, hop.name)?;
+            }
+            writeln!(f, "{} via {} port {}  [{}:{}]", hop.name, hop.via, hop.port, hop.file, hop.line)?;
+            self.leaving(f, &hop)?;
+        } else if let Some(RouteAction::Forward { group }) = self.route().map(|route| route.action) {
+            let down: Vec<&str> = self.view.members(group).map(|member| member.next_hop.name).collect();
+            writeln!(f, "next hop  none: down: {}", down.join(", "))?;
         }
         writeln!(f, "verdict   {}, {}: {}", verdict_name(self.verdict()), self.reason.name(), why(self.reason))
     }
@@ -235,6 +312,42 @@ impl Trace<'_, '_> {
         }
         let each = members.iter().map(|m| format!("{} ×{}", m.next_hop.name, m.weight));
         writeln!(f, "action    forward by one of {}, by flow{down}", each.collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Trace<'_, '_> {
+    fn state(&self, reach: Reach) -> &'static str {
+        match reach {
+            Reach::Up(_) if self.neighbour().is_none() => "assumed",
+            Reach::Up(_) => "up",
+            Reach::Down => "down",
+            Reach::Unknown => "unknown",
+        }
+    }
+
+    /// The stages after the next hop: its neighbour entry, and the port that the frame leaves by.
+    fn leaving(&self, f: &mut fmt::Formatter<'_>, hop: &NextHopView) -> fmt::Result {
+        match (self.neighbour(), self.reach.map(|reach| self.state(reach))) {
+            (Some(neighbour), _) => {
+                write!(f, "neighbour {}, up", mac(neighbour.destination))?;
+                match neighbour.mtu {
+                    0 => writeln!(f)?,
+                    mtu => writeln!(f, ", MTU {mtu}")?,
+                }
+            }
+            (None, Some("assumed")) => writeln!(f, "neighbour offline: assumed up")?,
+            (None, state) => writeln!(f, "neighbour {}", state.unwrap_or("unknown"))?,
+        }
+        let tags = self.neighbour().and_then(|neighbour| tag_words(neighbour.tags));
+        let tags = tags.map_or_else(String::new, |tags| format!(", tags {tags}"));
+        match &self.egress {
+            Some(Egress::Device(device)) => {
+                let from = self.neighbour().map_or_else(String::new, |n| format!(", from {}", mac(n.source)));
+                writeln!(f, "egress    port {}, device {device}{from}{tags}", hop.port)
+            }
+            Some(Egress::NoDevice) => writeln!(f, "egress    port {} has no device on this node", hop.port),
+            Some(Egress::Assumed) | None => writeln!(f, "egress    port {}{tags}", hop.port),
+        }
     }
 }
 

@@ -21,8 +21,8 @@ pub struct Case {
     /// Index of the port that the packet comes in by.
     pub ingress: usize,
     pub frame: Frame,
-    /// Why only the library can run it.
-    pub only_library: Option<String>,
+    /// Next hops that are down while it runs.
+    pub down: Vec<String>,
     pub(super) expect: Expect,
 }
 
@@ -33,7 +33,7 @@ impl Case {
         let mut layers: Option<String> = None;
         let mut changes = Vec::new();
         let mut out: Option<String> = None;
-        let mut only_library = None;
+        let mut down = Vec::new();
         for text in body.iter().map(|text| text.trim()) {
             let first = text.split_whitespace().next().unwrap_or_default();
             if let Some(rest) = text.strip_prefix("in:") {
@@ -47,21 +47,23 @@ impl Case {
             } else if let Some(rest) = text.strip_prefix("out:") {
                 ensure!(out.is_none(), "`out` stands twice");
                 out = Some(rest.trim().to_owned());
-            } else if let Some(reason) = text.strip_prefix("only library:") {
-                ensure!(!reason.trim().is_empty(), "`only library` needs a reason");
-                only_library = Some(reason.trim().to_owned());
+            } else if let Some(names) = text.strip_prefix("down:") {
+                for name in names.split_whitespace() {
+                    ensure!(node.hop(name).is_some(), "the node says nothing of the neighbour `{name}`");
+                    down.push(name.to_owned());
+                }
             } else if CHANGES.contains(&first) {
                 changes.push(text);
             } else if let (Some(layers), None) = (&mut layers, &out) {
                 layers.push(' ');
                 layers.push_str(text);
             } else {
-                bail!("`{text}`: a case has `in:`, changes of the frame, `only library:` and `out:`");
+                bail!("`{text}`: a case has `in:`, changes of the frame, `down:` and `out:`");
             }
         }
         let layers = layers.context("`in:` is missing")?;
         let expect = Expect::read(&out.context("`out:` is missing")?, node)?;
         let frame = Frame::build(&layers, &changes, node.ports[ingress].mac, |name| node.mac(name))?;
-        Ok(Self { file: file.to_owned(), line, name: name.to_owned(), ingress, frame, only_library, expect })
+        Ok(Self { file: file.to_owned(), line, name: name.to_owned(), ingress, frame, down, expect })
     }
 }

@@ -65,6 +65,11 @@ impl Frame {
         self.fields.iter().find(|field| field.2 == name).map(|field| field.0)
     }
 
+    /// How many VLAN tags stand in it.
+    pub(super) fn tags(&self) -> usize {
+        self.fields.iter().filter(|field| field.2 == "vlan tag").count()
+    }
+
     fn put(&mut self, name: &str, bytes: &[u8]) {
         self.fields.push((self.bytes.len(), bytes.len(), name.to_owned()));
         self.bytes.extend_from_slice(bytes);

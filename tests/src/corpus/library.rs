@@ -5,25 +5,35 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use fib::packet::Tags;
 use fib::{Image, Ingress, Neighbour, Node, Reach, ReachWords, Reason, Verdict};
+use wayleave::compile::View;
+use wayleave::trace::Frame;
 
 use super::expect::{Alike, Outcome, check};
-use super::node::word;
-use super::{Report, Theme};
-use crate::Mac;
+use super::{Case, Report, Theme};
 
 /// The node of a theme, as the library asks for it.
-struct LibraryNode<'t> {
-    ingress: Mac,
-    neighbours: &'t BTreeMap<u32, Neighbour>,
+struct LibraryNode {
+    ingress: BTreeMap<u32, Ingress>,
+    reach: BTreeMap<u32, Reach>,
 }
 
-impl Node for LibraryNode<'_> {
+impl LibraryNode {
+    fn of(theme: &Theme, case: &Case, view: &View) -> Result<Self> {
+        let mut reach = BTreeMap::new();
+        for hop in view.next_hops() {
+            reach.insert(hop.id, theme.node.reach(hop.name, hop.port, &case.down)?);
+        }
+        Ok(Self { ingress: theme.node.ingress(case.ingress).collect(), reach })
+    }
+}
+
+impl Node for LibraryNode {
     fn ingress(&self, tags: Tags) -> Option<Ingress> {
-        (tags.vids() == 0).then(|| Ingress { mac: word(self.ingress), port: 0 })
+        self.ingress.get(&tags.vids()).copied()
     }
 
     fn reach(&self, id: u32) -> ReachWords {
-        self.neighbours.get(&id).map_or(Reach::Unknown, |neighbour| Reach::Up(*neighbour)).encode()
+        self.reach.get(&id).copied().unwrap_or(Reach::Unknown).encode()
     }
 
     fn ask<I: Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
@@ -36,29 +46,24 @@ pub fn run_library(themes: &[Theme]) -> Result<Report> {
     let mut report = Report::default();
     for theme in themes {
         let view = theme.image.view()?;
-        let mut neighbours = BTreeMap::new();
-        for hop in view.next_hops() {
-            if let Some(neighbour) = theme.node.neighbour(hop.name, hop.port)? {
-                neighbours.insert(hop.id, neighbour);
-            }
-        }
         let ports: BTreeMap<u32, bool> =
             view.ports().map(|port| (port.id, theme.node.port(port.name).is_some_and(|p| p.has_device))).collect();
         let mut alike = Alike::new();
         for case in &theme.cases {
-            let node = LibraryNode { ingress: theme.node.ports[case.ingress].mac, neighbours: &neighbours };
-            let mut frame = case.frame.bytes.clone();
-            let decision = fib::decide(view.bytes(), &frame[..], &node);
+            let node = LibraryNode::of(theme, case, &view)?;
+            let mut frame = Frame::new(&case.frame.bytes);
+            let decision = fib::decide(view.bytes(), &frame, &node);
             let mut reason = decision.reason;
             // What the program does with a decision, in the same order.
             if let (Verdict::Forward, Some(neighbour)) = (reason.verdict(), decision.neighbour) {
                 if !ports.get(&decision.port).is_some_and(|has_device| *has_device) {
                     reason = Reason::NoPort;
-                } else if fib::packet::forward(&mut frame[..], &neighbour).is_none() {
-                    reason = Reason::Malformed;
+                } else if fib::packet::forward(&mut frame, &neighbour).is_none() {
+                    reason = Reason::NoRoom;
                 }
             }
-            let outcome = Outcome { verdict: reason.verdict(), reason, frame };
+            let frame = frame.bytes().to_vec();
+            let outcome = Outcome { verdict: reason.verdict(), reason, frame, is_tag_beside: false };
             report.note(case, "library", check(case, &theme.node, &outcome, &mut alike));
         }
     }

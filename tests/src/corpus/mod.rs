@@ -1,4 +1,4 @@
-//! The packet corpus: readable cases of packets, each run by the library and by the loaded program.
+//! The packet corpus: readable cases of packets, each run by the library and by the loaded programs.
 //!
 //! A directory of `*.packets` files in, [`Report`]s out. `tests/packets/README.md` describes the files. What a case
 //! expects is built here from its own words: the frame as it came, other MAC addresses, a lower TTL, and a checksum that
@@ -23,7 +23,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use case::Case;
 pub use frame::Frame;
-pub use kernel::run_in_kernel;
+pub use kernel::{Program, run_in_kernel};
 pub use library::run_library;
 pub use node::{NodeDescription, Port};
 pub use theme::Theme;
@@ -50,7 +50,7 @@ pub fn load(directory: &Path) -> Result<Vec<Theme>> {
 pub struct Report {
     /// Cases that ran.
     pub ran: usize,
-    /// Cases that say of themselves that the kernel cannot run them, with their reason.
+    /// Cases that a test run of the program cannot take, with the reason.
     pub left_out: Vec<String>,
     pub failures: Vec<Failure>,
 }
@@ -62,7 +62,7 @@ pub struct Failure {
     /// 1-based line of the case.
     pub line: usize,
     pub case: String,
-    /// Who decided otherwise: the library or the program.
+    /// Who decided otherwise: the library, or one of the programs.
     pub by: &'static str,
     pub detail: String,
 }

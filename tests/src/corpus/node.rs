@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use fib::Neighbour;
+use fib::packet::Tags;
+use fib::{Ingress, Neighbour, Reach};
 
 use super::words::{Words, number};
 use crate::Mac;
@@ -17,6 +18,8 @@ pub struct Port {
     pub mtu: u16,
     /// Tags that frames on the device carry, outer first; none: untagged.
     pub tags: Vec<Tag>,
+    /// Index of the port whose device it shares; its own where nothing is written.
+    device: usize,
     /// Whether the node has a device for the port.
     pub has_device: bool,
 }
@@ -53,21 +56,12 @@ pub(super) struct Hop {
     pub(super) is_down: bool,
 }
 
-/// How the program is attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Attach {
-    #[default]
-    Xdp,
-    Tc,
-}
-
 /// Ports, neighbours and addresses, in the order in which they are written; the first port is where packets come in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeDescription {
     pub ports: Vec<Port>,
     pub(super) hops: Vec<Hop>,
     pub(super) locals: Vec<IpAddr>,
-    pub(super) attach: Attach,
 }
 
 impl NodeDescription {
@@ -81,12 +75,24 @@ impl NodeDescription {
                 let mac = words.text("mac").context("`mac` is missing")?.parse()?;
                 let mtu = words.number("mtu")?.unwrap_or(0);
                 let tags = words.text("tags").map_or(Ok(Vec::new()), |t| t.split('.').map(Tag::read).collect())?;
+                ensure!(tags.len() <= 2, "frames have two tags at most");
+                let device = match words.text("on") {
+                    None => self.ports.len(),
+                    Some(other) => {
+                        let at = self.ports.iter().position(|port| port.name == other);
+                        self.ports[at.with_context(|| format!("`on={other}`: there is no such port above"))?].device
+                    }
+                };
+                let twice = self.ports.iter().find(|port| port.device == device && vids(&port.tags) == vids(&tags));
+                if let Some(port) = twice {
+                    bail!("frames of one VLAN belong to one port: {} has them", port.name);
+                }
                 let has_device = match words.text("device") {
                     None => true,
                     Some("none") => false,
                     Some(other) => bail!("`device={other}`: a port has a device unless it says `device=none`"),
                 };
-                self.ports.push(Port { name, mac, mtu, tags, has_device });
+                self.ports.push(Port { name, mac, mtu, tags, device, has_device });
             }
             "neighbour" => {
                 let name = words.next("the next hop's name")?.to_owned();
@@ -104,25 +110,17 @@ impl NodeDescription {
                 self.hops.push(Hop { name, mac, is_down });
             }
             "local" => self.locals.push(words.next("the address")?.parse().context("an IP address")?),
-            "attach" => {
-                self.attach = match words.next("the way")? {
-                    "xdp" => Attach::Xdp,
-                    "tc" => Attach::Tc,
-                    other => bail!("`attach {other}`: it is `xdp` or `tc`"),
-                };
-            }
-            other => bail!("`{other}` is none of port, neighbour, local and attach"),
+            other => bail!("`{other}` is none of port, neighbour and local"),
         }
         words.finish()
     }
 
-    /// Refuses what the program has no notion of.
-    pub(super) fn check(&self) -> Result<()> {
-        ensure!(!self.ports.is_empty(), "the node has no port");
-        ensure!(self.ports.iter().all(|port| port.tags.is_empty()), "the program has no tagged ports yet");
-        ensure!(self.hops.iter().all(|hop| !hop.is_down), "the program does not know of next hops that are down yet");
-        ensure!(self.attach == Attach::Xdp, "the program cannot be attached to TC yet");
-        Ok(())
+    /// The ports that take frames from the device of the port at `index`, each with the VLAN identifiers of its frames as
+    /// `Tags::vids` has them.
+    pub(crate) fn ingress(&self, index: usize) -> impl Iterator<Item = (u32, Ingress)> {
+        let device = self.ports[index].device;
+        let of_device = self.ports.iter().filter(move |port| port.device == device);
+        of_device.map(|port| (vids(&port.tags), Ingress { mac: word(port.mac), port: 0 }))
     }
 
     pub(super) fn port(&self, name: &str) -> Option<&Port> {
@@ -138,17 +136,37 @@ impl NodeDescription {
         self.port(name).map(|port| port.mac).or_else(|| self.hop(name)?.mac)
     }
 
-    /// What the node's table holds for the next hop `hop` behind `port`.
-    pub(crate) fn neighbour(&self, hop: &str, port: &str) -> Result<Option<Neighbour>> {
+    /// What the node's table holds for the next hop `hop` behind `port`, when those of `down` are down, too.
+    pub(crate) fn reach(&self, hop: &str, port: &str, down: &[String]) -> Result<Reach> {
         let port = self.port(port).ok_or_else(|| anyhow!("the node has no port `{port}`"))?;
         let hop = self.hop(hop).ok_or_else(|| anyhow!("the node says nothing of the neighbour `{hop}`"))?;
-        Ok(hop.mac.map(|mac| Neighbour {
-            destination: word(mac),
-            source: word(port.mac),
-            mtu: port.mtu,
-            ..Neighbour::default()
+        if hop.is_down || down.contains(&hop.name) {
+            return Ok(Reach::Down);
+        }
+        Ok(hop.mac.map_or(Reach::Unknown, |mac| {
+            Reach::Up(Neighbour {
+                destination: word(mac),
+                source: word(port.mac),
+                mtu: port.mtu,
+                tags: port.tags(),
+                one_buffer: false,
+            })
         }))
     }
+}
+
+impl Port {
+    /// The tags of frames on the device.
+    pub(super) fn tags(&self) -> Tags {
+        let word = |at: usize| self.tags.get(at).map_or(0, |tag: &Tag| u32::from_be_bytes(tag.bytes()));
+        Tags { outer: word(0), inner: word(1) }
+    }
+}
+
+/// VLAN identifiers, outer in the high half; 0 where there is no tag.
+fn vids(tags: &[Tag]) -> u32 {
+    let id = |at: usize| tags.get(at).map_or(0, |tag| u32::from(tag.id));
+    id(0) << 16 | id(1)
 }
 
 /// A MAC as the tables hold it: 48 bits, its first byte lowest.

@@ -62,7 +62,6 @@ impl Theme {
                 _ => return Err(anyhow!("{}: expected `policy:`, `node:` or `case: NAME`", place())),
             }
         }
-        node.check().with_context(|| format!("{file}: its node"))?;
         ensure!(!cases.is_empty(), "{file} has no case");
         let image = image(policies, &node).with_context(|| format!("{file}: its policy"))?;
         let theme = Self { file: file.to_owned(), node, image, cases };
@@ -74,7 +73,9 @@ impl Theme {
     fn check_next_hops(&self) -> Result<()> {
         let view = self.image.view()?;
         for hop in view.next_hops() {
-            self.node.neighbour(hop.name, hop.port).with_context(|| format!("{}: next hop {}", self.file, hop.name))?;
+            self.node
+                .reach(hop.name, hop.port, &[])
+                .with_context(|| format!("{}: next hop {}", self.file, hop.name))?;
         }
         for hop in &self.node.hops {
             let times = view.next_hops().filter(|one| one.name == hop.name).count();

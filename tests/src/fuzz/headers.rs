@@ -14,26 +14,52 @@ pub(super) struct Headers {
     pub(super) protocol: u8,
     /// Source and destination port; zeros where the packet shows none.
     pub(super) ports: [u16; 2],
-    /// Everything behind the Ethernet header.
+    /// Everything behind the Ethernet header and its tags.
     pub(super) ip_bytes: usize,
+}
+
+/// What stands before the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LinkHeader {
+    /// VLAN identifiers, outer and inner; 0 where there is no tag or a priority tag.
+    pub(super) vids: [u16; 2],
+    /// Where the packet begins.
+    pub(super) bytes: usize,
+    ethertype: u16,
 }
 
 /// IPv6 extension headers in a row that a router follows.
 const EXTENSIONS: usize = 6;
 
-/// Reads a frame, or says why its packet is not to be routed.
-pub(super) fn headers(frame: &[u8]) -> Result<Headers, Reason> {
-    if frame.len() < 14 {
-        return Err(Reason::Malformed);
+/// Reads the addresses, the tags and the type of a frame, or says why its packet is not to be routed.
+pub(super) fn link(frame: &[u8]) -> Result<LinkHeader, Reason> {
+    let (addresses, mut rest) = frame.split_at_checked(12).ok_or(Reason::Malformed)?;
+    let is_group = addresses[0] % 2 == 1;
+    let mut vids = Vec::new();
+    loop {
+        let ethertype = word(rest.get(..2).ok_or(Reason::Malformed)?);
+        if is_group {
+            return Err(Reason::LinkNotOurs);
+        }
+        if !matches!(ethertype, 0x8100 | 0x88a8) {
+            vids.resize(2, 0);
+            return Ok(LinkHeader { vids: [vids[0], vids[1]], bytes: frame.len() - rest.len() + 2, ethertype });
+        }
+        if vids.len() == 2 {
+            return Err(Reason::Vlan);
+        }
+        vids.push(word(rest.get(2..4).ok_or(Reason::Malformed)?) % 4096);
+        rest = &rest[4..];
     }
-    let (ethernet, packet) = frame.split_at(14);
-    let is_group = ethernet[0] % 2 == 1;
-    match (is_group, word(&ethernet[12..])) {
-        (true, _) => Err(Reason::LinkNotOurs),
-        (false, 0x0800) => ipv4(packet),
-        (false, 0x86dd) => ipv6(packet),
-        (false, 0x8100 | 0x88a8) => Err(Reason::Vlan),
-        (false, _) => Err(Reason::NotIp),
+}
+
+/// Reads the packet behind the link header, or says why it is not to be routed.
+pub(super) fn headers(frame: &[u8], link: &LinkHeader) -> Result<Headers, Reason> {
+    let packet = &frame[link.bytes..];
+    match link.ethertype {
+        0x0800 => ipv4(packet),
+        0x86dd => ipv6(packet),
+        _ => Err(Reason::NotIp),
     }
 }
 

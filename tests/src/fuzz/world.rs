@@ -8,16 +8,16 @@ use fib::{Image, Ingress, Neighbour, Node, Reach, ReachWords};
 use wayleave::compile::View;
 
 use crate::corpus::Theme;
-use crate::corpus::node::word;
 
 const TEXT: &str = include_str!("world.packets");
 
-/// One image, what the node knows beside it, and the MAC of the port that packets come in by.
+/// One image, what the node knows beside it, and the ports that packets come in by.
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) view: View<'static>,
-    pub(super) ingress: [u8; 6],
-    neighbours: BTreeMap<u32, Neighbour>,
+    /// By VLAN identifiers, outer and inner.
+    ingress: BTreeMap<[u16; 2], Ingress>,
+    reach: BTreeMap<u32, Reach>,
 }
 
 pub(super) static WORLD: LazyLock<World> = LazyLock::new(|| {
@@ -25,21 +25,33 @@ pub(super) static WORLD: LazyLock<World> = LazyLock::new(|| {
     // Kept for as long as the process runs: a look at it must cost a fuzzed packet nothing.
     let image: &'static [u8] = theme.image.bytes().to_vec().leak();
     let view = View::new(image).unwrap_or_else(|error| panic!("{error}"));
-    let known = |hop: &wayleave::compile::view::NextHopView| {
-        let neighbour = theme.node.neighbour(hop.name, hop.port).unwrap_or_else(|error| panic!("{error:#}"));
-        neighbour.map(|neighbour| (hop.id, neighbour))
+    let reach = |hop: wayleave::compile::view::NextHopView| {
+        (hop.id, theme.node.reach(hop.name, hop.port, &[]).unwrap_or_else(|error| panic!("{error:#}")))
     };
-    let neighbours = view.next_hops().filter_map(|hop| known(&hop)).collect();
-    World { view, ingress: theme.node.ports[0].mac.0, neighbours }
+    let reach = view.next_hops().map(reach).collect();
+    let ingress = theme.node.ingress(0).map(|(vids, port)| (halves(vids), port)).collect();
+    World { view, ingress, reach }
 });
+
+impl World {
+    /// The MAC of the port that takes frames with these VLAN identifiers.
+    pub(super) fn port(&self, vids: [u16; 2]) -> Option<[u8; 6]> {
+        self.ingress.get(&vids)?.mac.to_le_bytes().first_chunk().copied()
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
+fn halves(vids: u32) -> [u16; 2] {
+    [(vids >> 16) as u16, vids as u16]
+}
 
 impl Node for World {
     fn ingress(&self, tags: Tags) -> Option<Ingress> {
-        (tags.vids() == 0).then(|| Ingress { mac: word(crate::Mac(self.ingress)), port: 0 })
+        self.ingress.get(&halves(tags.vids())).copied()
     }
 
     fn reach(&self, id: u32) -> ReachWords {
-        self.neighbours.get(&id).map_or(Reach::Unknown, |neighbour| Reach::Up(*neighbour)).encode()
+        self.reach.get(&id).copied().unwrap_or(Reach::Unknown).encode()
     }
 
     fn ask<I: Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
