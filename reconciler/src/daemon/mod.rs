@@ -6,6 +6,8 @@ pub mod execute;
 pub mod journal;
 pub mod neighbours;
 pub mod node;
+pub mod reach;
 pub mod run;
+pub mod runtime;
 pub mod state;
 pub mod time;
