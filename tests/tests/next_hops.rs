@@ -17,7 +17,9 @@ use wayleave::kernel::tables::Tables;
 use wayleave::kernel::watch::{Event, Watch};
 use wayleave::policy::validate;
 use wayleave::source::{Limits, read_directory};
-use wayleave_tests::{Daemon, Namespace, Packet, PacketSocket, Seen, TestNode, Topology, require_root_and_bpf, veth};
+use wayleave_tests::{
+    Daemon, Namespace, Packet, PacketSocket, Seen, TestNode, Topology, attach_xdp_pass, require_root_and_bpf, veth,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Flows of the traffic, told apart by their source port.
@@ -270,7 +272,9 @@ fn a_neighbour_that_dies_behind_a_bridge_is_found_out_and_avoided() {
     let (switch, far) = (Namespace::new("switch").unwrap(), Namespace::new("far").unwrap());
     veth(&lab.router, "upc", &switch, "p0").unwrap();
     veth(&switch, "p1", &far, "eth0").unwrap();
-    switch.ip_batch("link add br0 type bridge\nlink set p0 master br0\nlink set p1 master br0\nlink set br0 up\n").unwrap();
+    switch
+        .ip_batch("link add br0 type bridge\nlink set p0 master br0\nlink set p1 master br0\nlink set br0 up\n")
+        .unwrap();
     lab.router.add_address("upc", "10.78.1.1/24").unwrap();
     far.add_address("eth0", "10.78.1.2/24").unwrap();
     lab.router.sysctl("net/ipv4/neigh/upc/retrans_time_ms", "200").unwrap();
@@ -402,6 +406,10 @@ fn a_burst_to_an_unresolved_next_hop_loses_no_more_than_the_kernel() {
     for queue in ["212992", "20480"] {
         lab.router.sysctl("net/ipv4/neigh/upa/unres_qlen_bytes", queue).unwrap();
         let kernel = burst(&lab, PACKETS);
+        // The queue counts memory, and a veth with any XDP program has larger buffers.
+        let program = attach_xdp_pass(&lab.router, "lan").unwrap();
+        let with_xdp = burst(&lab, PACKETS);
+        drop(program);
         // Known until now: its MAC stays in use while it is asked for.
         let daemon = running(&node, &one);
         wait_for(&node, "probe/edge-a", "up", SECOND);
@@ -420,9 +428,11 @@ fn a_burst_to_an_unresolved_next_hop_loses_no_more_than_the_kernel() {
             })
             .map(|()| burst(&lab, PACKETS))
             .unwrap();
-        node.succeed(&["detach"]).unwrap();
-        println!("queue of {queue} bytes: of {PACKETS} arrive {kernel} by the kernel, {known} known before, {unknown} unknown");
-        assert!(known >= kernel && unknown >= kernel, "{kernel} {known} {unknown}");
+        node.succeed(&["detach", "--auto-approve"]).unwrap();
+        println!(
+            "queue of {queue} bytes: of {PACKETS} arrive {kernel} by the kernel, {with_xdp} with an XDP program that does nothing, {known} known before, {unknown} unknown"
+        );
+        assert!(known >= kernel && unknown >= with_xdp, "{kernel} {with_xdp} {known} {unknown}");
     }
 }
 
@@ -446,8 +456,13 @@ fn a_flapping_link_keeps_nobody_busy() {
         let flapping = scope.spawn(|| {
             let mut flaps = 0u32;
             while begun.elapsed() < 4 * SECOND {
+                // As fast as it goes, and as slow as every look sees another state.
                 lab.upstreams[0].namespace.ip_batch(&"link set eth0 down\nlink set eth0 up\n".repeat(10)).unwrap();
-                flaps += 10;
+                for up in [false, true, false, true] {
+                    lab.upstreams[0].namespace.set_up("eth0", up).unwrap();
+                    thread::sleep(25 * PACE);
+                }
+                flaps += 12;
             }
             stop.store(true, Ordering::Relaxed);
             flaps
@@ -518,7 +533,8 @@ fn what_is_left_of_a_group_keeps_its_flows_and_its_weights() {
         let flow = |flow: u32| {
             let source = IpAddr::from((0x0a00_0000 + flow).to_be_bytes());
             let packet = Packet::between(source, "198.51.100.9".parse().unwrap());
-            let frame = packet.macs(wayleave_tests::Mac::default(), wayleave_tests::Mac([2, 0, 0, 0, 0, 0])).udp(1, 2).frame();
+            let frame =
+                packet.macs(wayleave_tests::Mac::default(), wayleave_tests::Mac([2, 0, 0, 0, 0, 0])).udp(1, 2).frame();
             let decision = fib::decide(view.bytes(), &frame[..], &Reaches { down });
             let expected = if down.len() == ids.len() { Reason::AllDown } else { Reason::Forwarded };
             assert_eq!(decision.reason, expected);

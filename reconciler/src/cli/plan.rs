@@ -95,8 +95,10 @@ pub(crate) fn offline(directory: &Path, ids: &LiveIds) -> Result<Image, NodeErro
 
 fn write_json(plan: &Plan, runtime: Option<&Runtime>) -> anyhow::Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let written =
-        plan.write_json_with(runtime, &mut out).map_err(io::Error::from).and_then(|()| io::Write::write_all(&mut out, b"\n"));
+    let written = plan
+        .write_json_with(runtime, &mut out)
+        .map_err(io::Error::from)
+        .and_then(|()| io::Write::write_all(&mut out, b"\n"));
     match written.and_then(|()| io::Write::flush(&mut out)) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         Err(e) => {

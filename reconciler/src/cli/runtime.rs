@@ -148,7 +148,8 @@ impl NextHop {
 
 impl Group {
     fn words(&self) -> String {
-        let members: Vec<_> = self.members.iter().map(|m| format!("{} ×{} {}", m.next_hop, m.weight, m.state)).collect();
+        let members: Vec<_> =
+            self.members.iter().map(|m| format!("{} ×{} {}", m.next_hop, m.weight, m.state)).collect();
         let routes = match (self.routes, &self.first_route) {
             (1, Some(only)) => format!("route {only}"),
             (n, Some(first)) => format!("{n} routes, the first {first}"),

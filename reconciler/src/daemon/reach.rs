@@ -187,9 +187,6 @@ mod tests {
         assert_eq!(look(state, Some(vanished), Duration::ZERO), Standing::Kept(failed));
         assert_eq!(look(state, Some(failed), FAILED_GRACE), Standing::Down(Cause::NeighbourFailed));
         // The question that is asked meanwhile makes the entry incomplete.
-        assert_eq!(
-            look(Some(NeighbourState::Incomplete), Some(failed), FAILED_GRACE),
-            Standing::Down(Cause::NoAnswer)
-        );
+        assert_eq!(look(Some(NeighbourState::Incomplete), Some(failed), FAILED_GRACE), Standing::Down(Cause::NoAnswer));
     }
 }

@@ -189,7 +189,8 @@ impl Follower {
                 via: hop.via,
                 port: hop.port.to_owned(),
             });
-            self.live = Some(Live { map: generation.image.id(), hops: hops.collect(), locals: view.locals().collect() });
+            self.live =
+                Some(Live { map: generation.image.id(), hops: hops.collect(), locals: view.locals().collect() });
             self.hint(&facts, &devices)?;
             self.devices = Some(devices);
         } else {
