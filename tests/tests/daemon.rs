@@ -3,14 +3,12 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
-use wayleave_tests::{Mac, Packet, PacketSocket, Seen, TestNode, Topology, require_root_and_bpf};
+use wayleave_tests::{Daemon, Mac, Packet, PacketSocket, Seen, TestNode, Topology, require_root_and_bpf};
 
 const SECOND: Duration = Duration::from_secs(1);
 const BOUND: Duration = Duration::from_secs(5);
@@ -31,60 +29,6 @@ fn rules(upstream: char, remark: &str) -> String {
          up-{upstream}, via: 10.77.{number}.2, port: uplink-{upstream}}}\n  routes:\n    - {{prefix: 198.51.100.0/24, nextHops: \
          [{{name: up-{upstream}}}]}}\n"
     )
-}
-
-/// A running daemon, killed when the test ends early; its log goes to a file of the node.
-struct Daemon<'n> {
-    child: Child,
-    node: &'n TestNode<'n>,
-}
-
-impl<'n> Daemon<'n> {
-    /// Starts it and waits for its word that it is ready.
-    fn start(node: &'n TestNode<'n>) -> Self {
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = node.scratch().join(format!("notify-{number}"));
-        let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(2 * BOUND)).unwrap();
-        let log = fs::File::options().create(true).append(true).open(node.scratch().join("log")).unwrap();
-        let mut command = node.command(&["run"]).unwrap();
-        command.env("NOTIFY_SOCKET", &path).stdout(Stdio::null()).stderr(log);
-        let daemon = Self { child: command.spawn().unwrap(), node };
-        let mut buffer = [0; 256];
-        let length = socket.recv(&mut buffer).unwrap_or_else(|e| panic!("not ready: {e}\n{}", daemon.log()));
-        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        assert!(text.lines().any(|line| line == "READY=1"), "{text}");
-        daemon
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.node.scratch().join("log")).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Ends it by a signal; returns its exit code.
-    fn stop(mut self, signal: Signal) -> Option<i32> {
-        self.signal(signal);
-        let deadline = Instant::now() + BOUND;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(Instant::now() < deadline, "it does not stop: {}", self.log());
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Daemon<'_> {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Sends probes and says where they come out.

@@ -15,6 +15,7 @@ mod plan;
 pub mod report;
 mod rollback;
 mod run;
+mod runtime;
 mod schema;
 mod status;
 mod trace;

@@ -4,10 +4,12 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::node::{self, block_on, fail};
+use super::runtime::Runtime;
 use super::{Exit, Format, Global, note, print};
 use crate::compile::{Image, LiveIds, NodeFacts, compile};
 use crate::daemon::apply::propose;
 use crate::daemon::node::NodeError;
+use crate::daemon::state::State;
 use crate::plan::Plan;
 use crate::policy;
 use crate::source::{self, Limits};
@@ -33,13 +35,16 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let named = args.source.as_ref().or(args.to.as_ref());
-    let (plan, steps) = if args.from == Path::new("live") {
+    let (plan, steps, runtime) = if args.from == Path::new("live") {
         let node = node::load(global)?;
         let source = node::source(named, &node);
         match block_on(propose(&node, &source))? {
             Ok(proposal) => {
                 node::show(&proposal.diagnostics, &source);
-                (proposal.plan, proposal.steps)
+                let live = proposal.live()?;
+                let state = State::new(&node.config.state_dir);
+                let runtime = live.map(|live| Runtime::read(&node, &live, &state)).transpose()?;
+                (proposal.plan, proposal.steps, runtime.map(Runtime::troubled))
             }
             Err(error) => return fail(error, &source),
         }
@@ -54,7 +59,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         };
         let from = from.view()?;
         match offline(&to, &LiveIds::from_views([&from])) {
-            Ok(image) => (Plan::between(Some(&from), &image.view()?), Vec::new()),
+            Ok(image) => (Plan::between(Some(&from), &image.view()?), Vec::new(), None),
             Err(error) => return fail(error, &to),
         }
     };
@@ -67,8 +72,9 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
                     print(&format!("  {step}\n"))?;
                 }
             }
+            print(&runtime.as_ref().map(Runtime::beside_plan).unwrap_or_default())?;
         }
-        Format::Json => write_json(&plan)?,
+        Format::Json => write_json(&plan, runtime.as_ref())?,
     }
     let changes = !plan.is_empty() || !steps.is_empty();
     Ok(if args.detailed_exitcode && changes { Exit::Changes } else { Exit::Ok })
@@ -87,10 +93,12 @@ pub(crate) fn offline(directory: &Path, ids: &LiveIds) -> Result<Image, NodeErro
     }
 }
 
-fn write_json(plan: &Plan) -> anyhow::Result<()> {
+fn write_json(plan: &Plan, runtime: Option<&Runtime>) -> anyhow::Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let written =
-        plan.write_json(&mut out).map_err(io::Error::from).and_then(|()| io::Write::write_all(&mut out, b"\n"));
+    let written = plan
+        .write_json_with(runtime, &mut out)
+        .map_err(io::Error::from)
+        .and_then(|()| io::Write::write_all(&mut out, b"\n"));
     match written.and_then(|()| io::Write::flush(&mut out)) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         Err(e) => {

@@ -7,6 +7,7 @@ use fib::layout::Section;
 use serde_json::{Value, json};
 
 use super::node::{self, block_on};
+use super::runtime::Runtime;
 use super::{Exit, Format, Global, print};
 use crate::daemon::node::Node;
 use crate::daemon::state::State;
@@ -14,7 +15,6 @@ use crate::daemon::time::rfc3339;
 use crate::kernel::counters::{self, Count};
 use crate::kernel::link::{Link, XdpMode, links};
 use crate::kernel::observe::Observed;
-use crate::kernel::tables::Tables;
 
 /// Show what the kernel holds and how the node is doing
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let node = node::load(global)?;
     let links = block_on(links())??;
     let mut observed = node.observe()?;
-    let status = loop {
+    let (status, next_hops) = loop {
         let status = document(&node, &observed, &links)?;
         // An id could have passed to another object between the look at the image and the look at its counter.
         let now = node.observe()?;
@@ -38,17 +38,19 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     };
     match args.format {
         Format::Json => print(&format!("{status:#}\n"))?,
-        Format::Human => print(&human(&status))?,
+        Format::Human => print(&human(&status, &next_hops))?,
     }
     Ok(Exit::Ok)
 }
 
-fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<Value> {
+/// The status as JSON, and its next hops in words.
+fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<(Value, String)> {
     let state = State::new(&node.config.state_dir);
     let mut status = json!({
         "format_version": 1, "node": node.config.name, "state": "empty", "generation": null, "revision": null,
         "digest": null, "published": null, "routes": {"ipv4": 0, "ipv6": 0}, "services": 0, "filters": 0,
     });
+    let (mut any_down, mut words) = (false, String::new());
     if let Some(live) = &observed.live {
         let view = live.image.view()?;
         status["generation"] = live.number.into();
@@ -57,19 +59,17 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         status["published"] = rfc3339(view.created_unix_ms()).into();
         status["routes"] = json!({"ipv4": view.count(Section::V4Routes), "ipv6": view.count(Section::V6Routes)});
         status["image"] = json!({"bytes": view.bytes().len(), "capacity": live.image.capacity()});
-        let tables = Tables::open(&node.pins)?;
         let objects = counters::Objects::open(&node.pins)?;
-        let mut neighbours = Vec::new();
-        for hop in view.next_hops() {
-            let known = tables.reach(hop.id)?.up().is_some();
-            let mut row = json!({"next_hop": format!("{}/{}", hop.policy, hop.name), "via": hop.via,
-                "port": hop.port, "resolved": known});
+        let runtime = Runtime::read(node, &view, &state)?;
+        let mut next_hops = Vec::new();
+        for hop in &runtime.next_hops {
+            let mut row = serde_json::to_value(hop)?;
             if let Some(objects) = &objects {
                 count(&mut row, objects.next_hop(hop.id)?);
             }
-            neighbours.push(row);
+            next_hops.push(row);
         }
-        status["next_hops"] = neighbours.into();
+        status["next_hops"] = next_hops.into();
         let mut policies = Vec::new();
         for policy in view.policies() {
             let mut row = json!({"policy": policy.name, "file": policy.file, "line": policy.line});
@@ -79,11 +79,14 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
             policies.push(row);
         }
         status["policies"] = policies.into();
+        status["degraded_groups"] = serde_json::to_value(&runtime.degraded_groups)?;
+        any_down = runtime.is_down();
+        words = runtime.human();
     }
     let interfaces = interfaces(node, observed, links);
     let attached = interfaces.iter().all(|i| i["attached"] == true);
     if observed.live.is_some() {
-        status["state"] = if attached { "forwarding" } else { "degraded" }.into();
+        status["state"] = if attached && !any_down { "forwarding" } else { "degraded" }.into();
     }
     status["interfaces"] = interfaces.into();
     status["retained"] = observed.retained.iter().map(|g| g.number).collect::<Vec<_>>().into();
@@ -94,6 +97,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
     status["health"] = match (observed.live.is_some(), attached, unresolved) {
         (false, ..) => "no-generation",
         (_, false, _) => "port-not-attached",
+        _ if any_down => "next-hop-down",
         (_, _, true) => "next-hop-unresolved",
         _ => "ok",
     }
@@ -109,7 +113,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
             .collect();
         status["counters"] = counters.into();
     }
-    Ok(status)
+    Ok((status, words))
 }
 
 fn count(row: &mut Value, count: Count) {
@@ -171,7 +175,7 @@ fn verdict(verdict: Verdict) -> &'static str {
     }
 }
 
-fn human(status: &Value) -> String {
+fn human(status: &Value, next_hops: &str) -> String {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let mut out = format!("node {}: {}\n", text(&status["node"]), text(&status["state"]));
@@ -204,15 +208,7 @@ fn human(status: &Value) -> String {
             text(&interface["device"])
         );
     }
-    for hop in list(&status["next_hops"]).iter().filter(|h| h["resolved"] == false).take(10) {
-        let _ = writeln!(
-            out,
-            "  unresolved  {} via {} on port {}",
-            text(&hop["next_hop"]),
-            text(&hop["via"]),
-            text(&hop["port"])
-        );
-    }
+    out.push_str(next_hops);
     for counter in list(&status["counters"]) {
         let _ = writeln!(
             out,

@@ -50,6 +50,11 @@ impl Proposal {
         self.observed.live_number()
     }
 
+    /// The image that was live when the proposal was made.
+    pub fn live(&self) -> Result<Option<View<'_>>, NodeError> {
+        Ok(self.observed.live.as_ref().map(|live| live.image.view()).transpose()?)
+    }
+
     /// The desired image.
     pub fn desired(&self) -> Result<View<'_>, NodeError> {
         Ok(self.image.view()?)

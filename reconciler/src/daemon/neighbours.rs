@@ -9,6 +9,7 @@ use fib::{Ingress, Neighbour, Reach};
 
 use crate::compile::View;
 use crate::compile::view::NextHopView;
+use crate::kernel::KernelError;
 use crate::kernel::link::Link;
 use crate::kernel::neighbour::{self, NeighbourError, neighbours};
 use crate::kernel::tables::{Egress, Tables};
@@ -18,14 +19,12 @@ use super::node::{Facts, NodeError};
 /// How long publishing waits for neighbours that have not answered yet.
 const RESOLVE_WAIT: Duration = Duration::from_millis(500);
 
-/// A next hop whose neighbour is not known.
+/// A next hop that cannot be sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unresolved {
     pub next_hop: String,
     pub via: IpAddr,
     pub port: String,
-    /// Known until now.
-    pub lost: bool,
 }
 
 /// Writes the devices of the image's ports.
@@ -52,92 +51,69 @@ pub fn write_devices(tables: &mut Tables, view: &View<'_>, facts: &Facts) -> Res
     Ok(())
 }
 
-/// Resolves next hops that the live image does not have, together, and writes what is known of all. An unknown
-/// neighbour's entry is emptied: the program then asks the kernel's own tables. A live next hop that does not answer is
-/// not waited for again with every publish.
+/// Resolves next hops that the live image does not have, together, and writes what is known of all. A new next hop that does
+/// not answer is unknown: the program asks the kernel's own tables. One that is live and does not is not waited for again
+/// with every publish and stays what it was: whether it is down is [`super::runtime`]'s to say.
 pub async fn write_neighbours(
     tables: &mut Tables,
     view: &View<'_>,
     live: Option<&View<'_>>,
     facts: &Facts,
 ) -> Result<Vec<Unresolved>, NodeError> {
-    let mut known = known().await?;
     let old: BTreeSet<u32> = live.into_iter().flat_map(View::next_hops).map(|hop| hop.id).collect();
     let new = hops(view, facts).filter(|(hop, _)| !old.contains(&hop.id));
-    let missing: Vec<_> = new.map(|(hop, link)| (link.index, hop.via)).collect();
-    resolve_missing(&mut known, missing).await;
-    write_known(tables, view, facts, &known)
+    let mut missing: BTreeSet<Key> = new.map(|(hop, link)| (link.index, hop.via)).collect();
+    let known = known().await?;
+    missing.retain(|key| !known.contains_key(key));
+    resolve_all(missing).await;
+    // After the wait: what was read before it is old.
+    let known = self::known().await?;
+    let mut unresolved = Vec::new();
+    for (hop, link) in hops(view, facts) {
+        let before = tables.reach(hop.id)?;
+        let reach = match known.get(&(link.index, hop.via)) {
+            Some(_) if !(link.up && link.carrier) && old.contains(&hop.id) => before,
+            Some(destination) => Reach::Up(neighbour(link, mac(*destination))),
+            None if old.contains(&hop.id) => before,
+            None => Reach::Unknown,
+        };
+        if reach.up().is_none() {
+            let next_hop = format!("{}/{}", hop.policy, hop.name);
+            unresolved.push(Unresolved { next_hop, via: hop.via, port: hop.port.to_owned() });
+        }
+        write(tables, hop.id, &before, &reach)?;
+    }
+    Ok(unresolved)
 }
 
-/// Writes what the kernel knows now, without asking anybody.
-pub async fn refresh_neighbours(
-    tables: &mut Tables,
-    view: &View<'_>,
-    facts: &Facts,
-) -> Result<Vec<Unresolved>, NodeError> {
-    write_known(tables, view, facts, &known().await?)
+/// Writes what packets to a next hop are to meet. Equal words are not written: readers on other CPUs keep the cache line.
+pub fn write(tables: &mut Tables, id: u32, before: &Reach, reach: &Reach) -> Result<(), KernelError> {
+    if before == reach { Ok(()) } else { tables.set_reach(id, reach) }
 }
 
-/// Asks for every next hop again: the kernel checks stale entries in the background, and unknown ones get their chance.
-/// Packets that XDP forwards do not keep the kernel's entries fresh by themselves.
-pub async fn revalidate(tables: &mut Tables, view: &View<'_>, facts: &Facts) -> Result<Vec<Unresolved>, NodeError> {
-    let all: BTreeSet<Key> = hops(view, facts).map(|(hop, link)| (link.index, hop.via)).collect();
-    resolve_all(all).await;
-    refresh_neighbours(tables, view, facts).await
+/// How frames reach the neighbour with this MAC through a device.
+pub fn neighbour(link: &Link, destination: u64) -> Neighbour {
+    Neighbour {
+        destination,
+        source: mac(link.mac.unwrap_or_default()),
+        mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+        tags: Tags::default(),
+        one_buffer: true,
+    }
 }
 
 /// Device and address of a neighbour.
-type Key = (u32, IpAddr);
+pub type Key = (u32, IpAddr);
 
 /// The next hops whose port has a device on this node.
 fn hops<'v>(view: &'v View<'_>, facts: &'v Facts) -> impl Iterator<Item = (NextHopView<'v>, &'v Link)> {
     view.next_hops().filter_map(|hop| facts.ports.iter().find(|(p, _)| p.port == hop.port).map(|(_, link)| (hop, link)))
 }
 
-fn write_known(
-    tables: &mut Tables,
-    view: &View<'_>,
-    facts: &Facts,
-    known: &BTreeMap<Key, [u8; 6]>,
-) -> Result<Vec<Unresolved>, NodeError> {
-    let mut unresolved = Vec::new();
-    for (hop, link) in hops(view, facts) {
-        let reach = known.get(&(link.index, hop.via)).map_or(Reach::Unknown, |destination| {
-            Reach::Up(Neighbour {
-                destination: mac(*destination),
-                source: mac(link.mac.unwrap_or_default()),
-                mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
-                tags: Tags::default(),
-                one_buffer: true,
-            })
-        });
-        let before = tables.reach(hop.id)?;
-        if reach.up().is_none() {
-            let next_hop = format!("{}/{}", hop.policy, hop.name);
-            let lost = before.up().is_some();
-            unresolved.push(Unresolved { next_hop, via: hop.via, port: hop.port.to_owned(), lost });
-        }
-        // Equal words are not written: readers on other CPUs keep the cache line.
-        if before != reach {
-            tables.set_reach(hop.id, &reach)?;
-        }
-    }
-    Ok(unresolved)
-}
-
-async fn resolve_missing(known: &mut BTreeMap<Key, [u8; 6]>, keys: Vec<Key>) {
-    let missing: BTreeSet<Key> = keys.into_iter().filter(|key| !known.contains_key(key)).collect();
-    known.extend(resolve_all(missing).await);
-}
-
-/// Asks for all of `keys` at once, within one wait. Who does not answer is not in the result.
-async fn resolve_all(keys: BTreeSet<Key>) -> BTreeMap<Key, [u8; 6]> {
-    match neighbour::resolve_all(keys, RESOLVE_WAIT).await {
-        Ok(found) => found,
-        Err(error) => {
-            tracing::debug!(%error, "neighbours were not asked for");
-            BTreeMap::new()
-        }
+/// Asks for all of `keys` at once, within one wait.
+async fn resolve_all(keys: BTreeSet<Key>) {
+    if let Err(error) = neighbour::resolve_all(keys, RESOLVE_WAIT).await {
+        tracing::debug!(%error, "neighbours were not asked for");
     }
 }
 
@@ -148,6 +124,6 @@ async fn known() -> Result<BTreeMap<Key, [u8; 6]>, NeighbourError> {
 }
 
 /// Six bytes as `fib::Neighbour` holds them: the first byte lowest.
-fn mac(bytes: [u8; 6]) -> u64 {
+pub fn mac(bytes: [u8; 6]) -> u64 {
     bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }

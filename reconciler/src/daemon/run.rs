@@ -3,30 +3,22 @@
 //! Level-triggered: events only say when to look; each look reads everything anew. When the daemon stops or dies, the
 //! live generation goes on forwarding.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::kernel::tables::Tables;
-use crate::kernel::watch::{Event, Watch};
 use crate::policy::Severity;
 use crate::reconcile::{Outcome, Schedule};
 
 use super::apply::{Applied, Proposal, apply, propose_degraded, summary};
-use super::neighbours;
 use super::node::{Node, NodeError, unix_ms};
+use super::runtime::Runtime;
 use super::state::{Attempt, State, Sync};
-
-/// Pause between a change on the wire and its entry in the neighbour table, so that bursts are taken together.
-const NETLINK_SETTLE: Duration = Duration::from_millis(20);
-
-/// How often every next hop is asked for again: half of the shortest time that the kernel believes an answer
-/// (`base_reachable_time` is 30 s, drawn between half and one and a half of it).
-const REVALIDATE: Duration = Duration::from_secs(7);
 
 /// Runs until SIGTERM or SIGINT. SIGHUP looks at once.
 pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
@@ -35,40 +27,30 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(signal_error)?;
 
-    let mut changes = Watch::open()?;
     let (hints, mut hinted) = mpsc::channel::<()>(1);
+    let mut runtime = Runtime::start(node, hints.clone())?;
     let mut files = FileWatch::new(source, hints);
     let mut schedule = Schedule::new(node.config.settle, node.config.rescan_interval, Instant::now());
     let state = State::new(&node.config.state_dir);
-    let mut daemon = Daemon { node, source, state, link_changed: false, last: None };
-    let mut refresh_at: Option<Instant> = None;
+    let mut daemon = Daemon { node, source, state, last: None };
     let mut ready = false;
-    let mut revalidate = tokio::time::interval(REVALIDATE);
 
     loop {
-        let refresh = refresh_at.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
         tokio::select! {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => schedule.hint(Instant::now()),
             Some(()) = hinted.recv() => schedule.hint(Instant::now()),
-            changed = changes.next() => {
-                daemon.link_changed |= matches!(changed?, Event::Link(_) | Event::Lost);
-                refresh_at.get_or_insert(Instant::now() + NETLINK_SETTLE);
-            }
-            _ = revalidate.tick() => daemon.revalidate().await,
-            () = tokio::time::sleep_until(refresh.into()) => {
-                refresh_at = None;
-                let link_changed = std::mem::take(&mut daemon.link_changed);
-                if daemon.refresh(link_changed).await {
-                    schedule.hint(Instant::now());
-                }
-            }
+            error = runtime.ended() => return Err(error.unwrap_or_else(|| NodeError::State {
+                path: PathBuf::from("threads"),
+                source: io::Error::other("the thread that follows links and neighbours panicked"),
+            })),
             () = tokio::time::sleep_until(schedule.next().into()) => {
                 schedule.looking();
                 files.renew();
                 let outcome = daemon.look().await;
+                runtime.wake();
                 schedule.finished(outcome, Instant::now());
                 if !ready {
                     ready = true;
@@ -93,8 +75,6 @@ struct Daemon<'a> {
     node: &'a Node,
     source: &'a Path,
     state: State,
-    /// A device has changed since the last refresh.
-    link_changed: bool,
     /// How the last look ended, to log changes of it.
     last: Option<Sync>,
 }
@@ -178,57 +158,10 @@ impl Daemon<'_> {
         }
         Ok(applied)
     }
-
-    /// Brings ports and neighbours up to date; says whether devices or addresses changed so that rules must.
-    async fn refresh(&self, link_changed: bool) -> bool {
-        match self.try_refresh(link_changed).await {
-            Ok(again) => again,
-            Err(error) => {
-                tracing::warn!(error = %chain(&error), "neighbours were not refreshed");
-                true
-            }
-        }
-    }
-
-    /// Asks for every next hop again, so that entries which only XDP uses stay fresh.
-    async fn revalidate(&self) {
-        if let Err(error) = self.try_revalidate().await {
-            tracing::warn!(error = %chain(&error), "next hops were not asked for");
-        }
-    }
-
-    async fn try_revalidate(&self) -> Result<(), NodeError> {
-        let observed = self.node.observe()?;
-        let Some(live) = &observed.live else { return Ok(()) };
-        let facts = self.node.facts().await?;
-        neighbours::revalidate(&mut Tables::open(&self.node.pins)?, &live.image.view()?, &facts).await?;
-        Ok(())
-    }
-
-    async fn try_refresh(&self, link_changed: bool) -> Result<bool, NodeError> {
-        let observed = self.node.observe()?;
-        let Some(live) = &observed.live else { return Ok(true) };
-        let facts = self.node.facts().await?;
-        let view = live.image.view()?;
-        let mut tables = Tables::open(&self.node.pins)?;
-        neighbours::write_devices(&mut tables, &view, &facts)?;
-        let unresolved = neighbours::refresh_neighbours(&mut tables, &view, &facts).await?;
-        // A link that went down or got another MAC has taken its neighbours with it, and no packet asks for them again.
-        // Only for what was known or may have become reachable: asking makes events, too.
-        if unresolved.iter().any(|next_hop| next_hop.lost || link_changed) {
-            neighbours::revalidate(&mut tables, &view, &facts).await?;
-        }
-        let locals: Vec<_> = view.locals().collect();
-        let moved = facts
-            .ports
-            .iter()
-            .any(|(port, _)| !observed.links.iter().any(|link| link.port == port.port && link.device == port.index));
-        Ok(moved || locals != facts.node.local_addresses)
-    }
 }
 
 /// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

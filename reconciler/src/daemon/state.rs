@@ -34,6 +34,20 @@ pub struct Attempt {
     pub unresolved: Vec<String>,
 }
 
+/// What the daemon says of a next hop: since when it is what it is, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NextHopRecord {
+    pub id: u32,
+    /// `policy/name`.
+    pub next_hop: String,
+    pub via: std::net::IpAddr,
+    /// `up`, `down` or `unknown`, as [`super::reach::word`] says it.
+    pub state: String,
+    pub since_unix_ms: u64,
+    /// Of one that is down.
+    pub why: Option<String>,
+}
+
 /// A source state that an operator rolled back from.
 ///
 /// A source is the same while either says so: a comment beside the policies makes another revision, and another address of
@@ -73,6 +87,32 @@ impl State {
         serde_json::from_slice(&std::fs::read(self.directory.join("attempt.json")).ok()?).ok()
     }
 
+    /// Records what the daemon last said of the next hops. Written often when links flap, so not forced to the disk: the
+    /// truth is in the kernel, and this only says since when and why.
+    pub fn set_next_hops(&self, next_hops: &[NextHopRecord]) -> io::Result<()> {
+        let new = self.write_beside("next-hops.json", &serde_json::to_vec(&json!({ "next_hops": next_hops }))?)?.1;
+        std::fs::rename(new, self.directory.join("next-hops.json"))
+    }
+
+    /// What the daemon last said of the next hops; nothing where it never did.
+    pub fn next_hops(&self) -> Vec<NextHopRecord> {
+        let read = || -> Option<Value> {
+            serde_json::from_slice(&std::fs::read(self.directory.join("next-hops.json")).ok()?).ok()
+        };
+        let value = read().unwrap_or_default();
+        let record = |entry: &Value| {
+            Some(NextHopRecord {
+                id: u32::try_from(entry["id"].as_u64()?).ok()?,
+                next_hop: entry["next_hop"].as_str()?.to_owned(),
+                via: entry["via"].as_str()?.parse().ok()?,
+                state: entry["state"].as_str()?.to_owned(),
+                since_unix_ms: entry["since_unix_ms"].as_u64()?,
+                why: entry["why"].as_str().map(str::to_owned),
+            })
+        };
+        value["next_hops"].as_array().into_iter().flatten().filter_map(record).collect()
+    }
+
     /// Sets a source state aside: `run` does not apply it until another one comes. What was set aside before stays so, or a
     /// second rollback would bring back what the first one took away.
     pub fn quarantine(&self, aside: SetAside) -> io::Result<()> {
@@ -109,12 +149,17 @@ impl State {
 
     /// Writes a file beside the old one and renames it: a reader sees the old or the new, whole.
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let (file, new) = self.write_beside(name, bytes)?;
+        file.sync_data()?;
+        std::fs::rename(&new, self.directory.join(name))
+    }
+
+    fn write_beside(&self, name: &str, bytes: &[u8]) -> io::Result<(std::fs::File, PathBuf)> {
         std::fs::create_dir_all(&self.directory)?;
         let new = self.directory.join(format!(".{name}.new"));
         let mut file = std::fs::File::create(&new)?;
         file.write_all(bytes)?;
-        file.sync_data()?;
-        std::fs::rename(&new, self.directory.join(name))
+        Ok((file, new))
     }
 }
 

@@ -11,10 +11,12 @@ use std::net::IpAddr;
 use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use tokio::time::{Instant, timeout_at};
 
 use super::watch::{Event, Watch};
@@ -81,6 +83,11 @@ impl Neighbour {
         }
     }
 
+    /// Whether the kernel learned it by asking, so that it can be asked again.
+    pub fn is_learned(&self) -> bool {
+        matches!(self.state, NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay)
+    }
+
     /// `None` for what is not an ARP or ND entry, such as a bridge's forwarding table.
     pub(super) fn from_message(message: &NeighbourMessage) -> Option<Self> {
         let mut ip = None;
@@ -100,6 +107,35 @@ impl Neighbour {
 /// Lists the ARP and ND entries, ordered by interface and address.
 pub async fn neighbours() -> Result<Vec<Neighbour>, NeighbourError> {
     list(&connect()?).await
+}
+
+/// What the kernel is to do about a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Find its MAC, as for a packet to it.
+    Resolve,
+    /// Check now that it still answers. Its MAC stays in use meanwhile; when `ucast_solicit` requests, `retrans_time`
+    /// apart (three, a second apart, where nobody changed that), stay without an answer, the entry becomes `Failed`.
+    Probe,
+}
+
+/// Has the kernel ask neighbours (interface and address), and waits for none: what it learns comes by [`Watch`]. Those
+/// that cannot be asked are left out; their interface may just have gone.
+pub async fn ask_all(questions: &[(u32, IpAddr, Question)]) -> Result<(), NeighbourError> {
+    if questions.is_empty() {
+        return Ok(());
+    }
+    let handle = connect()?;
+    for &(ifindex, ip, question) in questions {
+        let asked = match question {
+            Question::Resolve => ask(&handle, ifindex, ip).await,
+            Question::Probe => probe(&handle, ifindex, ip).await,
+        };
+        if let Err(error) = asked {
+            tracing::debug!(%error, ?question, "not asked");
+        }
+    }
+    Ok(())
 }
 
 /// Has the kernel ask for `ip` on the interface until it knows a MAC, for at most `timeout`.
@@ -221,6 +257,32 @@ async fn answered(
 async fn ask(handle: &rtnetlink::Handle, ifindex: u32, ip: IpAddr) -> Result<(), NeighbourError> {
     let request = handle.neighbours().add(ifindex, ip).state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
     request.execute().await.map_err(|source| NeighbourError::Ask { ifindex, ip, source })
+}
+
+/// `ip neigh change … nud probe` without its right to override: neither the MAC nor a router's flag changes by it, and an
+/// entry that is gone is not made again.
+async fn probe(handle: &rtnetlink::Handle, ifindex: u32, ip: IpAddr) -> Result<(), NeighbourError> {
+    let mut message = NeighbourMessage::default();
+    let (family, address) = match ip {
+        IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+        IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+    };
+    message.header.family = family;
+    message.header.ifindex = ifindex;
+    message.header.state = NeighbourState::Probe;
+    message.attributes.push(NeighbourAttribute::Destination(address));
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewNeighbour(message));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    let refused = |source| NeighbourError::Ask { ifindex, ip, source };
+    let mut answers = pin!(handle.clone().request(request).map_err(refused)?);
+    while let Some(answer) = answers.next().await {
+        if let NetlinkPayload::Error(error) = answer.payload
+            && error.code.is_some()
+        {
+            return Err(refused(rtnetlink::Error::NetlinkError(error)));
+        }
+    }
+    Ok(())
 }
 
 async fn list(handle: &rtnetlink::Handle) -> Result<Vec<Neighbour>, NeighbourError> {

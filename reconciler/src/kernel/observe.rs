@@ -113,6 +113,23 @@ pub fn observe(pins: &Pins) -> Result<Observed, KernelError> {
     Ok(observed)
 }
 
+/// The live generation alone, for those that look often. `None`: nothing is live.
+pub fn live(pins: &Pins) -> Result<Option<Generation>, KernelError> {
+    let mut live = None;
+    if !pins.exist() {
+        return Ok(None);
+    }
+    for bits in pins.classes()? {
+        let Some(generations) = sys::pinned(&pins.generations(bits))? else { continue };
+        if let Some(id) = sys::slot(generations.as_fd(), LIVE)?
+            && live.replace(id).is_some()
+        {
+            return Ok(observe(pins)?.live);
+        }
+    }
+    live.map(|id| open(pins, id)).transpose()
+}
+
 /// Opens a slot's image, by its pin where it has one.
 fn open(pins: &Pins, id: u32) -> Result<Generation, KernelError> {
     for number in pins.generation_numbers()?.into_iter().rev() {

@@ -110,6 +110,11 @@ fn grouped(number: u128) -> String {
 impl Plan {
     /// Writes the plan as one JSON document, change by change: a plan of a million changes needs no second copy.
     pub fn write_json(&self, to: impl io::Write) -> serde_json::Result<()> {
+        self.write_json_with(None::<&()>, to)
+    }
+
+    /// As [`Self::write_json`], with the node's state beside it, which is no part of the plan.
+    pub fn write_json_with(&self, runtime: Option<&impl Serialize>, to: impl io::Write) -> serde_json::Result<()> {
         let side = |side: &super::Side| SideJson {
             generation: (side.generation != 0).then_some(side.generation),
             revision: side.revision.clone(),
@@ -122,19 +127,22 @@ impl Plan {
             changes: ChangesJson(&self.changes),
             summary: self.summary,
             effect: (&self.effect).into(),
+            runtime,
         };
         serde_json::to_writer(to, &document)
     }
 }
 
 #[derive(Serialize)]
-struct PlanJson<'p> {
+struct PlanJson<'p, R: Serialize> {
     format_version: u32,
     from: Option<SideJson>,
     to: SideJson,
     changes: ChangesJson<'p>,
     summary: Summary,
     effect: EffectJson,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runtime: Option<&'p R>,
 }
 
 #[derive(Serialize)]

@@ -1,0 +1,189 @@
+//! The live generation's next hops as they are now: for `status`, and beside a plan.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::compile::View;
+use crate::compile::view::RouteAction;
+use crate::daemon::node::{Node, NodeError};
+use crate::daemon::reach::word;
+use crate::daemon::state::State;
+use crate::daemon::time::rfc3339;
+use crate::kernel::tables::Tables;
+
+/// Next hops named in the human form before the rest folds into a count.
+const SHOWN_MAX: usize = 10;
+
+/// Read from the kernel's neighbour table; the daemon's file only adds since when and why.
+#[derive(Debug, Serialize)]
+pub(super) struct Runtime {
+    pub next_hops: Vec<NextHop>,
+    /// Groups that have lost weight.
+    pub degraded_groups: Vec<Group>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct NextHop {
+    #[serde(skip)]
+    pub id: u32,
+    /// `policy/name`.
+    next_hop: String,
+    via: IpAddr,
+    port: String,
+    /// `null`: the node's configuration does not name the port.
+    device: Option<String>,
+    /// `up`, `down` or `unknown`.
+    state: &'static str,
+    /// Since when it is that; `null` where no daemon has seen it become so.
+    since: Option<String>,
+    why: Option<String>,
+    resolved: bool,
+}
+
+/// A next-hop group some of whose weight is down.
+#[derive(Debug, Serialize)]
+pub(super) struct Group {
+    members: Vec<Member>,
+    weight: u32,
+    weight_down: u32,
+    on_all_down: &'static str,
+    /// Routes that use it, and the first of them.
+    routes: usize,
+    first_route: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Member {
+    next_hop: String,
+    weight: u32,
+    state: &'static str,
+}
+
+impl Runtime {
+    pub(super) fn read(node: &Node, view: &View<'_>, state: &State) -> Result<Self, NodeError> {
+        let tables = Tables::open(&node.pins)?;
+        let records: BTreeMap<u32, _> = state.next_hops().into_iter().map(|record| (record.id, record)).collect();
+        let mut next_hops = Vec::new();
+        for hop in view.next_hops() {
+            let reach = tables.reach(hop.id)?;
+            let state = word(&reach);
+            // An id that another next hop had, or a state that the kernel no longer holds, says nothing.
+            let record = records.get(&hop.id).filter(|record| record.via == hop.via && record.state == state);
+            next_hops.push(NextHop {
+                id: hop.id,
+                next_hop: format!("{}/{}", hop.policy, hop.name),
+                via: hop.via,
+                port: hop.port.to_owned(),
+                device: node.config.ports.get(hop.port).map(|port| port.device.clone()),
+                state,
+                since: record.map(|record| rfc3339(record.since_unix_ms)),
+                why: record.and_then(|record| record.why.clone()),
+                resolved: reach.up().is_some(),
+            });
+        }
+        let degraded_groups = groups(view, &next_hops);
+        Ok(Self { next_hops, degraded_groups })
+    }
+
+    /// Without those of which nothing has to be said.
+    pub(super) fn troubled(mut self) -> Self {
+        self.next_hops.retain(|hop| hop.state != "up");
+        self
+    }
+
+    pub(super) fn is_down(&self) -> bool {
+        self.next_hops.iter().any(|hop| hop.state == "down")
+    }
+
+    /// Lines of `status`.
+    pub(super) fn human(&self) -> String {
+        let count = |state: &str| self.next_hops.iter().filter(|hop| hop.state == state).count();
+        let mut out =
+            format!("  next hops   {} up, {} down, {} unknown\n", count("up"), count("down"), count("unknown"));
+        let all = self.next_hops.len() <= SHOWN_MAX;
+        for hop in self.next_hops.iter().filter(|hop| all || hop.state != "up").take(SHOWN_MAX) {
+            let device = hop.device.as_ref().map(|device| format!(" ({device})")).unwrap_or_default();
+            let _ = writeln!(
+                out,
+                "              {} via {} on port {}{device}: {}",
+                hop.next_hop,
+                hop.via,
+                hop.port,
+                hop.standing()
+            );
+        }
+        for group in self.degraded_groups.iter().take(SHOWN_MAX) {
+            let _ = writeln!(out, "  degraded    {}", group.words());
+        }
+        out
+    }
+
+    /// What stands below a plan; empty where nothing is down.
+    pub(super) fn beside_plan(&self) -> String {
+        let mut out = String::new();
+        let down: Vec<_> = self.next_hops.iter().filter(|hop| hop.state == "down").collect();
+        for hop in down.iter().take(SHOWN_MAX) {
+            let _ = writeln!(out, "  next hop {} is {}", hop.next_hop, hop.standing());
+        }
+        if let Some(folded) = down.len().checked_sub(SHOWN_MAX).filter(|&folded| folded > 0) {
+            let _ = writeln!(out, "  … and {folded} more next hops are down; --format json lists all");
+        }
+        for group in self.degraded_groups.iter().take(SHOWN_MAX) {
+            let _ = writeln!(out, "  {}", group.words());
+        }
+        if out.is_empty() { out } else { format!("\nRuntime (not part of the plan):\n{out}") }
+    }
+}
+
+impl NextHop {
+    fn standing(&self) -> String {
+        let since = self.since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
+        let why = self.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        format!("{}{since}{why}", self.state)
+    }
+}
+
+impl Group {
+    fn words(&self) -> String {
+        let members: Vec<_> =
+            self.members.iter().map(|m| format!("{} ×{} {}", m.next_hop, m.weight, m.state)).collect();
+        let routes = match (self.routes, &self.first_route) {
+            (1, Some(only)) => format!("route {only}"),
+            (n, Some(first)) => format!("{n} routes, the first {first}"),
+            (_, None) => "no route".to_owned(),
+        };
+        let then = match self.weight == self.weight_down {
+            true => format!("; on-all-down {}", self.on_all_down),
+            false => String::new(),
+        };
+        format!("{} of {} weight down for {routes}: {}{then}", self.weight_down, self.weight, members.join(", "))
+    }
+}
+
+fn groups(view: &View<'_>, next_hops: &[NextHop]) -> Vec<Group> {
+    let states: BTreeMap<u32, &NextHop> = next_hops.iter().map(|hop| (hop.id, hop)).collect();
+    if next_hops.iter().all(|hop| hop.state != "down") {
+        return Vec::new();
+    }
+    let mut groups: BTreeMap<u32, Group> = BTreeMap::new();
+    for route in view.routes_v4().chain(view.routes_v6()) {
+        let RouteAction::Forward { group: number } = route.action else { continue };
+        let group = groups.entry(number).or_insert_with(|| {
+            let member = |m: crate::compile::view::MemberView<'_>| {
+                let hop = states.get(&m.next_hop.id)?;
+                Some(Member { next_hop: hop.next_hop.clone(), weight: m.weight, state: hop.state })
+            };
+            let members: Vec<_> = view.members(number).filter_map(member).collect();
+            let sum = |down: bool| members.iter().filter(|m| !down || m.state == "down").map(|m| m.weight).sum();
+            let (weight, weight_down) = (sum(false), sum(true));
+            let on_all_down = view.on_all_down(number).as_str();
+            let first_route = Some(route.prefix.to_string());
+            Group { weight, weight_down, members, on_all_down, routes: 0, first_route }
+        });
+        group.routes += 1;
+    }
+    groups.into_values().filter(|group| group.weight_down > 0).collect()
+}

@@ -1,0 +1,375 @@
+//! Runtime state: which next hops are up, kept in the kernel's neighbour table beside the generation.
+//!
+//! It follows links and neighbours in a thread of its own, so that a look at a large source delays nothing here. Level-triggered:
+//! an event only says when to look, and each look reads links and neighbours anew. Events that come close together are taken
+//! together, so a flapping link costs at most one look each [`SETTLE`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fib::Reach;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::kernel::link::Link;
+use crate::kernel::neighbour::{Neighbour, Question, ask_all, neighbours};
+use crate::kernel::observe;
+use crate::kernel::tables::Tables;
+use crate::kernel::watch::Watch;
+use crate::reconcile::PortDevice;
+
+use super::neighbours::{Key, mac, neighbour, write, write_devices};
+use super::node::{Facts, Node, NodeError, unix_ms};
+use super::reach::{Cause, Signs, Standing, judge, word};
+use super::run::chain;
+use super::state::{NextHopRecord, State};
+
+/// Pause between an event and the look that it asks for, and so the least time between two looks.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// How often a neighbour that is up is asked whether it still is: one unicast request and its answer for each next hop. With the
+/// kernel's three probes, a second apart, a neighbour that died behind a link that stays up is found out after at most
+/// eight seconds. Left to itself, the kernel believes an answer for up to 45 s, and asks only when it sends by itself.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// How often one that is not known is asked for. The kernel sends three requests a second apart for each question.
+const RESOLVE_EVERY: Duration = Duration::from_secs(2);
+
+/// How often the live generation's number is read, so that what another process published is followed.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// Transitions of one next hop are logged this often at most.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// The thread, seen from the daemon's own.
+pub struct Runtime {
+    wake: Arc<Notify>,
+    ended: oneshot::Receiver<NodeError>,
+}
+
+impl Runtime {
+    /// Starts it in the network namespace of the calling thread; it ends with the process. `hints` hears when devices or
+    /// addresses have changed so that rules must.
+    pub fn start(node: &Node, hints: mpsc::Sender<()>) -> Result<Self, NodeError> {
+        let wake = Arc::new(Notify::new());
+        let (end, ended) = oneshot::channel();
+        let node = Node::new(node.config.clone());
+        let woken = Arc::clone(&wake);
+        let failed = |source| NodeError::State { path: "threads".into(), source };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let follow = move || {
+            let Err(error) = runtime.block_on(Follower::new(node, hints).follow(&woken));
+            // Nobody listens any more when the daemon is about to end.
+            let _ = end.send(error);
+        };
+        thread::Builder::new().name("runtime".to_owned()).spawn(follow).map_err(failed)?;
+        Ok(Self { wake, ended })
+    }
+
+    /// Asks for a look now: another generation may be live.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Waits for the error that ended the thread; `None` when it panicked.
+    pub async fn ended(&mut self) -> Option<NodeError> {
+        (&mut self.ended).await.ok()
+    }
+}
+
+/// What of the live generation is needed for every look, read once.
+#[derive(Debug)]
+struct Live {
+    /// Of its map: another generation has another.
+    map: u32,
+    hops: Vec<Hop>,
+    locals: Vec<IpAddr>,
+}
+
+#[derive(Debug)]
+struct Hop {
+    id: u32,
+    /// `policy/name`.
+    name: String,
+    via: IpAddr,
+    port: String,
+}
+
+/// What is remembered of a next hop between looks.
+#[derive(Debug)]
+struct Memory {
+    state: &'static str,
+    cause: Option<Cause>,
+    since_unix_ms: u64,
+    why: Option<String>,
+    kept_until: Option<Instant>,
+    logged: Option<Instant>,
+}
+
+/// What of the node's devices decides about ports and rules: everything but whether their links are up.
+type Devices = Vec<(PortDevice, Link)>;
+
+struct Follower {
+    node: Node,
+    state: State,
+    hints: mpsc::Sender<()>,
+    live: Option<Live>,
+    /// What `write_devices` last wrote.
+    devices: Option<Devices>,
+    /// The facts that the rules were last hinted at for.
+    hinted: Option<(Devices, Vec<IpAddr>)>,
+    memory: BTreeMap<u32, Memory>,
+    asked: BTreeMap<Key, Instant>,
+}
+
+impl Follower {
+    fn new(node: Node, hints: mpsc::Sender<()>) -> Self {
+        let state = State::new(&node.config.state_dir);
+        // Since when and why survive a restart where the state itself has not changed meanwhile.
+        let memory = state.next_hops().into_iter().filter_map(|record| Some((record.id, Memory::recall(record)?)));
+        let memory = memory.collect();
+        Self { node, state, hints, live: None, devices: None, hinted: None, memory, asked: BTreeMap::new() }
+    }
+
+    async fn follow(mut self, wake: &Notify) -> Result<std::convert::Infallible, NodeError> {
+        let mut changes = Watch::open()?;
+        let mut look_at = Instant::now();
+        // A look for nothing but the time that has passed; it may turn out that there is nothing to do.
+        let mut idle = false;
+        loop {
+            tokio::select! {
+                biased;
+                // Before events: however many come, looks are made.
+                () = tokio::time::sleep_until(look_at.into()) => {
+                    look_at = match self.look(idle).await {
+                        Ok(next) => next,
+                        Err(error) => {
+                            tracing::warn!(error = %chain(&error), "next hops were not looked at");
+                            self.live = None;
+                            Instant::now() + RESOLVE_EVERY
+                        }
+                    };
+                    idle = true;
+                }
+                () = wake.notified() => {
+                    look_at = Instant::now();
+                    idle = false;
+                }
+                changed = changes.next() => {
+                    changed?;
+                    look_at = look_at.min(Instant::now() + SETTLE);
+                    idle = false;
+                }
+            }
+        }
+    }
+
+    /// One look; returns when the next is due if nothing happens.
+    async fn look(&mut self, idle: bool) -> Result<Instant, NodeError> {
+        let now = Instant::now();
+        let Some(generation) = observe::live(&self.node.pins)? else {
+            self.live = None;
+            return Ok(now + IDLE);
+        };
+        let changed = self.live.as_ref().is_none_or(|live| live.map != generation.image.id());
+        if idle && !changed && !self.is_due(now) {
+            return Ok(self.next(now));
+        }
+        let facts = self.node.facts().await?;
+        let devices = devices(&facts);
+        let mut tables = Tables::open(&self.node.pins)?;
+        if changed || self.devices.as_ref() != Some(&devices) {
+            let view = generation.image.view()?;
+            write_devices(&mut tables, &view, &facts)?;
+            let hops = view.next_hops().map(|hop| Hop {
+                id: hop.id,
+                name: format!("{}/{}", hop.policy, hop.name),
+                via: hop.via,
+                port: hop.port.to_owned(),
+            });
+            self.live =
+                Some(Live { map: generation.image.id(), hops: hops.collect(), locals: view.locals().collect() });
+            self.hint(&facts, &devices)?;
+            self.devices = Some(devices);
+        } else {
+            self.hint(&facts, &devices)?;
+        }
+        self.judge(&mut tables, &facts, now).await?;
+        Ok(self.next(now))
+    }
+
+    /// Whether a question or the end of a grace is due.
+    fn is_due(&self, now: Instant) -> bool {
+        self.next(now) <= now
+    }
+
+    fn next(&self, now: Instant) -> Instant {
+        let graces = self.memory.values().filter_map(|memory| memory.kept_until);
+        let questions = self.asked.values().copied();
+        graces.chain(questions).chain([now + IDLE]).min().unwrap_or(now + IDLE)
+    }
+
+    /// Says so when rules must follow the devices and addresses, once for each change of them.
+    fn hint(&mut self, facts: &Facts, devices: &Devices) -> Result<(), NodeError> {
+        let seen = (devices.clone(), facts.node.local_addresses.clone());
+        if self.hinted.as_ref() == Some(&seen) {
+            return Ok(());
+        }
+        let locals_differ = self.live.as_ref().is_some_and(|live| live.locals != facts.node.local_addresses);
+        let attached = self.node.observe()?.links;
+        let moved = |port: &PortDevice| !attached.iter().any(|l| l.port == port.port && l.device == port.index);
+        if locals_differ || facts.ports.iter().any(|(port, _)| moved(port)) {
+            // A full channel holds a hint already.
+            let _ = self.hints.try_send(());
+        }
+        self.hinted = Some(seen);
+        Ok(())
+    }
+
+    /// Decides on every next hop, writes what changed, and asks for those that it is time to ask for.
+    async fn judge(&mut self, tables: &mut Tables, facts: &Facts, now: Instant) -> Result<(), NodeError> {
+        let Some(live) = &self.live else { return Ok(()) };
+        let entries: BTreeMap<Key, Neighbour> =
+            neighbours().await?.into_iter().map(|entry| ((entry.ifindex, entry.ip), entry)).collect();
+        let ports: BTreeMap<&str, &(PortDevice, Link)> =
+            facts.ports.iter().map(|port| (port.0.port.as_str(), port)).collect();
+        let mut questions = BTreeMap::new();
+        let mut told = false;
+        for hop in &live.hops {
+            let port = ports.get(hop.port.as_str());
+            let link = port.map(|(_, link)| link);
+            let key = link.map(|link| (link.index, hop.via));
+            let entry = key.and_then(|key| entries.get(&key));
+            let before = tables.reach(hop.id)?;
+            let memory = self.memory.get(&hop.id);
+            let kept_until = memory.and_then(|memory| memory.kept_until);
+            let standing = judge(&Signs { link, entry, before, kept_until }, now);
+            let reach = match (standing, link, before) {
+                (Standing::Up(to), Some(link), _) => Reach::Up(neighbour(link, mac(to))),
+                (Standing::Kept(_), Some(link), Reach::Up(was)) => Reach::Up(neighbour(link, was.destination)),
+                (Standing::Down(_), ..) => Reach::Down,
+                _ => Reach::Unknown,
+            };
+            write(tables, hop.id, &before, &reach)?;
+            let device = port.map(|(port, _)| port.device.as_str());
+            let unheard = memory.is_none_or(|memory| {
+                // Back from a link that was down, or lost just now: asked at once, whenever the last question was.
+                matches!(standing, Standing::Kept(_)) && memory.kept_until.is_none()
+                    || matches!(standing, Standing::Down(Cause::NoAnswer | Cause::NeighbourFailed))
+                        && matches!(memory.cause, Some(Cause::LinkDown | Cause::NoDevice))
+            });
+            told |= remember(&mut self.memory, hop, standing, &reach, device, now);
+            if let (Some(key), false) = (key, matches!(standing, Standing::Down(Cause::LinkDown | Cause::NoDevice))) {
+                let question = match standing {
+                    Standing::Up(_) => Question::Probe,
+                    _ => Question::Resolve,
+                };
+                questions.insert(key, (question, unheard, entry));
+            }
+        }
+        let ids: BTreeSet<u32> = live.hops.iter().map(|hop| hop.id).collect();
+        self.memory.retain(|id, _| ids.contains(id));
+        if told {
+            self.tell();
+        }
+        self.ask(questions, now).await
+    }
+
+    /// Asks where it is time. `asked` holds when each is to be asked next.
+    async fn ask(
+        &mut self,
+        questions: BTreeMap<Key, (Question, bool, Option<&Neighbour>)>,
+        now: Instant,
+    ) -> Result<(), NodeError> {
+        self.asked.retain(|key, _| questions.contains_key(key));
+        let mut due = Vec::new();
+        for (key, (question, unheard, entry)) in questions {
+            let every = if question == Question::Probe { PROBE_EVERY } else { RESOLVE_EVERY };
+            let at = self.asked.get(&key).copied();
+            // One that was up until now waits for its next probe, which is too late.
+            let at = at.map(|at| at.min(now + every));
+            if !unheard && at.is_some_and(|at| at > now) {
+                self.asked.extend(at.map(|at| (key, at)));
+                continue;
+            }
+            self.asked.insert(key, now + every);
+            if question == Question::Resolve || entry.is_some_and(Neighbour::is_learned) {
+                due.push((key.0, key.1, question));
+            }
+        }
+        Ok(ask_all(&due).await?)
+    }
+
+    /// Leaves since when and why where `status` and a successor find it.
+    fn tell(&self) {
+        let Some(live) = &self.live else { return };
+        let record = |hop: &Hop| {
+            let memory = self.memory.get(&hop.id)?;
+            Some(NextHopRecord {
+                id: hop.id,
+                next_hop: hop.name.clone(),
+                via: hop.via,
+                state: memory.state.to_owned(),
+                since_unix_ms: memory.since_unix_ms,
+                why: memory.why.clone(),
+            })
+        };
+        let records: Vec<_> = live.hops.iter().filter_map(record).collect();
+        if let Err(error) = self.state.set_next_hops(&records) {
+            tracing::warn!(%error, "the state directory cannot be written");
+        }
+    }
+}
+
+impl Memory {
+    fn recall(record: NextHopRecord) -> Option<Self> {
+        let state = ["up", "down", "unknown"].into_iter().find(|state| *state == record.state)?;
+        let NextHopRecord { since_unix_ms, why, .. } = record;
+        Some(Self { state, cause: None, since_unix_ms, why, kept_until: None, logged: None })
+    }
+}
+
+/// Notes what a next hop is now; says whether anybody would be told something else than before.
+fn remember(
+    all: &mut BTreeMap<u32, Memory>,
+    hop: &Hop,
+    standing: Standing,
+    reach: &Reach,
+    device: Option<&str>,
+    now: Instant,
+) -> bool {
+    let state = word(reach);
+    let was = all.get(&hop.id);
+    let kept_until = match standing {
+        Standing::Kept(until) => Some(until),
+        _ => None,
+    };
+    let cause = match (standing, was.and_then(|was| was.cause)) {
+        // Asked for again, a neighbour that failed has not failed yet: no news.
+        (Standing::Down(Cause::NoAnswer), Some(Cause::NeighbourFailed)) => Some(Cause::NeighbourFailed),
+        (Standing::Down(cause), _) => Some(cause),
+        _ => None,
+    };
+    let why = cause.map(|cause| cause.words(hop.via, &hop.port, device));
+    let turned = was.is_none_or(|was| was.state != state);
+    let news = turned || was.is_some_and(|was| was.why != why);
+    let since_unix_ms = was.filter(|_| !turned).map_or_else(unix_ms, |was| was.since_unix_ms);
+    let mut logged = was.and_then(|was| was.logged);
+    if turned && (was.is_some() || state == "down") && logged.is_none_or(|at| now >= at + LOG_EVERY) {
+        logged = Some(now);
+        let (next_hop, via, port) = (&hop.name, hop.via, &hop.port);
+        match &why {
+            Some(why) => tracing::warn!(next_hop, %via, port, why, "next hop down"),
+            None => tracing::info!(next_hop, %via, port, "next hop {state}"),
+        }
+    }
+    all.insert(hop.id, Memory { state, cause, since_unix_ms, why, kept_until, logged });
+    news
+}
+
+fn devices(facts: &Facts) -> Devices {
+    let same = |link: &Link| Link { up: true, carrier: true, ..link.clone() };
+    facts.ports.iter().map(|(port, link)| (port.clone(), same(link))).collect()
+}
