@@ -116,7 +116,9 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         };
     }
     match on_node(args, &node::load(global)?) {
-        Err(error) if args.kernel && !rustix::process::geteuid().is_root() && error.downcast_ref::<Ended>().is_none() => {
+        Err(error)
+            if args.kernel && !rustix::process::geteuid().is_root() && error.downcast_ref::<Ended>().is_none() =>
+        {
             Err(error.context("--kernel runs the loaded program, which needs root, or CAP_BPF and CAP_NET_ADMIN"))
         }
         result => result,
@@ -146,13 +148,7 @@ fn on_node(args: &Args, node: &Node) -> anyhow::Result<Exit> {
 }
 
 /// The node as its tables are; with `assumes` as they will be when the rules are live.
-fn asked(
-    args: &Args,
-    view: &View<'_>,
-    tables: Option<Tables>,
-    facts: &Facts,
-    assumes: bool,
-) -> anyhow::Result<Asked> {
+fn asked(args: &Args, view: &View<'_>, tables: Option<Tables>, facts: &Facts, assumes: bool) -> anyhow::Result<Asked> {
     let mut devices = BTreeMap::new();
     for port in view.ports() {
         let of_config = facts.ports.iter().find(|(device, _)| device.port == port.name);
@@ -172,12 +168,7 @@ fn asked(
 }
 
 /// The port that `--in-port` names, as the node's tables have it.
-fn ingress(
-    name: &str,
-    view: &View<'_>,
-    tables: Option<&Tables>,
-    facts: &Facts,
-) -> anyhow::Result<(String, Ingress)> {
+fn ingress(name: &str, view: &View<'_>, tables: Option<&Tables>, facts: &Facts) -> anyhow::Result<(String, Ingress)> {
     let Some((device, link)) = facts.ports.iter().find(|(device, _)| device.port == name) else {
         let known: Vec<&str> = facts.ports.iter().map(|(device, _)| device.port.as_str()).collect();
         bail!("this node has no port `{name}` with a device; it has {}", known.join(", "));

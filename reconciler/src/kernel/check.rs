@@ -139,3 +139,31 @@ fn probe(destination: IpAddr, source_port: u16) -> Vec<u8> {
     frame.resize(frame.len() + usize::from(PAYLOAD_BYTES), 0);
     frame
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disagreement_names_both() {
+        let outcome = |action, reason: Reason, frame: &[u8]| TestRunOutcome {
+            action,
+            reason: reason as u32,
+            frame: frame.to_vec(),
+        };
+        let library = outcome(XDP_DROP, Reason::RouteDrop, &[1]);
+        assert_eq!(difference(&library, &library), None);
+        assert_eq!(
+            difference(&library, &outcome(XDP_PASS, Reason::NoRoute, &[1])).as_deref(),
+            Some("the library says route-drop (action 1), the program says no-route (action 2)")
+        );
+        assert_eq!(
+            difference(&library, &outcome(XDP_DROP, Reason::RouteDrop, &[2])).as_deref(),
+            Some("the program rewrote it otherwise than the library")
+        );
+        // The program may know more neighbours, and nothing else.
+        let silent = outcome(XDP_PASS, Reason::NoNeighbour, &[1]);
+        assert_eq!(difference(&silent, &outcome(XDP_REDIRECT, Reason::Forwarded, &[2])), None);
+        assert!(difference(&silent, &outcome(XDP_DROP, Reason::RouteDrop, &[1])).is_some());
+    }
+}

@@ -67,7 +67,7 @@ mod tests {
         let mut plain = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, 59, 64];
         plain.resize(54, 0xaa);
         let neighbour =
-            |outer, inner| Neighbour { destination: 3, source: 4, tags: Tags { outer, inner }, ..Neighbour::default() };
+            |outer, inner| Neighbour { destination: 2, source: 4, tags: Tags { outer, inner }, ..Neighbour::default() };
         let tags = [(0, 0), (0x8100_0064, 0), (0x88a8_00c8, 0x8100_0064)];
         let mut reference = Frame::new(&plain);
         forward(&mut reference, &neighbour(0, 0)).expect("there is room");

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use fib::layout::AT_V4_FIB;
+use fib::packet::Tags;
+use fib::{Ingress, Node, ReachWords};
 
 use super::*;
 use crate::compile::{Image, LiveIds, NodeFacts, compile};
@@ -170,11 +172,145 @@ rules     main@sha1:0123, generation 7
 route     10.20.0.0/16 of branch-offices  [lists/all.txt:1]
 action    forward by one of edge-a ×3, edge-b ×1, by flow
 next hop  {} via {} port uplink  [branch.yaml:{}]
+neighbour offline: assumed up
+egress    port uplink
 verdict   forward, forwarded: sent to the next hop
 ",
         hop.name, hop.via, hop.line
     );
     assert_eq!(trace.to_string(), expected);
+}
+
+/// A node with a device for its port and with what it knows of each next hop, by name.
+#[derive(Clone, Copy)]
+struct Resolved<'v> {
+    view: &'v View<'v>,
+    down: &'v [&'v str],
+    unknown: &'v [&'v str],
+    device: Option<&'v str>,
+}
+
+impl Node for Resolved<'_> {
+    fn ingress(&self, tags: Tags) -> Option<Ingress> {
+        Offline.ingress(tags)
+    }
+    fn reach(&self, id: u32) -> ReachWords {
+        let hop = self.view.next_hops().find(|hop| hop.id == id).unwrap();
+        let neighbour = Neighbour {
+            destination: u64::from_le_bytes([2, 0, 0, 0, 0x0a, hop.name.as_bytes()[5], 0, 0]),
+            source: u64::from_le_bytes([2, 0, 0, 0, 1, 0, 0, 0]),
+            mtu: 1500,
+            tags: Tags { outer: 0x88a8_00c8, inner: 0x8100_0064 },
+            ..Neighbour::default()
+        };
+        match hop.name {
+            name if self.down.contains(&name) => Reach::Down,
+            name if self.unknown.contains(&name) => Reach::Unknown,
+            _ => Reach::Up(neighbour),
+        }
+        .encode()
+    }
+    fn ask<I: fib::Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
+        None
+    }
+    fn takes(&self, _ingress: &Ingress, _mac: Option<u64>) -> bool {
+        true
+    }
+}
+
+impl TraceNode for Resolved<'_> {
+    fn egress(&self, _port: u32) -> Egress {
+        self.device.map_or(Egress::NoDevice, |device| Egress::Device(device.to_owned()))
+    }
+    fn in_port(&self) -> Option<&str> {
+        Some("dc")
+    }
+}
+
+#[test]
+fn the_way_out_is_shown_stage_by_stage() {
+    let image = image(OnAllDown::Drop);
+    let view = image.view().unwrap();
+    // A flow that falls on edge-a when nobody is down.
+    let packet =
+        |dst: &str| PacketDescription::from_json(&format!(r#"{{"src": "198.18.0.1", "dst": "{dst}"}}"#)).unwrap();
+    let to_both = packet("10.20.3.4");
+    let falls_on = trace(&view, to_both, &Offline).unwrap().next_hop().unwrap().name;
+    let other = if falls_on == "edge-a" { "edge-b" } else { "edge-a" };
+    let check = |node: &Resolved, packet, expected: &str, state: serde_json::Value, instead_of: serde_json::Value| {
+        let trace = trace(&view, packet, node).unwrap();
+        let text = trace.to_string();
+        let lines: Vec<&str> =
+            text.lines().filter(|line| !line.starts_with("rules") && !line.starts_with("action")).collect();
+        assert_eq!(lines[2..].join("\n"), expected.replace("FIRST", falls_on).replace("OTHER", other));
+        assert!(lines[0].ends_with(", in by dc"), "{text}");
+        let json = serde_json::to_value(&trace).unwrap();
+        assert_eq!((&json["neighbour"]["state"], &json["instead_of"]), (&state, &instead_of), "{json}");
+        json
+    };
+    let up = Resolved { view: &view, down: &[], unknown: &[], device: Some("eth1") };
+    let (mac, line) = if falls_on == "edge-a" { ("61", 6) } else { ("62", 7) };
+    let (other_mac, other_line) = if falls_on == "edge-a" { ("62", 7) } else { ("61", 6) };
+    let (via, other_via) = (format!("192.0.2.{}", line - 5), format!("192.0.2.{}", other_line - 5));
+    let json = check(
+        &up,
+        to_both,
+        &format!(
+            "next hop  FIRST via {via} port uplink  [branch.yaml:{line}]\n\
+             neighbour 02:00:00:00:0a:{mac}, up, MTU 1500\n\
+             egress    port uplink, device eth1, from 02:00:00:00:01:00, tags s200.100\n\
+             verdict   forward, forwarded: sent to the next hop"
+        ),
+        "up".into(),
+        serde_json::Value::Null,
+    );
+    assert_eq!(json["egress"], serde_json::json!({"port": "uplink", "device": "eth1", "tags": "s200.100"}));
+    assert_eq!(json["neighbour"]["mtu"], 1500);
+    assert_eq!(json["next_hop"]["file"], "branch.yaml");
+    let down = [falls_on];
+    check(
+        &Resolved { down: &down, ..up },
+        to_both,
+        &format!(
+            "next hop  FIRST is down, OTHER instead: OTHER via {other_via} port uplink  [branch.yaml:{other_line}]\n\
+             neighbour 02:00:00:00:0a:{other_mac}, up, MTU 1500\n\
+             egress    port uplink, device eth1, from 02:00:00:00:01:00, tags s200.100\n\
+             verdict   forward, forwarded: sent to the next hop"
+        ),
+        "up".into(),
+        falls_on.into(),
+    );
+    let down = [other];
+    let unmoved = trace(&view, to_both, &Resolved { down: &down, ..up }).unwrap();
+    assert_eq!((unmoved.next_hop().unwrap().name, unmoved.instead_of().is_none()), (falls_on, true));
+    check(
+        &Resolved { down: &["edge-a", "edge-b"], ..up },
+        to_both,
+        "next hop  none: down: edge-a, edge-b\n\
+         verdict   drop, all-down-drop: every next hop of the route is down, and the route says to drop it then",
+        serde_json::Value::Null,
+        serde_json::Value::Null,
+    );
+    check(
+        &Resolved { unknown: &["edge-b"], ..up },
+        packet("10.20.9.4"),
+        "next hop  edge-b via 192.0.2.2 port uplink  [branch.yaml:7]\n\
+         neighbour unknown\n\
+         egress    port uplink, device eth1\n\
+         verdict   pass, no-neighbour: the next hop's MAC address is not known, the kernel resolves it",
+        "unknown".into(),
+        serde_json::Value::Null,
+    );
+    check(
+        &Resolved { device: None, ..up },
+        packet("10.20.9.4"),
+        "next hop  edge-b via 192.0.2.2 port uplink  [branch.yaml:7]\n\
+         neighbour 02:00:00:00:0a:62, up, MTU 1500\n\
+         egress    port uplink has no device on this node\n\
+         verdict   pass, no-port: the next hop's port has no device on this node",
+        "up".into(),
+        serde_json::Value::Null,
+    );
 }
 
 #[test]
@@ -184,7 +320,7 @@ fn what_is_done_when_all_are_down_is_shown() {
     let check = |dst: &str, json: serde_json::Value, action: &str| {
         let packet = PacketDescription::from_json(&format!(r#"{{"src": "198.18.0.1", "dst": "{dst}"}}"#)).unwrap();
         let trace = trace(&view, packet, &Offline).unwrap();
-        assert_eq!(serde_json::to_value(trace).unwrap()["on_all_down"], json);
+        assert_eq!(serde_json::to_value(&trace).unwrap()["on_all_down"], json);
         assert!(trace.to_string().contains(action), "{trace}");
     };
     check(

@@ -89,18 +89,22 @@ pub fn run_in_kernel(themes: &[Theme], program: Program, directory: &Path) -> Re
 
 fn run(themes: &[Theme], program: Program, pins: &Pins) -> Result<Report> {
     let mut report = Report::default();
+    // Loading them is the most work of a run.
+    let mut others: Option<(u32, OtherHooks)> = None;
     for (generation, theme) in (1..).zip(themes) {
         let mut image = theme.image.clone();
         image.stamp(generation, 0, 0);
         let bits = capacity_class(image.bytes().len())?.trailing_zeros();
         let programs = Programs::ensure(pins, bits)?;
-        let others = OtherHooks::load(pins, &programs)?;
+        if program != Program::Xdp && others.as_ref().is_none_or(|(of, _)| *of != bits) {
+            others = Some((bits, OtherHooks::load(pins, &programs)?));
+        }
         let test_run = |case: &Case| {
             let frame = &case.frame.bytes;
-            let ran = match program {
-                Program::Xdp => programs.test_run(frame)?,
-                Program::Frags => others.test_run_frags(&programs, frame)?,
-                Program::Tc => others.test_run_tc(&programs, frame)?,
+            let ran = match (program, &others) {
+                (Program::Frags, Some((_, others))) => others.test_run_frags(&programs, frame)?,
+                (Program::Tc, Some((_, others))) => others.test_run_tc(&programs, frame)?,
+                _ => programs.test_run(frame)?,
             };
             outcome(program, ran)
         };
