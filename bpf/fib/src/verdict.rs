@@ -304,7 +304,11 @@ fn route<I: Image + ?Sized, N: Node>(image: &I, size: &Size, parsed: &Parsed, no
     }
     let neighbour = match Reach::decode(hop.reach) {
         Reach::Up(neighbour) => Some(neighbour),
-        Reach::Unknown | Reach::Down => node.ask(image, hop.at, hop.port),
+        Reach::Unknown | Reach::Down => {
+            // Its place is read anew: kept from before, it would live in a stack slot whose bounds older verifiers forget.
+            let Some(next_hops) = image.u32(AT_NEXT_HOPS) else { return };
+            node.ask(image, next_hops.wrapping_add(hop.index.wrapping_mul(NEXT_HOP_BYTES)), hop.port)
+        }
     };
     let Some(neighbour) = neighbour else {
         decision.reason = Reason::NoNeighbour;
@@ -325,8 +329,6 @@ struct Hop {
     index: u32,
     id: u32,
     port: u32,
-    /// Offset of its entry.
-    at: u32,
     /// What the node knows of it: plain words, since the verifier follows those.
     reach: ReachWords,
 }
@@ -338,7 +340,7 @@ impl Hop {
         let at = next_hops.wrapping_add(index.wrapping_mul(NEXT_HOP_BYTES));
         let id = image.u32(at.wrapping_add(NEXT_HOP_ID))?;
         let port = u32::from(image.u16(at.wrapping_add(NEXT_HOP_PORT))?);
-        Some(Self { index, id, port, at, reach: node.reach(id) })
+        Some(Self { index, id, port, reach: node.reach(id) })
     }
 }
 
@@ -358,10 +360,8 @@ fn choose<I: Image + ?Sized, N: Node>(
     decision.policy = u32::from((head >> 16) as u16);
     let hop = match head as u8 {
         kind::FORWARD_ONE => {
-            let index = (head >> 32) as u32;
-            let at = next_hops.wrapping_add(index.wrapping_mul(NEXT_HOP_BYTES));
             let id = tail as u32;
-            Hop { index, id, port: (tail >> 32) as u32, at, reach: node.reach(id) }
+            Hop { index: (head >> 32) as u32, id, port: (tail >> 32) as u32, reach: node.reach(id) }
         }
         kind::FORWARD_GROUP => {
             let hash = hash::flow(flow, image.u32(AT_HASH_SEED)?);
