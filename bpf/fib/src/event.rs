@@ -102,6 +102,6 @@ impl Sampling {
         self.every != 0
             && self.reasons >> (reason & 63) & 1 != 0
             && (self.policy == 0 || self.policy == policy)
-            && count % self.every as u64 == 0
+            && count.is_multiple_of(self.every as u64)
     }
 }

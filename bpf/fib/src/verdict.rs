@@ -314,7 +314,7 @@ fn route<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
         Reach::Unknown | Reach::Down => {
             // Computed anew: an offset that lived on from where the entry was read would be kept on the stack, and the
             // verifier of 6.1 does not learn of a kept value what was checked of it.
-            let Some(next_hops) = image.u32(AT_NEXT_HOPS) else { return };
+            let Some(next_hops) = image.head(AT_NEXT_HOPS) else { return };
             node.ask(image, next_hops.wrapping_add(hop.index.wrapping_mul(NEXT_HOP_BYTES)), hop.port)
         }
     };

@@ -86,7 +86,7 @@ async fn follow(args: &Args, node: &Node) -> anyhow::Result<Exit> {
             }
             ready = listener.ready() => ready?,
         }
-        if !shown.print(listener.take())? {
+        if !shown.print(&listener.take())? {
             break Exit::Ok;
         }
     };
@@ -134,7 +134,7 @@ struct Shown<'n> {
 
 impl Shown<'_> {
     /// Prints events; `false`: the last one that was asked for, or nobody reads any more.
-    fn print(&mut self, events: Vec<(Event, Vec<u8>)>) -> anyhow::Result<bool> {
+    fn print(&mut self, events: &[(Event, Vec<u8>)]) -> anyhow::Result<bool> {
         let mut text = String::new();
         let mut more = true;
         for run in events.chunk_by(|(a, _), (b, _)| a.generation == b.generation) {

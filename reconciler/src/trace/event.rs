@@ -1,5 +1,6 @@
 //! An event of the packet path in words: which packet, and which line of which file decided.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fib::event::Event;
@@ -108,28 +109,28 @@ impl<'a> Explained<'a> {
                     Some(port) => SocketAddr::new(address, port).to_string(),
                     None => address.to_string(),
                 };
-                line += &format!(" {} -> {}", at(*src, ports.map(|p| p.0)), at(*dst, ports.map(|p| p.1)));
+                _ = write!(line, " {} -> {}", at(*src, ports.map(|p| p.0)), at(*dst, ports.map(|p| p.1)));
                 if let Some(protocol) = protocol {
-                    line += &format!(" {}", protocol_name(*protocol));
+                    _ = write!(line, " {}", protocol_name(*protocol));
                 }
             }
-            None => line += &format!(" frame of {} bytes", self.event.length),
+            None => _ = write!(line, " frame of {} bytes", self.event.length),
         }
         match (self.in_port, device) {
-            (Some(port), _) => line += &format!(", in by {port}"),
-            (None, Some(device)) => line += &format!(", in by device {device}"),
-            (None, None) => line += &format!(", in by device {}", self.event.device),
+            (Some(port), _) => _ = write!(line, ", in by {port}"),
+            (None, Some(device)) => _ = write!(line, ", in by device {device}"),
+            (None, None) => _ = write!(line, ", in by device {}", self.event.device),
         }
         if let Some(route) = self.route {
-            line += &format!(", {} of {} ({}:{})", route.prefix, route.policy, route.file, route.line);
+            _ = write!(line, ", {} of {} ({}:{})", route.prefix, route.policy, route.file, route.line);
         }
         if let Some(next_hop) = &self.next_hop {
-            line += &format!(", to {next_hop}");
+            _ = write!(line, ", to {next_hop}");
         }
         match (self.event.generation, self.known) {
             (0, _) => line += ", no generation",
-            (number, true) => line += &format!(", generation {number}"),
-            (number, false) => line += &format!(", generation {number}, which is gone: its rules cannot be shown"),
+            (number, true) => _ = write!(line, ", generation {number}"),
+            (number, false) => _ = write!(line, ", generation {number}, which is gone: its rules cannot be shown"),
         }
         line
     }
@@ -158,7 +159,6 @@ fn endpoints(frame: &Captured<'_>) -> Option<Endpoints> {
     let Ok(parsed) = packet::parse(&headers, link.ethertype) else { return addresses(&headers, link.ethertype) };
     let address = |words: [u64; 2]| -> IpAddr {
         if parsed.family == 4 {
-            #[expect(clippy::cast_possible_truncation, reason = "an IPv4 address is the high half of its word")]
             Ipv4Addr::from_bits((words[0] >> 32) as u32).into()
         } else {
             Ipv6Addr::from_bits(u128::from(words[0]) << 64 | u128::from(words[1])).into()
