@@ -127,9 +127,9 @@ impl Node for KernelNode {
 #[inline(always)]
 fn zeroed() -> FibParams {
     const WORDS: usize = size_of::<FibParams>() / 8;
-    const { assert!(WORDS * 8 == size_of::<FibParams>()) };
     #[repr(align(8))]
     struct Aligned(MaybeUninit<FibParams>);
+    const { assert!(WORDS * 8 == size_of::<FibParams>()) };
     let mut params = Aligned(MaybeUninit::uninit());
     for word in 0..WORDS {
         // SAFETY: the words are those of the structure, which is aligned for them.

@@ -99,11 +99,10 @@ impl PacketMut for SkbFrame {
     /// The kernel keeps the outermost tag beside the frame; its helpers know when to move one in or out.
     #[inline(always)]
     fn set_tags(&mut self, link: &Link, tags: Tags) -> Option<u32> {
-        // SAFETY (of every call here): the context is valid; the pointers into the frame are read anew at the end.
-        if link.tags.outer != 0 && unsafe { bpf_skb_vlan_pop(self.context) } != 0 {
+        if link.tags.outer != 0 && !pop(self.context) {
             return None;
         }
-        if link.tags.inner != 0 && unsafe { bpf_skb_vlan_pop(self.context) } != 0 {
+        if link.tags.inner != 0 && !pop(self.context) {
             return None;
         }
         if tags.inner != 0 && !push(self.context, tags.inner) {
@@ -117,6 +116,14 @@ impl PacketMut for SkbFrame {
     }
 }
 
+/// Pointers into the frame are void after it.
+#[inline(always)]
+fn pop(context: *mut __sk_buff) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { bpf_skb_vlan_pop(context) == 0 }
+}
+
+/// Pointers into the frame are void after it.
 #[inline(always)]
 fn push(context: *mut __sk_buff, tag: u32) -> bool {
     // SAFETY: the context is valid while the program runs.
@@ -124,8 +131,8 @@ fn push(context: *mut __sk_buff, tag: u32) -> bool {
 }
 
 impl Hook for SkbFrame {
-    const PASS: i32 = TC_ACT_OK as i32;
-    const DROP: i32 = TC_ACT_SHOT as i32;
+    const PASS: i32 = TC_ACT_OK;
+    const DROP: i32 = TC_ACT_SHOT;
     /// A buffer whose tags could not be changed for want of memory may have lost one: it must not reach another network.
     const GIVE_UP: i32 = Self::DROP;
 

@@ -50,7 +50,7 @@ pub trait PacketMut: Packet {
     fn set_tags(&mut self, link: &Link, tags: Tags) -> Option<u32> {
         let bytes = tags.bytes();
         if bytes != link.tag_bytes {
-            self.move_head(link.tag_bytes as i32 - bytes as i32)?;
+            self.move_head(link.tag_bytes.cast_signed() - bytes.cast_signed())?;
         }
         if tags.outer != 0 {
             self.set_be32(AT_ETHERTYPE, tags.outer)?;
@@ -331,8 +331,8 @@ const fn stays_v4(address: u32) -> bool {
     address >> 24 == 0 || address >> 24 == 127 || address >> 16 == 0xa9fe || address >> 28 == 0xe || address == u32::MAX
 }
 
-/// The same for IPv6: multicast ff00::/8, link-local fe80::/10, unspecified and loopback (::/127), and IPv4-mapped
-/// ::ffff:0:0/96 (RFC 4291 section 2.5, RFC 6890).
+/// The same for IPv6: multicast `ff00::/8`, link-local `fe80::/10`, unspecified and loopback (`::/127`), and IPv4-mapped
+/// `::ffff:0:0/96` (RFC 4291 section 2.5, RFC 6890).
 #[inline(always)]
 const fn stays_v6(address: [u64; 2]) -> bool {
     address[0] >> 56 == 0xff

@@ -384,12 +384,13 @@ fn choose<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
                 next_hops,
             };
             let hop = Hop::read(image, next_hops, slots.member(image, hash)?, node)?;
-            match Reach::is_down(hop.reach) {
-                false => hop,
-                true => match another(image, &slots, hash, node) {
+            if Reach::is_down(hop.reach) {
+                match another(image, &slots, hash, node) {
                     Some(index) => Hop::read(image, next_hops, index, node)?,
                     None => hop,
-                },
+                }
+            } else {
+                hop
             }
         }
         other => {
