@@ -82,14 +82,14 @@ pub fn measure() -> Result<BTreeMap<String, Statistics>> {
     object.relocate_maps(pairs.into_iter(), &sections).context("relocating maps")?;
     object.relocate_calls(&sections).context("relocating calls")?;
     let mut measured = BTreeMap::new();
-    let mut refused = String::new();
+    let mut refused = Vec::new();
     for (name, program) in &object.programs {
         match measure_one(&object, program) {
             Ok(statistics) => drop(measured.insert(name.clone(), statistics)),
-            Err(error) => refused += &format!("program `{name}`: {error:#}\n"),
+            Err(error) => refused.push(format!("program `{name}`: {error:#}")),
         }
     }
-    ensure!(refused.is_empty(), "{refused}");
+    ensure!(refused.is_empty(), "{}", refused.join("\n"));
     Ok(measured)
 }
 

@@ -30,7 +30,8 @@ pub(super) struct NextHop {
     #[serde(skip)]
     pub id: u32,
     /// `policy/name`.
-    next_hop: String,
+    #[serde(rename = "next_hop")]
+    name: String,
     via: IpAddr,
     port: String,
     /// `null`: the node's configuration does not name the port.
@@ -74,7 +75,7 @@ impl Runtime {
             let record = records.get(&hop.id).filter(|record| record.via == hop.via && record.state == state);
             next_hops.push(NextHop {
                 id: hop.id,
-                next_hop: format!("{}/{}", hop.policy, hop.name),
+                name: format!("{}/{}", hop.policy, hop.name),
                 via: hop.via,
                 port: hop.port.to_owned(),
                 device: node.config.ports.get(hop.port).map(|port| port.device.clone()),
@@ -109,7 +110,7 @@ impl Runtime {
             let _ = writeln!(
                 out,
                 "              {} via {} on port {}{device}: {}",
-                hop.next_hop,
+                hop.name,
                 hop.via,
                 hop.port,
                 hop.standing()
@@ -126,7 +127,7 @@ impl Runtime {
         let mut out = String::new();
         let down: Vec<_> = self.next_hops.iter().filter(|hop| hop.state == "down").collect();
         for hop in down.iter().take(SHOWN_MAX) {
-            let _ = writeln!(out, "  next hop {} is {}", hop.next_hop, hop.standing());
+            let _ = writeln!(out, "  next hop {} is {}", hop.name, hop.standing());
         }
         if let Some(folded) = down.len().checked_sub(SHOWN_MAX).filter(|&folded| folded > 0) {
             let _ = writeln!(out, "  … and {folded} more next hops are down; --format json lists all");
@@ -155,9 +156,10 @@ impl Group {
             (n, Some(first)) => format!("{n} routes, the first {first}"),
             (_, None) => "no route".to_owned(),
         };
-        let then = match self.weight == self.weight_down {
-            true => format!("; on-all-down {}", self.on_all_down),
-            false => String::new(),
+        let then = if self.weight == self.weight_down {
+            format!("; on-all-down {}", self.on_all_down)
+        } else {
+            String::new()
         };
         format!("{} of {} weight down for {routes}: {}{then}", self.weight_down, self.weight, members.join(", "))
     }
@@ -174,7 +176,7 @@ fn groups(view: &View<'_>, next_hops: &[NextHop]) -> Vec<Group> {
         let group = groups.entry(number).or_insert_with(|| {
             let member = |m: crate::compile::view::MemberView<'_>| {
                 let hop = states.get(&m.next_hop.id)?;
-                Some(Member { next_hop: hop.next_hop.clone(), weight: m.weight, state: hop.state })
+                Some(Member { next_hop: hop.name.clone(), weight: m.weight, state: hop.state })
             };
             let members: Vec<_> = view.members(number).filter_map(member).collect();
             let sum = |down: bool| members.iter().filter(|m| !down || m.state == "down").map(|m| m.weight).sum();

@@ -180,7 +180,7 @@ mod tests {
         let vanished = start + VANISHED_GRACE;
         assert_eq!(look(None, None, Duration::ZERO), Standing::Kept(vanished));
         // Later looks do not make it longer, and a failure makes it shorter.
-        assert_eq!(look(None, Some(vanished), VANISHED_GRACE - millisecond), Standing::Kept(vanished));
+        assert_eq!(look(None, Some(vanished), VANISHED_GRACE.saturating_sub(millisecond)), Standing::Kept(vanished));
         assert_eq!(look(None, Some(vanished), VANISHED_GRACE), Standing::Down(Cause::NoAnswer));
         let failed = start + FAILED_GRACE;
         let state = Some(NeighbourState::Failed);

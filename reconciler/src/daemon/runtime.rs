@@ -360,9 +360,10 @@ fn remember(
     if turned && (was.is_some() || state == "down") && logged.is_none_or(|at| now >= at + LOG_EVERY) {
         logged = Some(now);
         let (next_hop, via, port) = (&hop.name, hop.via, &hop.port);
-        match &why {
-            Some(why) => tracing::warn!(next_hop, %via, port, why, "next hop down"),
-            None => tracing::info!(next_hop, %via, port, "next hop {state}"),
+        if let Some(why) = &why {
+            tracing::warn!(next_hop, %via, port, why, "next hop down");
+        } else {
+            tracing::info!(next_hop, %via, port, "next hop {state}");
         }
     }
     all.insert(hop.id, Memory { state, cause, since_unix_ms, why, kept_until, logged });

@@ -20,7 +20,7 @@ use super::{Report, Theme};
 /// stands for the device of every port: nothing is sent.
 const LOOPBACK: u32 = 1;
 
-/// BPF_PROG_TEST_RUN takes no frame shorter than an Ethernet header.
+/// `BPF_PROG_TEST_RUN` takes no frame shorter than an Ethernet header.
 const FRAME_BYTES_MIN: usize = 14;
 
 /// The programs of the object.
