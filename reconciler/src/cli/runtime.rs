@@ -156,11 +156,8 @@ impl Group {
             (n, Some(first)) => format!("{n} routes, the first {first}"),
             (_, None) => "no route".to_owned(),
         };
-        let then = if self.weight == self.weight_down {
-            format!("; on-all-down {}", self.on_all_down)
-        } else {
-            String::new()
-        };
+        let then =
+            if self.weight == self.weight_down { format!("; on-all-down {}", self.on_all_down) } else { String::new() };
         format!("{} of {} weight down for {routes}: {}{then}", self.weight_down, self.weight, members.join(", "))
     }
 }
