@@ -13,7 +13,7 @@ use crate::lookup::{Live, number_of};
 use crate::report::{Better, Report, Samples, number};
 
 /// Forwarders beside wayleave: the program, none for the kernel itself, and what tables call it.
-const PEERS: [(Option<&'static str>, &'static str); 4] = [
+const PEERS: [(Option<&str>, &str); 4] = [
     (None, "the kernel's own forwarding"),
     (Some("forward_trie"), "XDP with LPM_TRIE"),
     (Some("forward_kernel"), "XDP with bpf_fib_lookup"),
