@@ -90,9 +90,8 @@ impl Traffic {
                             let number = number(&Seen::parse(&frame).unwrap()).unwrap();
                             arrived.lock().unwrap().insert(number, end);
                         }
-                        Ok(None) if last => return,
+                        Ok(None) | Err(_) if last => return,
                         Ok(None) => last = ending,
-                        Err(_) if last => return,
                         Err(_) => thread::sleep(PACE),
                     }
                 }
@@ -200,14 +199,14 @@ fn flows_of_a_dead_link_go_by_the_other_and_come_back() {
         thread::sleep(3 * SECOND);
         let log = traffic.stop();
         let end = up + 5 * SECOND / 2;
-        let before = log.steady(down - SECOND / 2, down, what);
+        let before = log.steady(down.checked_sub(SECOND / 2).unwrap(), down, what);
         assert!(before.values().any(|at| *at == 0) && before.values().any(|at| *at == 1), "{before:?}");
         let all_b = before.keys().map(|flow| (*flow, 1)).collect();
         let gone = log.settled(down, up, &all_b);
         let back = log.settled(up, end, &before);
         println!("{what}: all flows by the other after {gone:?}; back after {back:?}");
         assert!(gone < SECOND && back < SECOND, "{what}: {gone:?} {back:?}\n{}", daemon.log());
-        for sent in log.between(down - SECOND / 2, end).filter(|sent| before[&sent.flow] == 1) {
+        for sent in log.between(down.checked_sub(SECOND / 2).unwrap(), end).filter(|sent| before[&sent.flow] == 1) {
             assert_eq!(sent.arrived, Some(1), "{what}: a flow of the other member, {:?} after", sent.at - down);
         }
     }
@@ -302,7 +301,7 @@ fn a_neighbour_that_dies_behind_a_bridge_is_found_out_and_avoided() {
     let news = news.into_inner().unwrap();
     let failed = news.iter().find(|(at, usable)| *at > died && !usable).expect("the kernel found out").0;
     let answered = news.iter().find(|(at, usable)| *at > revived && *usable).expect("the kernel found it again").0;
-    let before = log.steady(died - SECOND / 2, died, "before");
+    let before = log.steady(died.checked_sub(SECOND / 2).unwrap(), died, "before");
     let all_b = before.keys().map(|flow| (*flow, 1)).collect();
     let gone = log.settled(failed, revived, &all_b);
     let back = log.settled(answered, answered + 2 * SECOND, &before);
