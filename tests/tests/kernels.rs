@@ -59,7 +59,7 @@ const TESTS: [(&str, &[&str]); 8] = [
 const READ: [&str; 3] = ["policies", "examples", "tests/packets"];
 
 /// Longest life of a machine; on a machine with nothing else to do it is a quarter of it.
-const LIFE: Duration = Duration::from_mins(5);
+const LIFE: Duration = Duration::from_mins(8);
 /// Lines of the console that are shown of a machine that failed.
 const CONSOLE_LINES: usize = 120;
 
