@@ -1,7 +1,8 @@
 //! Test runs beside an apply: of one frame through any image, and of the programs of the other hooks.
 //!
-//! Nothing is sent, and no counter of live traffic moves: the candidate has counters of its own. The candidate that decides before a publish is the XDP program. These instances read the same slot and write the same
-//! counters of the candidate's own; they are loaded for as long as somebody tests them, and are neither pinned nor attached.
+//! Nothing is sent, and no counter of live traffic moves: the candidate has counters of its own. The candidate that decides
+//! before a publish is the XDP program. The instances of the other hooks read the same slot and write the same counters; they
+//! are loaded for as long as somebody tests them, and are neither pinned nor attached.
 
 use aya::programs::{Program, SchedClassifier, Xdp};
 use aya::{Ebpf, TestRun as _};
