@@ -157,6 +157,28 @@ fn a_status_says_what_is_live() {
 }
 
 #[test]
+fn ports_move_between_xdp_and_tc() {
+    let lab = lab();
+    let mut node = TestNode::router(&lab).unwrap();
+    node.write_samples().unwrap();
+    let modes = |node: &TestNode| -> Vec<String> {
+        let status = node.status().unwrap();
+        let all = status["interfaces"].as_array().unwrap();
+        all.iter().map(|i| i["mode"].as_str().unwrap_or("none").to_owned()).collect()
+    };
+    for attach in ["tc", "native", "tc"] {
+        for port in ["lan", "uplink-a", "uplink-b", "sink"] {
+            node.set_attach(port, attach).unwrap();
+        }
+        node.apply().unwrap();
+        assert_eq!(modes(&node), [attach; 4]);
+        assert_eq!(node.run(&["plan", "--detailed-exitcode"]).unwrap().code, Some(0), "nothing is left to do");
+    }
+    node.succeed(&["detach", "--auto-approve"]).unwrap();
+    assert_eq!(modes(&node), ["none"; 4]);
+}
+
+#[test]
 fn a_rollback_restores_the_bytes_and_the_traffic() {
     let lab = lab();
     let node = TestNode::router(&lab).unwrap();

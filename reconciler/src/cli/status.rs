@@ -151,16 +151,19 @@ fn interfaces(node: &Node, observed: &Observed, links: &[Link]) -> Vec<Value> {
             let link = links.iter().find(|l| l.name == port.device);
             let held = observed.links.iter().find(|l| l.port == *name);
             let ours = |l: &&Link| {
-                held.is_some_and(|h| h.device == l.index)
-                    && l.xdp.is_some_and(|x| held.map(|h| h.program) == x.program_id)
+                held.is_some_and(|h| {
+                    h.device == l.index && (h.tc || l.xdp.is_some_and(|x| Some(h.program) == x.program_id))
+                })
             };
             let attached = link.filter(ours);
-            let mode = attached.and_then(|l| l.xdp).map(|x| match x.mode {
+            let tc = attached.is_some() && held.is_some_and(|h| h.tc);
+            let xdp = attached.filter(|_| !tc).and_then(|l| l.xdp).map(|x| match x.mode {
                 XdpMode::Native => "native",
                 XdpMode::Generic => "generic",
                 XdpMode::Hardware => "hardware",
                 XdpMode::Multiple => "multiple",
             });
+            let mode = if tc { Some("tc") } else { xdp };
             json!({"port": name, "device": port.device, "attached": attached.is_some(), "mode": mode,
                 "up": link.is_some_and(|l| l.up && l.carrier)})
         })

@@ -149,6 +149,7 @@ impl Node {
                 Attach::Auto => Mode::Auto,
                 Attach::Native => Mode::Native,
                 Attach::Generic => Mode::Generic,
+                Attach::Tc => Mode::Tc,
             };
             let device = PortDevice { port: name.clone(), device: port.device.clone(), index: link.index, mode };
             ports.push((device, link.clone()));
@@ -189,6 +190,7 @@ impl Node {
             retained: observed.retained.iter().map(|g| (g.number, g.image.capacity())).collect(),
             links: observed.links.clone(),
             program: observed.program,
+            program_tc: observed.program_tc,
             strays: observed.strays.clone(),
             newest: journalled.into_iter().chain(pinned).max().unwrap_or(0),
         })

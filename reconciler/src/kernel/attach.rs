@@ -20,6 +20,8 @@ pub enum Mode {
     Native,
     /// After the kernel has made one: works on every device, slower.
     Generic,
+    /// By TC ingress, with a TCX link: from Linux 6.6.
+    Tc,
 }
 
 /// How a program was attached.
@@ -27,6 +29,7 @@ pub enum Mode {
 pub enum Attached {
     Native,
     Generic,
+    Tc,
 }
 
 /// Attaches the live program to `device` for `port` and pins the link.
@@ -38,12 +41,13 @@ pub fn attach(
     index: u32,
     mode: Mode,
 ) -> Result<Attached, KernelError> {
-    let program = programs.live_fd()?;
+    let program = if mode == Mode::Tc { programs.live_tc_fd(pins)? } else { programs.live_fd()? };
     let native = || sys::create_xdp_link(program, index, NATIVE).map(|l| (l, Attached::Native));
     let generic = || sys::create_xdp_link(program, index, GENERIC).map(|l| (l, Attached::Generic));
     let result = match mode {
         Mode::Native => native(),
         Mode::Generic => generic(),
+        Mode::Tc => sys::create_tcx_link(program, index).map(|l| (l, Attached::Tc)),
         // EOPNOTSUPP: the driver has no XDP. EINVAL and ERANGE: it has, but not as the device is set up now.
         Mode::Auto => native().or_else(|e| match e.raw_os_error() {
             Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE) => generic(),
@@ -66,6 +70,7 @@ fn advice(error: &io::Error, mode: Mode) -> &'static str {
         Some(libc::EOPNOTSUPP) if mode == Mode::Native => {
             "its driver has no native XDP; use `attach: auto` or `generic`"
         }
+        Some(libc::EINVAL) if mode == Mode::Tc => "the kernel has no TCX links (they came with Linux 6.6)",
         Some(libc::EPERM | libc::EACCES) => "this needs root, or CAP_BPF and CAP_NET_ADMIN",
         _ => "the kernel refused",
     }
@@ -74,7 +79,11 @@ fn advice(error: &io::Error, mode: Mode) -> &'static str {
 /// Gives an existing link the live program, in one step.
 pub fn update(pins: &Pins, programs: &Programs, port: &str) -> Result<(), KernelError> {
     match sys::pinned(&pins.link(port))? {
-        Some(link) => sys::update_link(link.as_fd(), programs.live_fd()?),
+        Some(link) => {
+            let (_, _, tc) = sys::link_facts(link.as_fd())?;
+            let program = if tc { programs.live_tc_fd(pins)? } else { programs.live_fd()? };
+            sys::update_link(link.as_fd(), program)
+        }
         None => Ok(()),
     }
 }
@@ -82,7 +91,7 @@ pub fn update(pins: &Pins, programs: &Programs, port: &str) -> Result<(), Kernel
 /// Detaches a port and forgets its pin.
 pub fn detach(pins: &Pins, port: &str) -> Result<(), KernelError> {
     if let Some(link) = sys::pinned(&pins.link(port))? {
-        let (_, device) = sys::link_facts(link.as_fd())?;
+        let (_, device, _) = sys::link_facts(link.as_fd())?;
         // A link whose device is gone is detached already.
         if device != 0 {
             sys::detach_link(link.as_fd())?;

@@ -10,7 +10,7 @@ use crate::compile::ImageError;
 
 use super::image_map::ImageMap;
 use super::pins::{Pins, names};
-use super::program::{CANDIDATE, LIVE, object_id};
+use super::program::{CANDIDATE, LIVE, live_tc_pin, object_id};
 use super::{KernelError, sys};
 
 /// One generation that the kernel holds.
@@ -27,6 +27,8 @@ pub struct LinkState {
     /// Kernel index of the device; 0 when the device is gone.
     pub device: u32,
     pub program: u32,
+    /// Attached by TC, not by XDP.
+    pub tc: bool,
 }
 
 /// Something that a killed process left behind.
@@ -52,6 +54,8 @@ pub struct Observed {
     pub links: Vec<LinkState>,
     /// Id of the program that should be attached, when it is loaded.
     pub program: Option<u32>,
+    /// The same for TC.
+    pub program_tc: Option<u32>,
     pub strays: Vec<Stray>,
     /// Retained pins whose images this version cannot read.
     pub unreadable: Vec<(u64, String)>,
@@ -172,6 +176,10 @@ fn observe_programs(pins: &Pins, observed: &mut Observed) -> Result<(), KernelEr
                 if let Some(program) = sys::pinned(&class.join(&name))? {
                     observed.program = Some(sys::program_id(program.as_fd())?);
                 }
+            } else if name == live_tc_pin() {
+                if let Some(program) = sys::pinned(&class.join(&name))? {
+                    observed.program_tc = Some(sys::program_id(program.as_fd())?);
+                }
             } else if name != "GENERATIONS" && !name.ends_with(&object) {
                 observed.strays.push(Stray::Pin(class.join(name)));
             }
@@ -179,8 +187,8 @@ fn observe_programs(pins: &Pins, observed: &mut Observed) -> Result<(), KernelEr
     }
     for port in pins.links()? {
         if let Some(link) = sys::pinned(&pins.link(&port))? {
-            let (program, device) = sys::link_facts(link.as_fd())?;
-            observed.links.push(LinkState { port, device, program });
+            let (program, device, tc) = sys::link_facts(link.as_fd())?;
+            observed.links.push(LinkState { port, device, program, tc });
         }
     }
     Ok(())

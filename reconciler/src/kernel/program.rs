@@ -1,11 +1,11 @@
 //! The program: loaded twice, once for the live slot and once for the candidate, and kept by pins.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya::maps::{Array, HashMap as AyaHashMap, Map, MapData, PerCpuArray};
-use aya::programs::{ProgramError, TestRunOptions, TestRunResult, Xdp};
+use aya::programs::{ProgramError, SchedClassifier, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, EbpfLoader, TestRun as _};
 use aya_obj::programs::XdpAttachType;
 
@@ -17,6 +17,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BPF_OBJECT"));
 
 /// The program's name in the object.
 pub(super) const ENTRY: &str = "wayleave";
+
+/// Name of the same program for TC.
+const ENTRY_TC: &str = "wayleave_tc";
 
 /// Maps that every class and every version of the program shares.
 const SHARED_MAPS: [&str; 4] = ["PORTS", "PORTS_FRAGS", "PORT_LINKS", "NEIGHBOURS"];
@@ -45,6 +48,11 @@ pub fn object_id() -> String {
     blake3::hash(OBJECT).to_hex().as_str()[..16].to_owned()
 }
 
+/// Pin of the live TC program, in its class.
+pub(super) fn live_tc_pin() -> String {
+    format!("live-tc-{}", object_id())
+}
+
 /// Bytes by which a test run can make a frame longer: two VLAN tags.
 const TAGS_BYTES_MAX: usize = 8;
 
@@ -67,6 +75,8 @@ pub struct Programs {
     pub(super) bits: u32,
     generations: OwnedFd,
     live: Xdp,
+    /// Loaded when the first port needs it.
+    live_tc: OnceCell<OwnedFd>,
     candidate: Xdp,
     candidate_counters: PerCpuArray<MapData, [u64; 2]>,
     candidate_devices: RefCell<Array<MapData, u64>>,
@@ -129,6 +139,7 @@ impl Programs {
             bits,
             generations,
             live,
+            live_tc: OnceCell::new(),
             candidate,
             candidate_counters,
             candidate_devices: RefCell::new(candidate_devices),
@@ -162,6 +173,23 @@ impl Programs {
 
     pub(super) fn live_fd(&self) -> Result<BorrowedFd<'_>, KernelError> {
         Ok(self.live.fd().map_err(KernelError::program("open"))?.as_fd())
+    }
+
+    /// The live program for TC; loads and pins it at the first call for this class.
+    pub(super) fn live_tc_fd(&self, pins: &Pins) -> Result<BorrowedFd<'_>, KernelError> {
+        if self.live_tc.get().is_none() {
+            let path = pins.class(self.bits).join(live_tc_pin());
+            if !path.exists() {
+                let mut object = load_object(pins, self.bits, LIVE)?;
+                let program = object.program_mut(ENTRY_TC).ok_or(KernelError::NoProgram { name: ENTRY_TC })?;
+                let program: &mut SchedClassifier = program.try_into().map_err(KernelError::program("find"))?;
+                program.load().map_err(KernelError::program("load"))?;
+                sys::pin(program.fd().map_err(KernelError::program("load"))?.as_fd(), &path)?;
+            }
+            let opened = sys::pinned(&path)?.ok_or(KernelError::NoProgram { name: ENTRY_TC })?;
+            let _ = self.live_tc.set(opened);
+        }
+        self.live_tc.get().map(OwnedFd::as_fd).ok_or(KernelError::NoProgram { name: ENTRY_TC })
     }
 
     /// Runs the candidate on one frame that came in by the loopback device, and says what became of it.

@@ -199,11 +199,22 @@ pub(super) fn create_xdp_link(program: BorrowedFd<'_>, device: u32, flags: u32) 
     bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 
+/// Attaches a classifier to a device's ingress, behind those that are there; as [`create_xdp_link`]. From Linux 6.6.
+pub(super) fn create_tcx_link(program: BorrowedFd<'_>, device: u32) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    // SAFETY: the variant of BPF_LINK_CREATE.
+    let u = unsafe { &mut attr.link_create };
+    u.__bindgen_anon_1.prog_fd = raw(program);
+    u.__bindgen_anon_2.target_ifindex = device;
+    u.attach_type = aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS as u32;
+    bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+}
+
 /// Detaches a link wherever it is still held.
 pub(super) fn detach_link(link: BorrowedFd<'_>) -> Result<(), KernelError> {
     let mut attr = zeroed();
     attr.link_detach.link_fd = raw(link);
-    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop).map_err(|e| failed("BPF_LINK_DETACH", "XDP link", e))
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop).map_err(|e| failed("BPF_LINK_DETACH", "link", e))
 }
 
 fn info<T>(object: BorrowedFd<'_>, what: &'static str) -> Result<T, KernelError> {
@@ -232,14 +243,19 @@ pub(super) fn program_id(program: BorrowedFd<'_>) -> Result<u32, KernelError> {
 }
 
 /// The program and the device of an XDP link; device 0: the device is gone.
-pub(super) fn link_facts(link: BorrowedFd<'_>) -> Result<(u32, u32), KernelError> {
+pub(super) fn link_facts(link: BorrowedFd<'_>) -> Result<(u32, u32, bool), KernelError> {
     let info: bpf_link_info = info(link, "link")?;
+    if info.type_ == bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
+        // SAFETY: the variant of a TCX link, whose type was checked.
+        let device = unsafe { info.__bindgen_anon_1.tcx.ifindex };
+        return Ok((info.prog_id, device, true));
+    }
     if info.type_ != bpf_link_type::BPF_LINK_TYPE_XDP as u32 {
-        return Err(failed("BPF_OBJ_GET_INFO_BY_FD", "link", io::Error::other("not an XDP link")));
+        return Err(failed("BPF_OBJ_GET_INFO_BY_FD", "link", io::Error::other("neither an XDP nor a TCX link")));
     }
     // SAFETY: the variant of an XDP link, whose type was checked.
     let device = unsafe { info.__bindgen_anon_1.xdp.ifindex };
-    Ok((info.prog_id, device))
+    Ok((info.prog_id, device, false))
 }
 
 /// Maps the value of an image map for reading.

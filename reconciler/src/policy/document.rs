@@ -228,7 +228,7 @@ pub(super) struct Port {
     pub(super) attach: Attach,
 }
 
-/// How the XDP program is attached to a device.
+/// How the program is attached to a device: by XDP in the driver or behind it, or by TC (kernels from 6.6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Attach {
@@ -236,6 +236,7 @@ pub enum Attach {
     Auto,
     Native,
     Generic,
+    Tc,
 }
 
 /// How much of the past is kept for rollback.

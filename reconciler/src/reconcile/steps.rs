@@ -33,6 +33,8 @@ pub struct Found {
     pub links: Vec<LinkState>,
     /// Id of the current version of the program in the current class, when loaded.
     pub program: Option<u32>,
+    /// The same for TC.
+    pub program_tc: Option<u32>,
     pub strays: Vec<Stray>,
     /// Highest number ever seen, retired generations included.
     pub newest: u64,
@@ -125,9 +127,14 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
     leaving.retain(|stray| *stray != bits);
     let program_changes = class_changes || found.program.is_none();
 
-    let (keep, detach): (Vec<_>, Vec<_>) =
-        found.links.iter().partition(|link| wanted.ports.iter().any(|p| p.port == link.port && p.index == link.device));
-    let updates: Vec<_> = keep.iter().filter(|link| program_changes || Some(link.program) != found.program).collect();
+    let (keep, detach): (Vec<_>, Vec<_>) = found.links.iter().partition(|link| {
+        let same = |p: &PortDevice| p.port == link.port && p.index == link.device && (p.mode == Mode::Tc) == link.tc;
+        wanted.ports.iter().any(same)
+    });
+    let updates: Vec<_> = keep
+        .iter()
+        .filter(|link| program_changes || Some(link.program) != if link.tc { found.program_tc } else { found.program })
+        .collect();
     let attaches: Vec<_> = wanted.ports.iter().filter(|p| !keep.iter().any(|link| link.port == p.port)).collect();
     let replaced = |link: &&&LinkState| wanted.ports.iter().any(|p| p.port == link.port);
 
@@ -195,7 +202,7 @@ mod tests {
     }
 
     fn link(name: &str, device: u32, program: u32) -> LinkState {
-        LinkState { port: name.into(), device, program }
+        LinkState { port: name.into(), device, program, tc: false }
     }
 
     fn wanted(digest: u8, ports: &[PortDevice]) -> Wanted {
@@ -216,6 +223,7 @@ mod tests {
             retained: vec![(6, 1 << 20), (5, 1 << 20)],
             links: vec![link("lan", 3, 40)],
             program: Some(40),
+            program_tc: None,
             strays: vec![],
             newest: 7,
         }
