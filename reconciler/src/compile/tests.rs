@@ -60,6 +60,7 @@ fn policy(routes: &[Written], rotate: usize) -> Policy {
             .collect();
         own.sort_by_key(|route| route.prefix);
         RoutePolicy {
+            probes: vec![],
             name: (*name).to_owned(),
             owner: None,
             origin: Origin { file, line: 1 },
@@ -363,6 +364,7 @@ fn lookups_agree(prefixes: &[Prefix], hops: u32, addresses: impl Iterator<Item =
         revision: "dir@sha256:test".to_owned(),
         files: vec!["a.yaml".to_owned()],
         route_policies: vec![RoutePolicy {
+            probes: vec![],
             name: "all".to_owned(),
             owner: None,
             origin,

@@ -61,6 +61,7 @@ fn policy_of(routes: &[(&str, &str)], line: u32) -> Policy {
         revision: format!("dir@sha256:{line}"),
         files: vec!["branch.yaml".to_owned()],
         route_policies: vec![RoutePolicy {
+            probes: vec![],
             name: "branch".to_owned(),
             owner: None,
             origin: Origin { file: 0, line: 1 },

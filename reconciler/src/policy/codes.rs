@@ -424,6 +424,18 @@ Right:  port: uplink"
 
 Wrong:  ports: {uplink: {device: eth0}, dc: {device: eth0}}
 Right:  ports: {uplink: {device: eth0}, dc: {device: eth1}}"
+
+    ProbeCheck "WL0801" Error "a probe does not say what to try"
+"A probe makes a TCP connection, gets a page or asks for an echo: exactly one of the three.
+
+Wrong:  {name: gateway}
+Right:  {name: gateway, tcp: {address: 198.51.100.10, port: 443}}"
+
+    DuplicateProbe "WL0802" Error "a probe name is used twice"
+"Two probes of one document have the same name. Reports of a rollback could not tell them apart.
+
+Wrong:  probes: [{name: api, ping: {address: 10.0.0.1}}, {name: api, ping: {address: 10.0.0.2}}]
+Right:  probes: [{name: api-1, ping: {address: 10.0.0.1}}, {name: api-2, ping: {address: 10.0.0.2}}]"
 }
 
 #[cfg(test)]

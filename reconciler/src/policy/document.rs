@@ -63,6 +63,70 @@ pub(super) struct RouteSpec {
     pub(super) on_all_down: OnAllDown,
     /// What happens to packets, by destination; the longest prefix wins.
     pub(super) routes: Vec<Route>,
+    /// What must work after a change if it worked before it: else the change is rolled back.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub(super) probes: Vec<Probe>,
+}
+
+/// Something that a node tries before and after a change. Exactly one of tcp, http and ping.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Probe {
+    /// Unique among the probes of this document.
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), length(min = 1, max = 63))]
+    pub(super) name: String,
+    /// A connection is made.
+    #[serde(default)]
+    #[schemars(with = "TcpProbe")]
+    pub(super) tcp: Option<TcpProbe>,
+    /// A page is got.
+    #[serde(default)]
+    #[schemars(with = "HttpProbe")]
+    pub(super) http: Option<HttpProbe>,
+    /// An ICMP echo is answered.
+    #[serde(default)]
+    #[schemars(with = "PingProbe")]
+    pub(super) ping: Option<PingProbe>,
+    /// How long one try may take, such as 1s.
+    #[serde(default = "probe_timeout_default")]
+    #[schemars(extend("default" = "1s"))]
+    pub(super) timeout: String,
+}
+
+/// Where a connection is made to.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TcpProbe {
+    /// An IPv4 or IPv6 address.
+    pub(super) address: String,
+    #[schemars(range(min = 1))]
+    pub(super) port: u16,
+}
+
+/// What is got, and what is expected.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct HttpProbe {
+    /// Such as `http://198.51.100.10/health`; redirections are not followed.
+    #[schemars(regex(pattern = r"^https?://[^\s]+$"), length(max = 2048))]
+    pub(super) url: String,
+    /// The status that is expected; any from 200 to 399 when left out.
+    #[serde(default)]
+    #[schemars(with = "u16", range(min = 100, max = 599))]
+    pub(super) status: Option<u16>,
+}
+
+/// Who is asked for an echo.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct PingProbe {
+    /// An IPv4 or IPv6 address.
+    pub(super) address: String,
+}
+
+fn probe_timeout_default() -> String {
+    "1s".to_owned()
 }
 
 /// A named gateway behind a port.
@@ -196,6 +260,16 @@ pub(super) struct NodeSpec {
     pub(super) state_dir: PathBuf,
     #[serde(default)]
     pub(super) retain: Retain,
+    /// What must work after a change if it worked before it: else the change is rolled back.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub(super) probes: Vec<Probe>,
+    /// Programs that must succeed after a change if they did before it. Only a node's own configuration may name programs.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub(super) probe_commands: Vec<ProbeCommand>,
+    #[serde(default)]
+    pub(super) probation: Probation,
     /// How often the source is read even when nothing seems to have changed, such as 30s.
     #[serde(default = "rescan_interval_default")]
     #[schemars(extend("default" = "30s"))]
@@ -237,6 +311,62 @@ pub enum Attach {
     Native,
     Generic,
     Tc,
+}
+
+/// A program that tells by its exit code whether something works.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ProbeCommand {
+    /// Unique among the probes of this document.
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), length(min = 1, max = 63))]
+    pub(super) name: String,
+    /// The program and its arguments; no shell reads them.
+    #[schemars(length(min = 1, max = 64))]
+    pub(super) run: Vec<String>,
+    /// How long it may take, such as 1s; it is killed then.
+    #[serde(default = "probe_timeout_default")]
+    #[schemars(extend("default" = "1s"))]
+    pub(super) timeout: String,
+}
+
+/// How long a change must prove itself by probes.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Probation {
+    /// How long probes are tried after a change, such as 10s.
+    #[serde(default = "probation_window_default")]
+    #[schemars(extend("default" = "10s"))]
+    pub(super) window: String,
+    /// Pause between two rounds of probes, such as 1s.
+    #[serde(default = "probation_interval_default")]
+    #[schemars(extend("default" = "1s"))]
+    pub(super) interval: String,
+    /// How often a probe must fail in a row until the change is rolled back; tries after a failure follow at once.
+    #[serde(default = "probation_failures_default")]
+    #[schemars(range(min = 1, max = 100), extend("default" = 2))]
+    pub(super) failures: u8,
+}
+
+impl Default for Probation {
+    fn default() -> Self {
+        Self {
+            window: probation_window_default(),
+            interval: probation_interval_default(),
+            failures: probation_failures_default(),
+        }
+    }
+}
+
+fn probation_window_default() -> String {
+    "10s".to_owned()
+}
+
+fn probation_interval_default() -> String {
+    "1s".to_owned()
+}
+
+fn probation_failures_default() -> u8 {
+    2
 }
 
 /// How much of the past is kept for rollback.

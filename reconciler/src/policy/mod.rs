@@ -10,6 +10,7 @@ pub mod limits;
 mod list;
 mod node;
 pub mod prefix;
+mod probe;
 mod quantity;
 mod route_policy;
 mod routes;
@@ -22,8 +23,9 @@ use std::net::IpAddr;
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
 pub use document::{Attach, OnAllDown};
-pub use node::{NodeConfig, Port, check_ports, node_config};
+pub use node::{NodeConfig, Port, Probation, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
+pub use probe::{Check, Probe};
 pub use validate::{Validated, validate};
 
 /// Where a rule was written: a file of the snapshot (index into [`Policy::files`]) and its 1-based line.
@@ -56,6 +58,8 @@ pub struct RoutePolicy {
     pub groups: Vec<NextHopGroup>,
     /// Sorted by prefix (IPv4 before IPv6, then address, then length); unique across all policies of the snapshot.
     pub routes: Vec<Route>,
+    /// What must work after a change if it worked before it. No part of an image.
+    pub probes: Vec<Probe>,
 }
 
 /// A named gateway behind a port.

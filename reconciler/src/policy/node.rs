@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Faults, suggestion};
 use super::document::{self, Attach};
+use super::probe::{Probe, read_node_probes};
 use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
 use super::yaml::{self, Node, Step};
 use super::{Policy, quantity};
@@ -27,6 +28,18 @@ pub struct NodeConfig {
     pub retain_memory_bytes: Option<u64>,
     pub rescan_interval: Duration,
     pub settle: Duration,
+    /// What must work after a change if it worked before it.
+    pub probes: Vec<Probe>,
+    pub probation: Probation,
+}
+
+/// How long a change must prove itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probation {
+    pub window: Duration,
+    pub interval: Duration,
+    /// Failures in a row that a probe may not have; at least 1.
+    pub failures: u8,
 }
 
 /// The device behind a port name.
@@ -82,6 +95,15 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
         let size = "a size such as 64KiB, 512MiB or 2GiB";
         quantity(text, &[Step::Key("retain"), Step::Key("memory")], quantity::size_bytes, size)
     });
+    let window_ms = quantity(
+        &spec.probation.window,
+        &[Step::Key("probation"), Step::Key("window")],
+        quantity::duration_ms,
+        duration,
+    );
+    let interval = &[Step::Key("probation"), Step::Key("interval")];
+    let interval_ms = quantity(&spec.probation.interval, interval, quantity::duration_ms, duration);
+    let probes = read_node_probes(file, root, &spec.probes, &spec.probe_commands, faults);
     check_port_entries(file, root, &spec.ports, faults);
     let folder = path.parent().unwrap_or(Path::new(""));
     Some(NodeConfig {
@@ -95,6 +117,12 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
         retain_memory_bytes: memory.flatten(),
         rescan_interval: Duration::from_millis(rescan_ms?),
         settle: Duration::from_millis(settle_ms?),
+        probes,
+        probation: Probation {
+            window: Duration::from_millis(window_ms?),
+            interval: Duration::from_millis(interval_ms?),
+            failures: spec.probation.failures,
+        },
     })
 }
 

@@ -10,6 +10,7 @@ use super::diagnostic::{Diagnostic, Span, did_you_mean, suggestion};
 use super::document::{self, OnAllDown, RouteAction};
 use super::list::{self, Line, parse_prefix};
 use super::prefix::{Prefix, PrefixError};
+use super::probe::read_probes;
 use super::validate::{Run, file_fault};
 use super::yaml::{Node, Step};
 use super::{Action, NextHop, NextHopGroup, Origin, RoutePolicy, schema};
@@ -79,6 +80,8 @@ pub(super) fn read_route_policy<'s>(
     if whole {
         reader.report_unused();
     }
+    let name = &written.metadata.name;
+    let probes = read_probes(file, root, &written.spec.probes, Some(name), &mut reader.run.faults);
     let Reader { run, next_hops, groups, .. } = reader;
     run.policies.push(RoutePolicy {
         name: written.metadata.name,
@@ -87,6 +90,7 @@ pub(super) fn read_route_policy<'s>(
         next_hops,
         groups,
         routes: Vec::new(), // `RouteTable::distribute` fills them in
+        probes,
     });
 }
 

@@ -35,6 +35,7 @@ fn image(on_all_down: OnAllDown) -> Image {
         revision: "main@sha1:0123".to_owned(),
         files: vec!["branch.yaml".to_owned(), "lists/all.txt".to_owned()],
         route_policies: vec![RoutePolicy {
+            probes: vec![],
             name: "branch-offices".to_owned(),
             owner: None,
             origin: Origin { file: 0, line: 1 },
