@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use crate::compile::{Image, View};
-use crate::kernel::KernelError;
 use crate::kernel::observe::Observed;
 use crate::plan::Plan;
 use crate::policy::Diagnostic;
@@ -64,8 +63,8 @@ impl Proposal {
 /// Proposes what `source` says; every port of the config must have its device.
 pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
     let facts = node.facts().await?;
-    if let Some((port, device)) = facts.missing.first().cloned() {
-        return Err(NodeError::Kernel(KernelError::NoDevice { port, device }));
+    if let Some(fault) = facts.missing.first() {
+        return Err(fault.clone().into());
     }
     propose_with(node, source, facts)
 }
@@ -73,8 +72,8 @@ pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> 
 /// Proposes what `source` says for the devices that exist: a lost device must not keep the others from their rules.
 pub async fn propose_degraded(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
     let facts = node.facts().await?;
-    for (port, device) in &facts.missing {
-        tracing::warn!(port, device, "the port's device does not exist; its packets pass to the kernel");
+    for fault in &facts.missing {
+        tracing::warn!("{fault}; its packets pass to the kernel");
     }
     propose_with(node, source, facts)
 }

@@ -7,17 +7,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capacity_class, compile};
 use crate::kernel::KernelError;
 use crate::kernel::address::local_addresses;
-use crate::kernel::attach::Mode;
 use crate::kernel::link::{Link, links};
 use crate::kernel::neighbour::NeighbourError;
 use crate::kernel::observe::{Observed, observe};
 use crate::kernel::pins::{Lock, Pins};
-use crate::kernel::tables::DEVICE_INDEX_MAX;
-use crate::policy::{self, Attach, Diagnostic, NodeConfig};
+use crate::policy::{self, Diagnostic, NodeConfig};
 use crate::reconcile::{Found, PortDevice, Wanted};
 use crate::source::{self, Limits, SourceError};
 
 use super::journal::Journal;
+use super::ports::{PortFault, carried};
 
 /// How long a command waits for another process to finish its apply.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -35,6 +34,8 @@ pub enum NodeError {
     Compile(#[from] CompileError),
     #[error("the image cannot be read")]
     Image(#[from] ImageError),
+    #[error(transparent)]
+    Port(#[from] PortFault),
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error("the kernel's links and neighbours cannot be read")]
@@ -64,6 +65,7 @@ impl NodeError {
         match self {
             Self::Policy { .. } | Self::Compile(_) | Self::Image(_) | Self::NoGeneration { .. } => false,
             Self::Source(_)
+            | Self::Port(_)
             | Self::Kernel(_)
             | Self::Netlink(_)
             | Self::Stale { .. }
@@ -85,10 +87,10 @@ pub struct Node {
 /// The node as it is now, beside what wayleave put into the kernel.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// The devices that carry a port of the config.
+    /// The ports of the config that a device carries, each with the device that has its addresses.
     pub ports: Vec<(PortDevice, Link)>,
-    /// Ports of the config whose device does not exist, and the device.
-    pub missing: Vec<(String, String)>,
+    /// The others.
+    pub missing: Vec<PortFault>,
     pub node: NodeFacts,
 }
 
@@ -130,30 +132,7 @@ impl Node {
     /// Reads devices and addresses from the kernel, and finds the device of every port.
     pub async fn facts(&self) -> Result<Facts, NodeError> {
         let links = links().await?;
-        let mut ports = Vec::new();
-        let mut missing = Vec::new();
-        for (name, port) in &self.config.ports {
-            let Some(link) = links.iter().find(|l| l.name == port.device) else {
-                missing.push((name.clone(), port.device.clone()));
-                continue;
-            };
-            if link.index >= DEVICE_INDEX_MAX {
-                return Err(NodeError::Kernel(KernelError::DeviceIndex {
-                    port: name.clone(),
-                    device: port.device.clone(),
-                    index: link.index,
-                    max: DEVICE_INDEX_MAX,
-                }));
-            }
-            let mode = match port.attach {
-                Attach::Auto => Mode::Auto,
-                Attach::Native => Mode::Native,
-                Attach::Generic => Mode::Generic,
-                Attach::Tc => Mode::Tc,
-            };
-            let device = PortDevice { port: name.clone(), device: port.device.clone(), index: link.index, mode };
-            ports.push((device, link.clone()));
-        }
+        let (ports, missing) = carried(&self.config.ports, &links);
         let node = NodeFacts { local_addresses: local_addresses().await? };
         Ok(Facts { ports, missing, node })
     }

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use fib::packet::Tags;
+
 use crate::kernel::attach::Mode;
 use crate::kernel::observe::{LinkState, Stray};
 
@@ -17,7 +19,17 @@ pub struct PortDevice {
     pub device: String,
     /// Kernel index of the device.
     pub index: u32,
+    pub wire: Wire,
     pub mode: Mode,
+}
+
+/// Where a port's frames are: on its device itself, or tagged on the one below its VLAN devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wire {
+    pub device: String,
+    /// Kernel index of the device.
+    pub index: u32,
+    pub tags: Tags,
 }
 
 /// What was found, as far as the steps depend on it.
@@ -198,7 +210,9 @@ mod tests {
     use super::*;
 
     fn port(name: &str, index: u32) -> PortDevice {
-        PortDevice { port: name.into(), device: format!("{name}0"), index, mode: Mode::Auto }
+        let device = format!("{name}0");
+        let wire = Wire { device: device.clone(), index, tags: Tags::default() };
+        PortDevice { port: name.into(), device, index, wire, mode: Mode::Auto }
     }
 
     fn link(name: &str, device: u32, program: u32) -> LinkState {

@@ -12,6 +12,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use fib::layout::Section;
+use fib::packet::Tags;
 use fib::{Neighbour, Reach, Reason, Verdict};
 use serde::{Serialize, Serializer};
 
@@ -52,7 +53,7 @@ pub fn trace<'v, 'a, N: TraceNode>(
     packet: PacketDescription,
     node: &N,
 ) -> Result<Trace<'v, 'a>, TraceError> {
-    let frame = packet.frame();
+    let frame = packet.frame(Tags::default());
     let decision = fib::decide(view.bytes(), frame.as_slice(), node);
     let in_port = node.in_port().map(str::to_owned);
     let mut trace = Trace {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
 use fib::Image as _;
+use fib::packet::Tags;
 use fib::layout::{AT_LAYOUT_VERSION, AT_MAGIC, HEADER_BYTES, LAYOUT_VERSION, MAGIC, Section};
 use wayleave::compile::{LiveIds, View};
 use wayleave::plan::Plan;
@@ -142,7 +143,7 @@ fn change(image: &mut Vec<u8>, input: &mut Input) {
 
 /// Packets to every part of the good tables, and their frames.
 static PACKETS: LazyLock<Vec<(IpAddr, PacketDescription, Vec<u8>)>> = LazyLock::new(|| {
-    let packet = |dst: IpAddr| (dst, description(dst), description(dst).frame());
+    let packet = |dst: IpAddr| (dst, description(dst), description(dst).frame(Tags::default()));
     addresses().into_iter().map(packet).collect()
 });
 
