@@ -165,7 +165,7 @@ fn other_vlans_of_the_trunk_are_the_kernels() {
     let node = node(&lab, "auto");
     node.apply().unwrap();
     let before = node.counters().unwrap();
-    assert!(ping(&trunk(&lab).namespace, "10.78.144.1".parse().unwrap()).unwrap());
+    assert!(ping(&trunk(&lab).namespace, "10.78.144.1".parse().unwrap(), SECOND).unwrap().is_some());
     // Neither a VLAN that nobody has, nor the outer tag of a port alone.
     for tags in [&[(false, 999)][..], &[(true, 300)], &[(true, 300), (false, 8)], &[(false, 7)]] {
         let mut socket = PacketSocket::open(&lab.client.namespace, "eth0").unwrap();
@@ -182,7 +182,8 @@ fn wait_for(node: &TestNode, next_hop: &str, state: &str) {
     let deadline = Instant::now() + 5 * SECOND;
     loop {
         let status = node.status().unwrap();
-        let hop = status["next_hops"].as_array().and_then(|all| all.iter().find(|hop| hop["name"] == next_hop).cloned());
+        let hop =
+            status["next_hops"].as_array().and_then(|all| all.iter().find(|hop| hop["name"] == next_hop).cloned());
         if hop.as_ref().is_some_and(|hop| hop["state"] == state) {
             return;
         }
@@ -283,5 +284,8 @@ fn a_port_that_cannot_be_taken_from_the_wire_is_refused_with_the_reason() {
     node.set_port("deeper", "deeper").unwrap();
     let refused = node.run(&["apply", "--auto-approve"]).unwrap();
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert!(refused.stderr.contains("port `deeper`: carrier is the third VLAN in a frame; two are the most"), "{refused:?}");
+    assert!(
+        refused.stderr.contains("port `deeper`: carrier is the third VLAN in a frame; two are the most"),
+        "{refused:?}"
+    );
 }

@@ -12,6 +12,7 @@ pub mod address;
 pub mod attach;
 pub mod check;
 pub mod counters;
+pub mod ethtool;
 pub mod events;
 pub mod image_map;
 pub mod link;

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
 use fib::Image as _;
-use fib::packet::Tags;
 use fib::layout::{AT_LAYOUT_VERSION, AT_MAGIC, HEADER_BYTES, LAYOUT_VERSION, MAGIC, Section};
+use fib::packet::Tags;
 use wayleave::compile::{LiveIds, View};
 use wayleave::plan::Plan;
 use wayleave::trace::{Fields, Offline, PacketDescription, trace};
