@@ -112,8 +112,11 @@ fn check(lab: &Topology, tags: &[(bool, u16)], destination: &str, on: &Host, vla
     assert_eq!((seen.source_mac, seen.destination_mac), (on.router_mac, on.mac), "{tags:?} to {destination}");
 }
 
+/// Tags of what comes from there; what is sent there, where it arrives and with which identifiers.
+type Side<'t> = (&'t [(bool, u16)], &'t str, &'t Host, &'t [u16]);
+
 fn every_pair(lab: &Topology) {
-    let sides: [(&[(bool, u16)], &str, &Host, &[u16]); 5] = [
+    let sides: [Side; 5] = [
         (&[], "198.18.5.1", trunk(lab), &[]),
         (&[(false, 100)], "", trunk(lab), &[]),
         (&[(false, 200)], "198.51.100.1", trunk(lab), &[200]),

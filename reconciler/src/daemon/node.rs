@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capacity_class, compile};
 use crate::kernel::KernelError;
 use crate::kernel::address::local_addresses;
+use crate::kernel::ethtool;
 use crate::kernel::link::{Link, links};
 use crate::kernel::neighbour::NeighbourError;
 use crate::kernel::observe::{Observed, observe};
@@ -16,7 +17,7 @@ use crate::reconcile::{Found, PortDevice, Wanted};
 use crate::source::{self, Limits, SourceError};
 
 use super::journal::Journal;
-use super::ports::{PortFault, carried};
+use super::ports::{PortFault, carried, trunks};
 
 /// How long a command waits for another process to finish its apply.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -132,7 +133,12 @@ impl Node {
     /// Reads devices and addresses from the kernel, and finds the device of every port.
     pub async fn facts(&self) -> Result<Facts, NodeError> {
         let links = links().await?;
-        let (ports, missing) = carried(&self.config.ports, &links);
+        let mut hiding = trunks(&links);
+        // One that is gone by now hides nothing.
+        hiding.retain(|index| {
+            links.iter().any(|l| l.index == *index && ethtool::hides_vlan_tags(&l.name).unwrap_or(false))
+        });
+        let (ports, missing) = carried(&self.config.ports, &links, &hiding);
         let node = NodeFacts { local_addresses: local_addresses().await? };
         Ok(Facts { ports, missing, node })
     }

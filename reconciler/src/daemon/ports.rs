@@ -1,6 +1,6 @@
 //! Ports of the config and the devices that carry them. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::kernel::attach::Mode;
 use crate::kernel::link::{Link, WireError, wire};
@@ -20,6 +20,11 @@ pub enum PortFault {
     Index { port: String, device: String, index: u32 },
     #[error("port `{port}`: {fault}")]
     Wire { port: String, fault: WireError },
+    #[error(
+        "port `{port}`: `{device}` has VLAN devices, and takes their tags out of frames before XDP sees them: \
+         `ethtool -K {device} rxvlan off` leaves them in, and `attach: tc` sees them anyhow"
+    )]
+    HiddenTags { port: String, device: String },
     /// VLANs of the two tag protocols with one identifier: ports are told apart by identifiers only.
     #[error(
         "port `{port}`: {vlan} on `{device}` is port `{first}` already; the tag protocols 802.1Q and 802.1ad are not told \
@@ -28,12 +33,17 @@ pub enum PortFault {
     SameVlan { port: String, first: String, device: String, vlan: String },
 }
 
-/// The ports that have a device, each with the link that has its addresses; and the others.
-pub fn carried(ports: &BTreeMap<String, Port>, links: &[Link]) -> (Vec<(PortDevice, Link)>, Vec<PortFault>) {
+/// The ports that have a device, each with the link that has its addresses; and the others. `hiding`: indexes of devices that
+/// take VLAN tags out of frames.
+pub fn carried(
+    ports: &BTreeMap<String, Port>,
+    links: &[Link],
+    hiding: &BTreeSet<u32>,
+) -> (Vec<(PortDevice, Link)>, Vec<PortFault>) {
     let mut carried: Vec<(PortDevice, Link)> = Vec::new();
     let mut faults = Vec::new();
     for (name, port) in ports {
-        match one(name, port, links) {
+        match one(name, port, links, hiding) {
             Ok((device, link)) => {
                 let key = |d: &PortDevice| (d.wire.index, d.wire.tags.vids());
                 match carried.iter().find(|(other, _)| key(other) == key(&device)) {
@@ -52,7 +62,17 @@ pub fn carried(ports: &BTreeMap<String, Port>, links: &[Link]) -> (Vec<(PortDevi
     (carried, faults)
 }
 
-fn one<'l>(name: &str, port: &Port, links: &'l [Link]) -> Result<(PortDevice, &'l Link), PortFault> {
+/// Indexes of the devices that have VLAN devices above them.
+pub fn trunks(links: &[Link]) -> BTreeSet<u32> {
+    links.iter().filter_map(|link| link.vlan).filter(|vlan| !vlan.lower_elsewhere).map(|vlan| vlan.lower).collect()
+}
+
+fn one<'l>(
+    name: &str,
+    port: &Port,
+    links: &'l [Link],
+    hiding: &BTreeSet<u32>,
+) -> Result<(PortDevice, &'l Link), PortFault> {
     let no_device = || PortFault::NoDevice { port: name.to_owned(), device: port.device.clone() };
     let link = links.iter().find(|l| l.name == port.device).ok_or_else(no_device)?;
     let wire = wire(links, link).map_err(|fault| PortFault::Wire { port: name.to_owned(), fault })?;
@@ -65,7 +85,11 @@ fn one<'l>(name: &str, port: &Port, links: &'l [Link]) -> Result<(PortDevice, &'
         Attach::Generic => Mode::Generic,
         Attach::Tc => Mode::Tc,
     };
-    let wire = Wire { device: wire.link.name.clone(), index: wire.link.index, tags: wire.tags };
+    let hides_tags = hiding.contains(&wire.link.index);
+    if hides_tags && let Mode::Native | Mode::Generic = mode {
+        return Err(PortFault::HiddenTags { port: name.to_owned(), device: wire.link.name.clone() });
+    }
+    let wire = Wire { device: wire.link.name.clone(), index: wire.link.index, tags: wire.tags, hides_tags };
     let device = PortDevice { port: name.to_owned(), device: port.device.clone(), index: link.index, wire, mode };
     Ok((device, link))
 }
@@ -100,7 +124,7 @@ mod tests {
         let port = |device: String| (device.clone(), Port { device, attach: Attach::Auto });
         let mut ports: BTreeMap<_, _> = links.iter().map(|l| port(l.name.clone())).collect();
         ports.extend([port("none".to_owned())]);
-        let (carried, faults) = carried(&ports, links);
+        let (carried, faults) = carried(&ports, links, &BTreeSet::new());
         let carried = carried.iter().map(|(d, _)| {
             let Wire { device, tags, .. } = &d.wire;
             format!("{} on {device} {:08x} {:08x}", d.port, tags.outer, tags.inner)
@@ -134,6 +158,22 @@ mod tests {
                 "port `none`: device `none` does not exist on this node",
             ],
         );
+    }
+
+    #[test]
+    fn hidden_tags_are_no_matter_for_tc() {
+        let links = [link(2, "eth0", None), link(3, "a", Some((2, Q, 100))), link(4, "eth1", None)];
+        let port = |device: &str, attach| (device.to_owned(), Port { device: device.to_owned(), attach });
+        let check = |attach, expected: [usize; 2]| {
+            let ports = BTreeMap::from([port("eth0", attach), port("a", attach), port("eth1", attach)]);
+            let (carried, faults) = carried(&ports, &links, &trunks(&links));
+            assert_eq!([carried.len(), faults.len()], expected, "{attach:?}");
+            assert!(carried.iter().all(|(d, _)| d.wire.hides_tags == (d.wire.index == 2)), "{attach:?}");
+        };
+        check(Attach::Auto, [3, 0]);
+        check(Attach::Tc, [3, 0]);
+        check(Attach::Native, [1, 2]);
+        check(Attach::Generic, [1, 2]);
     }
 
     #[test]

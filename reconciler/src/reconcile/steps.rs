@@ -30,6 +30,8 @@ pub struct Wire {
     /// Kernel index of the device.
     pub index: u32,
     pub tags: Tags,
+    /// The device takes tags out of frames before XDP sees them, and there are VLANs on it: only TC tells its ports apart.
+    pub hides_tags: bool,
 }
 
 /// What was found, as far as the steps depend on it.
@@ -211,7 +213,7 @@ mod tests {
 
     fn port(name: &str, index: u32) -> PortDevice {
         let device = format!("{name}0");
-        let wire = Wire { device: device.clone(), index, tags: Tags::default() };
+        let wire = Wire { device: device.clone(), index, tags: Tags::default(), hides_tags: false };
         PortDevice { port: name.into(), device, index, wire, mode: Mode::Auto }
     }
 
