@@ -149,12 +149,8 @@ fn interfaces(node: &Node, observed: &Observed, links: &[Link]) -> Vec<Value> {
         .iter()
         .map(|(name, port)| {
             let link = links.iter().find(|l| l.name == port.device);
-            let held = observed.links.iter().find(|l| l.port == *name);
-            let ours = |l: &&Link| {
-                held.is_some_and(|h| {
-                    h.device == l.index && (h.tc || l.xdp.is_some_and(|x| Some(h.program) == x.program_id))
-                })
-            };
+            let held = link.and_then(|link| observed.links.iter().find(|held| held.index == link.index));
+            let ours = |l: &&Link| held.is_some_and(|h| h.tc || l.xdp.is_some_and(|x| Some(h.program) == x.program_id));
             let attached = link.filter(ours);
             let tc = attached.is_some() && held.is_some_and(|h| h.tc);
             let xdp = attached.filter(|_| !tc).and_then(|l| l.xdp).map(|x| match x.mode {

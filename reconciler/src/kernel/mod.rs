@@ -74,8 +74,8 @@ pub enum KernelError {
         "port `{port}`: device `{device}` has the kernel index {index}; indexes of {max} and above cannot carry a port"
     )]
     DeviceIndex { port: String, device: String, index: u32, max: u32 },
-    #[error("port `{port}`: cannot attach to `{device}`: {detail}")]
-    Attach { port: String, device: String, detail: String, source: io::Error },
+    #[error("cannot attach to `{device}`: {detail}")]
+    Attach { device: String, detail: String, source: io::Error },
 }
 
 /// What to do about an error of bpf(2), where that is known.
