@@ -108,7 +108,7 @@ fn proposal(
         let live = observed.live.as_ref().map(|g| g.image.view()).transpose()?;
         Plan::between(live.as_ref(), &image.view()?)
     };
-    let steps = steps(&node.found(&observed)?, &node.wanted(&image, &facts)?);
+    let steps = steps(&node.found(&observed, &image, &facts)?, &node.wanted(&image, &facts)?);
     Ok(Proposal { plan, steps, diagnostics, image, observed, facts, event })
 }
 
@@ -125,7 +125,7 @@ pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut
         return Err(NodeError::Stale { expected: live, found: observed.live_number() });
     }
     proposal.observed = observed;
-    let found = node.found(&proposal.observed)?;
+    let found = node.found(&proposal.observed, &proposal.image, &proposal.facts)?;
     proposal.steps = steps(&found, &node.wanted(&proposal.image, &proposal.facts)?);
     if let Some(Step::Publish { generation }) = proposal.steps.iter().find(|s| matches!(s, Step::Publish { .. })) {
         proposal.image.stamp(*generation, live, unix_ms());

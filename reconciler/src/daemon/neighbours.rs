@@ -27,19 +27,42 @@ pub struct Unresolved {
     pub port: String,
 }
 
+/// One entry of the tables that say which devices and VLANs the ports are.
+enum Entry {
+    /// How packets leave by a port id; `None`: by no device.
+    Port(u32, Option<Egress>),
+    /// The port of frames from a device with these VLAN identifiers; `None`: no port's.
+    Ingress(u32, u32, Option<Ingress>),
+}
+
 /// Writes the devices of the image's ports.
 pub fn write_devices(tables: &mut Tables, view: &View<'_>, facts: &Facts) -> Result<(), NodeError> {
+    for entry in stale_devices(tables, view, facts)? {
+        match entry {
+            Entry::Port(id, Some(egress)) => tables.set_port(id, &egress)?,
+            Entry::Port(id, None) => tables.clear_port(id)?,
+            Entry::Ingress(device, vids, ingress) => tables.set_ingress(device, vids, ingress.as_ref())?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether [`write_devices`] would change anything.
+pub fn devices_differ(tables: &Tables, view: &View<'_>, facts: &Facts) -> Result<bool, NodeError> {
+    Ok(!stale_devices(tables, view, facts)?.is_empty())
+}
+
+/// Entries that are not what they must be, in the order in which to write them.
+fn stale_devices(tables: &Tables, view: &View<'_>, facts: &Facts) -> Result<Vec<Entry>, NodeError> {
+    let mut stale = Vec::new();
     for port in view.ports() {
-        match facts.ports.iter().find(|(p, _)| p.port == port.name) {
-            Some((device, _)) => {
-                let Wire { index, tags, .. } = device.wire;
-                let egress = Egress { device: index, address_device: device.index, tags };
-                if tables.port(port.id)? != Some(egress) {
-                    tables.set_port(port.id, &egress)?;
-                }
-            }
-            // The device is gone, or a rolled-back policy names a port that the node no longer has.
-            None => tables.clear_port(port.id)?,
+        // Without a device: it is gone, or a rolled-back policy names a port that the node no longer has.
+        let egress = facts.ports.iter().find(|(p, _)| p.port == port.name).map(|(device, _)| {
+            let Wire { index, tags, .. } = device.wire;
+            Egress { device: index, address_device: device.index, tags }
+        });
+        if tables.port(port.id)? != egress {
+            stale.push(Entry::Port(port.id, egress));
         }
     }
     // Frames of a device by their tags. A device that carries only VLANs takes no untagged frames.
@@ -55,12 +78,12 @@ pub fn write_devices(tables: &mut Tables, view: &View<'_>, facts: &Facts) -> Res
     for ((device, vids), ingress) in wanted {
         let before = if vids == 0 { tables.ingress(device, 0)? } else { vlans.remove(&(device, vids)).flatten() };
         if before != ingress {
-            tables.set_ingress(device, vids, ingress.as_ref())?;
+            stale.push(Entry::Ingress(device, vids, ingress));
         }
     }
     // VLANs that are no ports any more.
-    vlans.into_keys().try_for_each(|(device, vids)| tables.set_ingress(device, vids, None))?;
-    Ok(())
+    stale.extend(vlans.into_keys().map(|(device, vids)| Entry::Ingress(device, vids, None)));
+    Ok(stale)
 }
 
 /// Resolves next hops that the live image does not have, together, and writes what is known of all. A new next hop that does

@@ -219,7 +219,9 @@ impl Follower {
         }
         let locals_differ = self.live.as_ref().is_some_and(|live| live.locals != facts.node.local_addresses);
         let attached = self.node.observe()?.links;
-        let moved = |port: &PortDevice| !attached.iter().any(|l| l.port == port.port && l.device == port.index);
+        let moved = |port: &PortDevice| {
+            !attached.iter().any(|link| link.index == port.wire.index && (link.tc || !port.wire.hides_tags))
+        };
         if locals_differ || facts.ports.iter().any(|(port, _)| moved(port)) {
             // A full channel holds a hint already.
             let _ = self.hints.try_send(());

@@ -69,8 +69,8 @@ pub enum KernelError {
     Verify { detail: String },
     #[error("after publishing generation {generation}, the kernel holds {found}")]
     ReadBack { generation: u64, found: String },
-    #[error("port `{port}`: cannot attach to `{device}`: {detail}")]
-    Attach { port: String, device: String, detail: String, source: io::Error },
+    #[error("cannot attach to `{device}`: {detail}")]
+    Attach { device: String, detail: String, source: io::Error },
 }
 
 /// What to do about an error of bpf(2), where that is known.

@@ -19,8 +19,8 @@ use serde::{Serialize, Serializer};
 use crate::compile::view::{Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
 use crate::policy::OnAllDown;
 pub use frame::Frame;
-use node::{AllUp, mac, tag_words};
-pub use node::{Egress, Offline, TraceNode};
+use node::{AllUp, mac};
+pub use node::{Egress, Offline, TraceNode, tag_words};
 pub use packet::{Fields, PacketDescription, PacketError};
 
 /// Why there is no answer.
