@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::ethtool::set_offload;
+use wayleave::kernel::ethtool::{like_a_wire, set_offload};
+
 use crate::socket::{datagram_socket, interface_request};
 use crate::{Namespace, Offload};
 
@@ -59,12 +60,7 @@ pub struct LinkCounters {
 pub fn veth(a: &Namespace, name_a: &str, b: &Namespace, name_b: &str) -> Result<()> {
     a.ip(&format!("link add {name_a} type veth peer name {name_b} netns {}", b.name()))?;
     for (namespace, device) in [(a, name_a), (b, name_b)] {
-        namespace.enter(|| -> Result<()> {
-            for offload in [Offload::TxChecksum, Offload::Tso, Offload::Gso, Offload::Vlan] {
-                set_offload(device, offload, false)?;
-            }
-            set_offload(device, Offload::Gro, true)
-        })??;
+        namespace.enter(|| like_a_wire(device))?.with_context(|| format!("the offloads of {device}"))?;
     }
     a.set_up(name_a, true)?;
     b.set_up(name_b, true)
@@ -72,7 +68,7 @@ pub fn veth(a: &Namespace, name_a: &str, b: &Namespace, name_b: &str) -> Result<
 
 impl Namespace {
     pub fn set_offload(&self, device: &str, offload: Offload, on: bool) -> Result<()> {
-        self.enter(|| set_offload(device, offload, on))?
+        self.enter(|| set_offload(device, offload, on))?.with_context(|| format!("switching {offload:?} of {device}"))
     }
 
     pub fn set_up(&self, device: &str, up: bool) -> Result<()> {

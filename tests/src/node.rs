@@ -82,6 +82,11 @@ impl<'n> TestNode<'n> {
         self.write_config()
     }
 
+    pub fn remove_port(&mut self, port: &str) -> Result<()> {
+        self.ports.retain(|(name, ..)| name != port);
+        self.write_config()
+    }
+
     /// Adds lines to the `spec` of the configuration, such as `retain: {generations: 2}`.
     pub fn set_spec(&mut self, lines: &str) -> Result<()> {
         lines.lines().map(|line| format!("  {line}\n")).collect::<String>().clone_into(&mut self.settings);

@@ -152,7 +152,7 @@ fn a_status_says_what_is_live() {
     // A device without native XDP falls back by itself: the loopback's driver has none.
     node.set_port("loop", "lo").unwrap();
     let applied = node.apply().unwrap();
-    assert!(applied.stderr.contains("port loop attached, generic"), "{applied:?}");
+    assert!(applied.stderr.contains("lo attached for loop, generic"), "{applied:?}");
     assert_eq!(mode(&node.status().unwrap(), "loop"), "generic");
 }
 

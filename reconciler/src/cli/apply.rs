@@ -69,8 +69,9 @@ pub(crate) fn carry_out(
 
 /// Says what was done, on stderr.
 fn report(applied: &Applied) {
-    for (port, mode) in &applied.report.attached {
-        note(&format!("port {port} attached, {}", format!("{mode:?}").to_lowercase()));
+    for (attachment, mode) in &applied.report.attached {
+        let ports = attachment.ports.join(", ");
+        note(&format!("{} attached for {ports}, {}", attachment.device, format!("{mode:?}").to_lowercase()));
     }
     for next_hop in &applied.report.unresolved {
         note(&format!(

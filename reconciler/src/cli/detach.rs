@@ -3,7 +3,7 @@
 use super::{Exit, Global, node, note};
 use crate::daemon::detach::detach;
 
-/// Detach every port and free everything that wayleave holds in the kernel
+/// Detach every device and free everything that wayleave holds in the kernel
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Needed, since forwarding by wayleave stops at once
@@ -21,6 +21,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         return Ok(Exit::Refused);
     }
     let removed = detach(&node)?;
-    note(&format!("detached {} ports; packets pass to the kernel", removed.ports));
+    let plural = if removed.devices == 1 { "" } else { "s" };
+    note(&format!("detached {} device{plural}; packets pass to the kernel", removed.devices));
     Ok(Exit::Ok)
 }

@@ -51,7 +51,7 @@ pub(crate) fn fail(error: NodeError, source: &Path) -> anyhow::Result<Exit> {
             note(&format!("invalid: {errors} {word} in {}; nothing was changed", source.display()));
             Ok(Exit::Invalid)
         }
-        error @ NodeError::Compile(_) => {
+        error @ (NodeError::Compile(_) | NodeError::AttachTwoWays { .. }) => {
             note(&format!("error: {:#}", anyhow::Error::new(error)));
             Ok(Exit::Invalid)
         }

@@ -13,8 +13,9 @@ use crate::daemon::node::Node;
 use crate::daemon::state::State;
 use crate::daemon::time::rfc3339;
 use crate::kernel::counters::{self, Count};
-use crate::kernel::link::{Link, XdpMode, links};
+use crate::kernel::link::{Link, XdpMode, links, wire};
 use crate::kernel::observe::Observed;
+use crate::trace::tag_words;
 
 /// Show what the kernel holds and how the node is doing
 #[derive(Debug, clap::Args)]
@@ -149,13 +150,13 @@ fn interfaces(node: &Node, observed: &Observed, links: &[Link]) -> Vec<Value> {
         .iter()
         .map(|(name, port)| {
             let link = links.iter().find(|l| l.name == port.device);
-            let held = observed.links.iter().find(|l| l.port == *name);
-            let ours = |l: &&Link| {
-                held.is_some_and(|h| {
-                    h.device == l.index && (h.tc || l.xdp.is_some_and(|x| Some(h.program) == x.program_id))
-                })
-            };
-            let attached = link.filter(ours);
+            // A VLAN's frames are taken from the device below.
+            let wire = link.and_then(|link| wire(links, link).ok());
+            let below = wire.map(|wire| wire.link);
+            let held = below.and_then(|link| observed.links.iter().find(|held| held.index == link.index));
+            let ours = |l: &&Link| held.is_some_and(|h| h.tc || l.xdp.is_some_and(|x| Some(h.program) == x.program_id));
+            let attached = below.filter(ours);
+            let vlan = wire.filter(|wire| wire.tags.vids() != 0);
             let tc = attached.is_some() && held.is_some_and(|h| h.tc);
             let xdp = attached.filter(|_| !tc).and_then(|l| l.xdp).map(|x| match x.mode {
                 XdpMode::Native => "native",
@@ -165,6 +166,7 @@ fn interfaces(node: &Node, observed: &Observed, links: &[Link]) -> Vec<Value> {
             });
             let mode = if tc { Some("tc") } else { xdp };
             json!({"port": name, "device": port.device, "attached": attached.is_some(), "mode": mode,
+                "vlan": vlan.map(|wire| json!({"of": wire.link.name, "tags": tag_words(wire.tags)})),
                 "up": link.is_some_and(|l| l.up && l.carrier)})
         })
         .collect()
@@ -203,10 +205,14 @@ fn human(status: &Value, next_hops: &str) -> String {
             Some(mode) => format!("attached, {mode}"),
             None => "NOT ATTACHED".to_owned(),
         };
+        let vlan = match &interface["vlan"] {
+            Value::Object(vlan) => format!(" (VLAN {} of {})", text(&vlan["tags"]), text(&vlan["of"])),
+            _ => String::new(),
+        };
         let down = if interface["up"] == false { ", link down" } else { "" };
         let _ = writeln!(
             out,
-            "  port        {} on {}: {attached}{down}",
+            "  port        {} on {}{vlan}: {attached}{down}",
             text(&interface["port"]),
             text(&interface["device"])
         );

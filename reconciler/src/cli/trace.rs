@@ -69,7 +69,15 @@ struct Asked {
     assumes: bool,
     /// Devices by port id; `None` offline.
     devices: Option<BTreeMap<u32, String>>,
-    in_port: Option<(String, Ingress)>,
+    in_port: Option<InPort>,
+}
+
+/// The port that `--in-port` names.
+struct InPort {
+    name: String,
+    ingress: Ingress,
+    /// What its frames are tagged with.
+    tags: Tags,
 }
 
 impl TraceNode for Asked {
@@ -81,13 +89,13 @@ impl TraceNode for Asked {
     }
 
     fn in_port(&self) -> Option<&str> {
-        self.in_port.as_ref().map(|(name, _)| name.as_str())
+        self.in_port.as_ref().map(|port| port.name.as_str())
     }
 }
 
 impl fib::Node for Asked {
     fn ingress(&self, tags: Tags) -> Option<Ingress> {
-        self.in_port.as_ref().map(|(_, ingress)| *ingress).or_else(|| Offline.ingress(tags))
+        self.in_port.as_ref().map(|port| port.ingress).or_else(|| Offline.ingress(tags))
     }
 
     fn reach(&self, id: u32) -> ReachWords {
@@ -109,7 +117,11 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         if args.kernel {
             bail!("--kernel runs the program of a node: it goes with --against live and --against candidate");
         }
-        let in_port = args.in_port.clone().map(|name| (name, Ingress { mac: 0, port: 0 }));
+        let in_port = args.in_port.clone().map(|name| InPort {
+            name,
+            ingress: Ingress { mac: 0, port: 0 },
+            tags: Tags::default(),
+        });
         return match offline(&args.against, &LiveIds::default()) {
             Ok(image) => answer(args, &image.view()?, &Asked { assumes: true, in_port, ..Asked::default() }, None),
             Err(error) => fail(error, &args.against),
@@ -157,8 +169,11 @@ fn asked(args: &Args, view: &View<'_>, tables: Option<Tables>, facts: &Facts, as
             (true, Some((device, _)), _) => Some(device.device.clone()),
             (true, None, _) | (false, _, None) => None,
             (false, _, Some(egress)) => {
-                let link = facts.ports.iter().find(|(device, _)| device.index == egress.device);
-                Some(link.map_or_else(|| format!("with index {}", egress.device), |(device, _)| device.device.clone()))
+                let link = facts.ports.iter().find(|(device, _)| device.index == egress.address_device);
+                Some(link.map_or_else(
+                    || format!("with index {}", egress.address_device),
+                    |(device, _)| device.device.clone(),
+                ))
             }
         };
         devices.extend(device.map(|device| (port.id, device)));
@@ -168,16 +183,18 @@ fn asked(args: &Args, view: &View<'_>, tables: Option<Tables>, facts: &Facts, as
 }
 
 /// The port that `--in-port` names, as the node's tables have it.
-fn ingress(name: &str, view: &View<'_>, tables: Option<&Tables>, facts: &Facts) -> anyhow::Result<(String, Ingress)> {
+fn ingress(name: &str, view: &View<'_>, tables: Option<&Tables>, facts: &Facts) -> anyhow::Result<InPort> {
     let Some((device, link)) = facts.ports.iter().find(|(device, _)| device.port == name) else {
         let known: Vec<&str> = facts.ports.iter().map(|(device, _)| device.port.as_str()).collect();
         bail!("this node has no port `{name}` with a device; it has {}", known.join(", "));
     };
-    let written = tables.map(|tables| tables.device(device.index)).transpose()?.flatten();
+    let (index, tags) = (device.wire.index, device.wire.tags);
+    let written = tables.map(|tables| tables.ingress(index, tags.vids())).transpose()?.flatten();
     let id = view.ports().find(|port| port.name == name).map_or(0, |port| port.id);
     let mut mac = [0; 8];
     mac[..6].copy_from_slice(&link.mac.unwrap_or_default());
-    Ok((name.to_owned(), written.unwrap_or(Ingress { mac: u64::from_le_bytes(mac), port: id })))
+    let ingress = written.unwrap_or(Ingress { mac: u64::from_le_bytes(mac), port: id });
+    Ok(InPort { name: name.to_owned(), ingress, tags })
 }
 
 const NOTHING_LIVE: &str = "no generation is live on this node: every packet passes to the kernel";
@@ -242,18 +259,19 @@ fn tried(
     asked: &Asked,
     packet: &PacketDescription,
 ) -> anyhow::Result<Trial> {
-    let mut frame = packet.frame();
+    let tags = asked.in_port.as_ref().map_or(Tags::default(), |port| port.tags);
+    let mut frame = packet.frame(tags);
     if frame.len() > FRAME_BYTES_MAX {
         bail!("--kernel takes packets of up to {} bytes: a test run has one page", FRAME_BYTES_MAX - 14);
     }
     let ingress = match &asked.in_port {
-        Some((_, ingress)) => {
+        Some(InPort { ingress, .. }) => {
             frame[..6].copy_from_slice(&ingress.mac.to_le_bytes()[..6]);
             *ingress
         }
         None => Ingress { mac: destination_mac(frame.as_slice()).unwrap_or_default(), port: 0 },
     };
-    trial::run(node, candidate, &ingress, &frame)?.context(NOTHING_LIVE)
+    trial::run(node, candidate, &ingress, tags.vids(), &frame)?.context(NOTHING_LIVE)
 }
 
 fn in_words(trial: &Trial, trace: &Trace<'_, '_>) -> String {

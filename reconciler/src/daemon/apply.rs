@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use crate::compile::{Image, View};
-use crate::kernel::KernelError;
 use crate::kernel::observe::Observed;
 use crate::plan::Plan;
 use crate::policy::Diagnostic;
@@ -64,8 +63,8 @@ impl Proposal {
 /// Proposes what `source` says; every port of the config must have its device.
 pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
     let facts = node.facts().await?;
-    if let Some((port, device)) = facts.missing.first().cloned() {
-        return Err(NodeError::Kernel(KernelError::NoDevice { port, device }));
+    if let Some(fault) = facts.missing.first() {
+        return Err(fault.clone().into());
     }
     propose_with(node, source, facts)
 }
@@ -73,8 +72,8 @@ pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> 
 /// Proposes what `source` says for the devices that exist: a lost device must not keep the others from their rules.
 pub async fn propose_degraded(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
     let facts = node.facts().await?;
-    for (port, device) in &facts.missing {
-        tracing::warn!(port, device, "the port's device does not exist; its packets pass to the kernel");
+    for fault in &facts.missing {
+        tracing::warn!("{fault}; its packets pass to the kernel");
     }
     propose_with(node, source, facts)
 }
@@ -109,7 +108,7 @@ fn proposal(
         let live = observed.live.as_ref().map(|g| g.image.view()).transpose()?;
         Plan::between(live.as_ref(), &image.view()?)
     };
-    let steps = steps(&node.found(&observed)?, &node.wanted(&image, &facts)?);
+    let steps = steps(&node.found(&observed, &image, &facts)?, &node.wanted(&image, &facts)?);
     Ok(Proposal { plan, steps, diagnostics, image, observed, facts, event })
 }
 
@@ -126,7 +125,7 @@ pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut
         return Err(NodeError::Stale { expected: live, found: observed.live_number() });
     }
     proposal.observed = observed;
-    let found = node.found(&proposal.observed)?;
+    let found = node.found(&proposal.observed, &proposal.image, &proposal.facts)?;
     proposal.steps = steps(&found, &node.wanted(&proposal.image, &proposal.facts)?);
     if let Some(Step::Publish { generation }) = proposal.steps.iter().find(|s| matches!(s, Step::Publish { .. })) {
         proposal.image.stamp(*generation, live, unix_ms());

@@ -8,21 +8,21 @@ use super::node::{Node, NodeError, operator, unix_ms};
 /// What was taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Removed {
-    pub ports: usize,
+    pub devices: usize,
     pub generations: usize,
 }
 
-/// Detaches every port, then frees programs, maps and generations. Works on what a killed process left, too.
+/// Detaches every device, then frees programs, maps and generations. Works on what a killed process left, too.
 pub fn detach(node: &Node) -> Result<Removed, NodeError> {
     if !node.pins.exist() {
-        return Ok(Removed { ports: 0, generations: 0 });
+        return Ok(Removed { devices: 0, generations: 0 });
     }
     let lock = node.lock()?;
     let pins = &node.pins;
     let observed = node.observe()?;
-    let ports = pins.links()?;
-    for port in &ports {
-        attach::detach(pins, port)?;
+    let devices = pins.links()?;
+    for device in &devices {
+        attach::detach(pins, device)?;
     }
     for bits in pins.classes()? {
         pins.remove_directory(&pins.class(bits))?;
@@ -36,5 +36,5 @@ pub fn detach(node: &Node) -> Result<Removed, NodeError> {
     let _ = std::fs::remove_dir(pins.root());
     let entry = Entry { generation: observed.live_number(), by: operator(), ..Entry::new(Event::Detached, unix_ms()) };
     node.journal.append(&entry).map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })?;
-    Ok(Removed { ports: ports.len(), generations })
+    Ok(Removed { devices: devices.len(), generations })
 }

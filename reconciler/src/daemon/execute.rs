@@ -10,7 +10,7 @@ use crate::kernel::program::Programs;
 use crate::kernel::publish::{self, Staged, Verified};
 use crate::kernel::tables::Tables;
 use crate::kernel::{KernelError, attach, check};
-use crate::reconcile::Step;
+use crate::reconcile::{Attachment, Step};
 
 use super::neighbours::{self, Unresolved};
 use super::node::{Facts, Node, NodeError};
@@ -20,8 +20,8 @@ use super::node::{Facts, Node, NodeError};
 pub struct Report {
     /// The generation that was published, if one was.
     pub published: Option<u64>,
-    /// Ports that were attached, and how.
-    pub attached: Vec<(String, attach::Attached)>,
+    /// Devices that were attached for their ports, and how.
+    pub attached: Vec<(Attachment, attach::Attached)>,
     /// Next hops whose neighbour did not answer: packets to them use the kernel's own tables, or pass.
     pub unresolved: Vec<Unresolved>,
 }
@@ -81,11 +81,12 @@ impl<'a> Run<'a> {
                 assert!(self.programs.set(programs).is_ok(), "programs are loaded once");
             }
             Step::CopyLive { .. } => publish::copy_live(self.programs()?, self.live()?)?,
-            Step::UpdateLink { port } => attach::update(pins, self.programs()?, port)?,
-            Step::Detach { port } => attach::detach(pins, port)?,
-            Step::Attach { port } => {
-                let mode = attach::attach(pins, self.programs()?, &port.port, &port.device, port.index, port.mode)?;
-                report.attached.push((port.port.clone(), mode));
+            Step::UpdateLink { device } => attach::update(pins, self.programs()?, device)?,
+            Step::Detach { device } => attach::detach(pins, device)?,
+            Step::Attach { attachment } => {
+                let Attachment { device, index, mode, .. } = attachment;
+                let mode = attach::attach(pins, self.programs()?, device, *index, *mode)?;
+                report.attached.push((attachment.clone(), mode));
             }
             Step::WriteTables => {
                 let mut tables = Tables::open(pins)?;

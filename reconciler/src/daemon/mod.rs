@@ -6,6 +6,7 @@ pub mod execute;
 pub mod journal;
 pub mod neighbours;
 pub mod node;
+pub mod ports;
 pub mod probe;
 pub mod reach;
 pub mod run;

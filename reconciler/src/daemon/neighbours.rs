@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use fib::packet::Tags;
 use fib::{Ingress, Neighbour, Reach};
 
 use crate::compile::View;
@@ -13,6 +12,7 @@ use crate::kernel::KernelError;
 use crate::kernel::link::Link;
 use crate::kernel::neighbour::{self, NeighbourError, neighbours};
 use crate::kernel::tables::{Egress, Tables};
+use crate::reconcile::{PortDevice, Wire};
 
 use super::node::{Facts, NodeError};
 
@@ -27,28 +27,63 @@ pub struct Unresolved {
     pub port: String,
 }
 
+/// One entry of the tables that say which devices and VLANs the ports are.
+enum Entry {
+    /// How packets leave by a port id; `None`: by no device.
+    Port(u32, Option<Egress>),
+    /// The port of frames from a device with these VLAN identifiers; `None`: no port's.
+    Ingress(u32, u32, Option<Ingress>),
+}
+
 /// Writes the devices of the image's ports.
 pub fn write_devices(tables: &mut Tables, view: &View<'_>, facts: &Facts) -> Result<(), NodeError> {
-    for port in view.ports() {
-        match facts.ports.iter().find(|(p, _)| p.port == port.name) {
-            Some((device, _)) => {
-                let egress = Egress { device: device.index, address_device: device.index, tags: Tags::default() };
-                if tables.port(port.id)? != Some(egress) {
-                    tables.set_port(port.id, &egress)?;
-                }
-            }
-            // The device is gone, or a rolled-back policy names a port that the node no longer has.
-            None => tables.clear_port(port.id)?,
-        }
-    }
-    for (device, link) in &facts.ports {
-        let port = view.ports().find(|port| port.name == device.port).map_or(0, |port| port.id);
-        let ingress = Ingress { mac: mac(link.mac.unwrap_or_default()), port };
-        if tables.device(device.index)? != Some(ingress) {
-            tables.set_device(device.index, Some(&ingress))?;
+    for entry in stale_devices(tables, view, facts)? {
+        match entry {
+            Entry::Port(id, Some(egress)) => tables.set_port(id, &egress)?,
+            Entry::Port(id, None) => tables.clear_port(id)?,
+            Entry::Ingress(device, vids, ingress) => tables.set_ingress(device, vids, ingress.as_ref())?,
         }
     }
     Ok(())
+}
+
+/// Whether [`write_devices`] would change anything.
+pub fn devices_differ(tables: &Tables, view: &View<'_>, facts: &Facts) -> Result<bool, NodeError> {
+    Ok(!stale_devices(tables, view, facts)?.is_empty())
+}
+
+/// Entries that are not what they must be, in the order in which to write them.
+fn stale_devices(tables: &Tables, view: &View<'_>, facts: &Facts) -> Result<Vec<Entry>, NodeError> {
+    let mut stale = Vec::new();
+    for port in view.ports() {
+        // Without a device: it is gone, or a rolled-back policy names a port that the node no longer has.
+        let egress = facts.ports.iter().find(|(p, _)| p.port == port.name).map(|(device, _)| {
+            let Wire { index, tags, .. } = device.wire;
+            Egress { device: index, address_device: device.index, tags }
+        });
+        if tables.port(port.id)? != egress {
+            stale.push(Entry::Port(port.id, egress));
+        }
+    }
+    // Frames of a device by their tags. A device that carries only VLANs takes no untagged frames.
+    let mut wanted: BTreeMap<(u32, u32), Option<Ingress>> =
+        facts.ports.iter().map(|(device, _)| ((device.wire.index, 0), None)).collect();
+    for (device, link) in &facts.ports {
+        let port = view.ports().find(|port| port.name == device.port).map_or(0, |port| port.id);
+        let ingress = Ingress { mac: mac(link.mac.unwrap_or_default()), port };
+        wanted.insert((device.wire.index, device.wire.tags.vids()), Some(ingress));
+    }
+    let mut vlans: BTreeMap<(u32, u32), Option<Ingress>> =
+        tables.vlans()?.into_iter().map(|(device, vids, ingress)| ((device, vids), ingress)).collect();
+    for ((device, vids), ingress) in wanted {
+        let before = if vids == 0 { tables.ingress(device, 0)? } else { vlans.remove(&(device, vids)).flatten() };
+        if before != ingress {
+            stale.push(Entry::Ingress(device, vids, ingress));
+        }
+    }
+    // VLANs that are no ports any more.
+    stale.extend(vlans.into_keys().map(|(device, vids)| Entry::Ingress(device, vids, None)));
+    Ok(stale)
 }
 
 /// Resolves next hops that the live image does not have, together, and writes what is known of all. A new next hop that does
@@ -61,19 +96,19 @@ pub async fn write_neighbours(
     facts: &Facts,
 ) -> Result<Vec<Unresolved>, NodeError> {
     let old: BTreeSet<u32> = live.into_iter().flat_map(View::next_hops).map(|hop| hop.id).collect();
-    let new = hops(view, facts).filter(|(hop, _)| !old.contains(&hop.id));
-    let mut missing: BTreeSet<Key> = new.map(|(hop, link)| (link.index, hop.via)).collect();
+    let new = hops(view, facts).filter(|(hop, ..)| !old.contains(&hop.id));
+    let mut missing: BTreeSet<Key> = new.map(|(hop, _, link)| (link.index, hop.via)).collect();
     let known = known().await?;
     missing.retain(|key| !known.contains_key(key));
     resolve_all(missing).await;
     // After the wait: what was read before it is old.
     let known = self::known().await?;
     let mut unresolved = Vec::new();
-    for (hop, link) in hops(view, facts) {
+    for (hop, port, link) in hops(view, facts) {
         let before = tables.reach(hop.id)?;
         let reach = match known.get(&(link.index, hop.via)) {
             Some(_) if !(link.up && link.carrier) && old.contains(&hop.id) => before,
-            Some(destination) => Reach::Up(neighbour(link, mac(*destination))),
+            Some(destination) => Reach::Up(neighbour(port, link, mac(*destination))),
             None if old.contains(&hop.id) => before,
             None => Reach::Unknown,
         };
@@ -91,13 +126,13 @@ pub fn write(tables: &mut Tables, id: u32, before: &Reach, reach: &Reach) -> Res
     if before == reach { Ok(()) } else { tables.set_reach(id, reach) }
 }
 
-/// How frames reach the neighbour with this MAC through a device.
-pub fn neighbour(link: &Link, destination: u64) -> Neighbour {
+/// How frames reach the neighbour with this MAC through a port; `link` is the device that has its addresses.
+pub fn neighbour(port: &PortDevice, link: &Link, destination: u64) -> Neighbour {
     Neighbour {
         destination,
         source: mac(link.mac.unwrap_or_default()),
         mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
-        tags: Tags::default(),
+        tags: port.wire.tags,
         one_buffer: true,
     }
 }
@@ -106,8 +141,11 @@ pub fn neighbour(link: &Link, destination: u64) -> Neighbour {
 pub type Key = (u32, IpAddr);
 
 /// The next hops whose port has a device on this node.
-fn hops<'v>(view: &'v View<'_>, facts: &'v Facts) -> impl Iterator<Item = (NextHopView<'v>, &'v Link)> {
-    view.next_hops().filter_map(|hop| facts.ports.iter().find(|(p, _)| p.port == hop.port).map(|(_, link)| (hop, link)))
+fn hops<'v>(view: &'v View<'_>, facts: &'v Facts) -> impl Iterator<Item = (NextHopView<'v>, &'v PortDevice, &'v Link)> {
+    view.next_hops().filter_map(|hop| {
+        let (port, link) = facts.ports.iter().find(|(p, _)| p.port == hop.port)?;
+        Some((hop, port, link))
+    })
 }
 
 /// Asks for all of `keys` at once, within one wait.

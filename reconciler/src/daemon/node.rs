@@ -8,16 +8,19 @@ use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capaci
 use crate::kernel::KernelError;
 use crate::kernel::address::local_addresses;
 use crate::kernel::attach::Mode;
+use crate::kernel::ethtool;
 use crate::kernel::link::{Link, links};
 use crate::kernel::neighbour::NeighbourError;
 use crate::kernel::observe::{Observed, observe};
 use crate::kernel::pins::{Lock, Pins};
-use crate::kernel::tables::DEVICE_INDEX_MAX;
-use crate::policy::{self, Attach, Diagnostic, NodeConfig};
-use crate::reconcile::{Found, PortDevice, Wanted};
+use crate::kernel::tables::Tables;
+use crate::policy::{self, Diagnostic, NodeConfig};
+use crate::reconcile::{Attachment, Found, PortDevice, Wanted};
 use crate::source::{self, Limits, SourceError};
 
 use super::journal::Journal;
+use super::neighbours::devices_differ;
+use super::ports::{PortFault, carried, trunks};
 
 /// How long a command waits for another process to finish its apply.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -36,6 +39,8 @@ pub enum NodeError {
     #[error("the image cannot be read")]
     Image(#[from] ImageError),
     #[error(transparent)]
+    Port(#[from] PortFault),
+    #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error("the kernel's links and neighbours cannot be read")]
     Netlink(#[from] NeighbourError),
@@ -43,6 +48,11 @@ pub enum NodeError {
     Step { step: String, live: u64, source: Box<NodeError> },
     #[error("the plan was made against generation {expected}, but generation {found} is live now; plan again")]
     Stale { expected: u64, found: u64 },
+    #[error(
+        "the ports `{}` and `{}` share the device `{device}`, which is attached once, but say `attach: {}` and `attach: {}`; let them say the same, or one of them `auto`",
+        ports[0], ports[1], modes[0].word(), modes[1].word()
+    )]
+    AttachTwoWays { device: String, ports: [String; 2], modes: [Mode; 2] },
     #[error("there is no generation {number}; `wayleave history` lists those that can be rolled back to")]
     NoGeneration { number: u64 },
     #[error("nothing older than generation {live} is retained; there is nothing to roll back to")]
@@ -62,8 +72,13 @@ impl NodeError {
     /// Whether another try without a change of the source can help.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Policy { .. } | Self::Compile(_) | Self::Image(_) | Self::NoGeneration { .. } => false,
+            Self::Policy { .. }
+            | Self::Compile(_)
+            | Self::Image(_)
+            | Self::NoGeneration { .. }
+            | Self::AttachTwoWays { .. } => false,
             Self::Source(_)
+            | Self::Port(_)
             | Self::Kernel(_)
             | Self::Netlink(_)
             | Self::Stale { .. }
@@ -85,10 +100,10 @@ pub struct Node {
 /// The node as it is now, beside what wayleave put into the kernel.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// The devices that carry a port of the config.
+    /// The ports of the config that a device carries, each with the device that has its addresses.
     pub ports: Vec<(PortDevice, Link)>,
-    /// Ports of the config whose device does not exist, and the device.
-    pub missing: Vec<(String, String)>,
+    /// The others.
+    pub missing: Vec<PortFault>,
     pub node: NodeFacts,
 }
 
@@ -130,30 +145,12 @@ impl Node {
     /// Reads devices and addresses from the kernel, and finds the device of every port.
     pub async fn facts(&self) -> Result<Facts, NodeError> {
         let links = links().await?;
-        let mut ports = Vec::new();
-        let mut missing = Vec::new();
-        for (name, port) in &self.config.ports {
-            let Some(link) = links.iter().find(|l| l.name == port.device) else {
-                missing.push((name.clone(), port.device.clone()));
-                continue;
-            };
-            if link.index >= DEVICE_INDEX_MAX {
-                return Err(NodeError::Kernel(KernelError::DeviceIndex {
-                    port: name.clone(),
-                    device: port.device.clone(),
-                    index: link.index,
-                    max: DEVICE_INDEX_MAX,
-                }));
-            }
-            let mode = match port.attach {
-                Attach::Auto => Mode::Auto,
-                Attach::Native => Mode::Native,
-                Attach::Generic => Mode::Generic,
-                Attach::Tc => Mode::Tc,
-            };
-            let device = PortDevice { port: name.clone(), device: port.device.clone(), index: link.index, mode };
-            ports.push((device, link.clone()));
-        }
+        let mut hiding = trunks(&links);
+        // One that is gone by now hides nothing.
+        hiding.retain(|index| {
+            links.iter().any(|l| l.index == *index && ethtool::hides_vlan_tags(&l.name).unwrap_or(false))
+        });
+        let (ports, missing) = carried(&self.config.ports, &links, &hiding);
         let node = NodeFacts { local_addresses: local_addresses().await? };
         Ok(Facts { ports, missing, node })
     }
@@ -177,7 +174,7 @@ impl Node {
     }
 
     /// What the steps are computed from: the kernel's side.
-    pub fn found(&self, observed: &Observed) -> Result<Found, NodeError> {
+    pub fn found(&self, observed: &Observed, image: &Image, facts: &Facts) -> Result<Found, NodeError> {
         let live_digest = observed.live.as_ref().map(|g| g.image.view().map(|v| v.digest().0)).transpose()?;
         // A journal that cannot be read could not be written after the publish either: better to know before.
         let state = |source| NodeError::State { path: self.config.state_dir.clone(), source };
@@ -192,6 +189,11 @@ impl Node {
             program: observed.program,
             program_tc: observed.program_tc,
             strays: observed.strays.clone(),
+            ports_differ: match observed.live {
+                Some(_) => devices_differ(&Tables::open(&self.pins)?, &image.view()?, facts)?,
+                // Written with the first generation anyway.
+                None => false,
+            },
             newest: journalled.into_iter().chain(pinned).max().unwrap_or(0),
         })
     }
@@ -201,11 +203,37 @@ impl Node {
         Ok(Wanted {
             digest: image.digest().0,
             class_bits: capacity_class(image.bytes().len())?.trailing_zeros(),
-            ports: facts.ports.iter().map(|(port, _)| port.clone()).collect(),
+            attachments: attachments(facts.ports.iter().map(|(port, _)| port))?,
             retain_generations: self.config.retain_generations.into(),
             retain_bytes: self.config.retain_memory_bytes,
         })
     }
+}
+
+/// What to attach for these ports: each device once. `auto` yields to a port of the same device that says how.
+fn attachments<'p>(ports: impl Iterator<Item = &'p PortDevice>) -> Result<Vec<Attachment>, NodeError> {
+    let mut attachments: Vec<(Attachment, &PortDevice)> = Vec::new();
+    for port in ports {
+        // Of hidden tags XDP sees nothing; a port that asks for XDP is not carried then.
+        let mode = if port.mode == Mode::Auto && port.wire.hides_tags { Mode::Tc } else { port.mode };
+        let Some((attachment, decides)) = attachments.iter_mut().find(|(a, _)| a.index == port.wire.index) else {
+            let (device, index) = (port.wire.device.clone(), port.wire.index);
+            attachments.push((Attachment { device, index, mode, ports: vec![port.port.clone()] }, port));
+            continue;
+        };
+        attachment.ports.push(port.port.clone());
+        if attachment.mode == Mode::Auto {
+            attachment.mode = mode;
+            *decides = port;
+        } else if mode != Mode::Auto && mode != attachment.mode {
+            return Err(NodeError::AttachTwoWays {
+                device: attachment.device.clone(),
+                ports: [decides.port.clone(), port.port.clone()],
+                modes: [decides.mode, port.mode],
+            });
+        }
+    }
+    Ok(attachments.into_iter().map(|(attachment, _)| attachment).collect())
 }
 
 /// Milliseconds since 1970.
@@ -223,4 +251,57 @@ pub fn operator() -> String {
             uid => format!("uid {}", uid.as_raw()),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use fib::packet::Tags;
+
+    use super::*;
+    use crate::reconcile::Wire;
+
+    fn port(name: &str, device: &str, mode: Mode) -> PortDevice {
+        let index = device.len().try_into().unwrap_or(u32::MAX);
+        let wire = Wire { device: device.into(), index, tags: Tags::default(), hides_tags: false };
+        PortDevice { port: name.into(), device: device.into(), index, wire, mode }
+    }
+
+    fn of(ports: &[PortDevice]) -> Result<Vec<(String, Mode, Vec<String>)>, String> {
+        let all = attachments(ports.iter()).map_err(|e| e.to_string())?;
+        Ok(all.into_iter().map(|a| (a.device, a.mode, a.ports)).collect())
+    }
+
+    #[test]
+    fn ports_of_one_device_are_one_attachment() {
+        let ports = [port("a", "eth0", Mode::Auto), port("b", "wan", Mode::Auto), port("c", "eth0", Mode::Auto)];
+        let expected = vec![
+            ("eth0".to_owned(), Mode::Auto, vec!["a".to_owned(), "c".to_owned()]),
+            ("wan".to_owned(), Mode::Auto, vec!["b".to_owned()]),
+        ];
+        assert_eq!(of(&ports), Ok(expected));
+    }
+
+    #[test]
+    fn auto_yields_to_a_port_that_says_how() {
+        for modes in [[Mode::Auto, Mode::Tc], [Mode::Tc, Mode::Auto], [Mode::Tc, Mode::Tc]] {
+            let ports = [port("a", "eth0", modes[0]), port("b", "eth0", modes[1])];
+            assert_eq!(of(&ports), Ok(vec![("eth0".to_owned(), Mode::Tc, vec!["a".to_owned(), "b".to_owned()])]));
+        }
+    }
+
+    #[test]
+    fn two_ways_for_one_device_are_an_error_that_names_both_ports() {
+        let ports = [
+            port("a", "eth0", Mode::Auto),
+            port("b", "eth0", Mode::Native),
+            port("c", "eth0", Mode::Auto),
+            port("d", "eth0", Mode::Tc),
+        ];
+        assert_eq!(
+            of(&ports),
+            Err("the ports `b` and `d` share the device `eth0`, which is attached once, but say `attach: native` and \
+                 `attach: tc`; let them say the same, or one of them `auto`"
+                .to_owned())
+        );
+    }
 }

@@ -147,8 +147,8 @@ impl Daemon<'_> {
     async fn apply(&self, proposal: Proposal) -> Result<Applied, NodeError> {
         let summary = summary(&proposal.plan);
         let applied = apply(self.node, proposal, &mut |_| {}).await?;
-        for (port, mode) in &applied.report.attached {
-            tracing::info!(port, ?mode, "attached");
+        for (attachment, mode) in &applied.report.attached {
+            tracing::info!(device = attachment.device, ports = attachment.ports.join(", "), ?mode, "attached");
         }
         if let Some(generation) = applied.report.published {
             tracing::info!(generation, %summary, "published");

@@ -219,7 +219,9 @@ impl Follower {
         }
         let locals_differ = self.live.as_ref().is_some_and(|live| live.locals != facts.node.local_addresses);
         let attached = self.node.observe()?.links;
-        let moved = |port: &PortDevice| !attached.iter().any(|l| l.port == port.port && l.device == port.index);
+        let moved = |port: &PortDevice| {
+            !attached.iter().any(|link| link.index == port.wire.index && (link.tc || !port.wire.hides_tags))
+        };
         if locals_differ || facts.ports.iter().any(|(port, _)| moved(port)) {
             // A full channel holds a hint already.
             let _ = self.hints.try_send(());
@@ -239,6 +241,7 @@ impl Follower {
         let mut told = false;
         for hop in &live.hops {
             let port = ports.get(hop.port.as_str());
+            let device = port.map(|(port, _)| port);
             let link = port.map(|(_, link)| link);
             let key = link.map(|link| (link.index, hop.via));
             let entry = key.and_then(|key| entries.get(&key));
@@ -246,21 +249,22 @@ impl Follower {
             let memory = self.memory.get(&hop.id);
             let kept_until = memory.and_then(|memory| memory.kept_until);
             let standing = judge(&Signs { link, entry, before, kept_until }, now);
-            let reach = match (standing, link, before) {
-                (Standing::Up(to), Some(link), _) => Reach::Up(neighbour(link, mac(to))),
-                (Standing::Kept(_), Some(link), Reach::Up(was)) => Reach::Up(neighbour(link, was.destination)),
+            let reach = match (standing, port, before) {
+                (Standing::Up(to), Some((port, link)), _) => Reach::Up(neighbour(port, link, mac(to))),
+                (Standing::Kept(_), Some((port, link)), Reach::Up(was)) => {
+                    Reach::Up(neighbour(port, link, was.destination))
+                }
                 (Standing::Down(_), ..) => Reach::Down,
                 _ => Reach::Unknown,
             };
             write(tables, hop.id, &before, &reach)?;
-            let device = port.map(|(port, _)| port.device.as_str());
             let unheard = memory.is_none_or(|memory| {
                 // Back from a link that was down, or lost just now: asked at once, whenever the last question was.
                 matches!(standing, Standing::Kept(_)) && memory.kept_until.is_none()
                     || matches!(standing, Standing::Down(Cause::NoAnswer | Cause::NeighbourFailed))
                         && matches!(memory.cause, Some(Cause::LinkDown | Cause::NoDevice))
             });
-            told |= remember(&mut self.memory, hop, standing, &reach, device, now);
+            told |= remember(&mut self.memory, hop, standing, &reach, device.map(|port| port.device.as_str()), now);
             if let (Some(key), false) = (key, matches!(standing, Standing::Down(Cause::LinkDown | Cause::NoDevice))) {
                 let question = match standing {
                     Standing::Up(_) => Question::Probe,

@@ -26,7 +26,7 @@ impl Trial {
     }
 }
 
-/// Runs a frame that comes in by `ingress` through `candidate`, or else through the live generation, which lies in the
+/// Runs a frame that comes in by `ingress`, the port of these VLAN identifiers, through `candidate`, or else through the live generation, which lies in the
 /// candidate slot, too, for as long. No live packet meets it, and none of their counters moves.
 ///
 /// `None`: no generation is live.
@@ -34,28 +34,36 @@ pub fn run(
     node: &Node,
     candidate: Option<&View<'_>>,
     ingress: &Ingress,
+    vids: u32,
     frame: &[u8],
 ) -> Result<Option<Trial>, NodeError> {
     let _lock = node.lock()?;
     let observed = node.observe()?;
     let (Some(live), Some(live_bits)) = (&observed.live, observed.class_bits) else { return Ok(None) };
     let Some(candidate) = candidate else {
-        return over(node, &live.image, live_bits, ingress, frame).map(Some);
+        return over(node, &live.image, live_bits, ingress, vids, frame).map(Some);
     };
     let bits = capacity_class(candidate.bytes().len())?.trailing_zeros().max(live_bits);
     let image = ImageMap::create(candidate.bytes(), 1 << bits)?;
-    let result = over(node, &image, bits, ingress, frame);
+    let result = over(node, &image, bits, ingress, vids, frame);
     if bits != live_bits {
         node.pins.remove_directory(&node.pins.class(bits))?;
     }
     result.map(Some)
 }
 
-fn over(node: &Node, image: &ImageMap, bits: u32, ingress: &Ingress, frame: &[u8]) -> Result<Trial, NodeError> {
+fn over(
+    node: &Node,
+    image: &ImageMap,
+    bits: u32,
+    ingress: &Ingress,
+    vids: u32,
+    frame: &[u8],
+) -> Result<Trial, NodeError> {
     let programs = Programs::ensure(&node.pins, bits)?;
     let tables = Tables::open(&node.pins)?;
-    let by_program = run_once(&programs, image, ingress, frame)?;
-    let asked = At { ingress, tables: TableNode(&tables) };
+    let by_program = run_once(&programs, image, ingress, vids, frame)?;
+    let asked = At { ingress, vids, tables: TableNode(&tables) };
     let by_library = by_library(&image.view()?, &tables, &asked, frame)?;
     Ok(Trial { by_library, by_program })
 }
@@ -63,12 +71,13 @@ fn over(node: &Node, image: &ImageMap, bits: u32, ingress: &Ingress, frame: &[u8
 /// The node's tables, and the port that the frame comes in by.
 struct At<'t> {
     ingress: &'t Ingress,
+    vids: u32,
     tables: TableNode<'t>,
 }
 
 impl fib::Node for At<'_> {
     fn ingress(&self, tags: Tags) -> Option<Ingress> {
-        (tags.vids() == 0).then_some(*self.ingress)
+        (tags.vids() == self.vids).then_some(*self.ingress)
     }
 
     fn reach(&self, id: u32) -> ReachWords {

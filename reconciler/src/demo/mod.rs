@@ -6,7 +6,6 @@
 
 mod narration;
 mod network;
-mod offload;
 mod repository;
 mod simulation;
 mod story;

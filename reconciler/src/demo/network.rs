@@ -18,8 +18,8 @@ use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-use super::offload::like_a_wire;
 use crate::cli::node::block_on;
+use crate::kernel::ethtool::like_a_wire;
 
 /// The service that both edges carry, in both families.
 pub(super) const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);

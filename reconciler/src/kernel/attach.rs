@@ -24,6 +24,18 @@ pub enum Mode {
     Tc,
 }
 
+impl Mode {
+    /// As a node's configuration says it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Tc => "tc",
+        }
+    }
+}
+
 /// How a program was attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
@@ -32,15 +44,8 @@ pub enum Attached {
     Tc,
 }
 
-/// Attaches the live program to `device` for `port` and pins the link.
-pub fn attach(
-    pins: &Pins,
-    programs: &Programs,
-    port: &str,
-    device: &str,
-    index: u32,
-    mode: Mode,
-) -> Result<Attached, KernelError> {
+/// Attaches the live program to `device` and pins the link.
+pub fn attach(pins: &Pins, programs: &Programs, device: &str, index: u32, mode: Mode) -> Result<Attached, KernelError> {
     let program = if mode == Mode::Tc { programs.live_tc_fd(pins)? } else { programs.live_fd()? };
     let native = || sys::create_xdp_link(program, index, NATIVE).map(|l| (l, Attached::Native));
     let generic = || sys::create_xdp_link(program, index, GENERIC).map(|l| (l, Attached::Generic));
@@ -55,12 +60,11 @@ pub fn attach(
         }),
     };
     let (link, attached) = result.map_err(|source| KernelError::Attach {
-        port: port.to_owned(),
         device: device.to_owned(),
         detail: advice(&source, mode).to_owned(),
         source,
     })?;
-    sys::pin(link.as_fd(), &pins.link(port))?;
+    sys::pin(link.as_fd(), &pins.link(device))?;
     Ok(attached)
 }
 
@@ -77,8 +81,8 @@ fn advice(error: &io::Error, mode: Mode) -> &'static str {
 }
 
 /// Gives an existing link the live program, in one step.
-pub fn update(pins: &Pins, programs: &Programs, port: &str) -> Result<(), KernelError> {
-    match sys::pinned(&pins.link(port))? {
+pub fn update(pins: &Pins, programs: &Programs, device: &str) -> Result<(), KernelError> {
+    match sys::pinned(&pins.link(device))? {
         Some(link) => {
             let (_, _, tc) = sys::link_facts(link.as_fd())?;
             let program = if tc { programs.live_tc_fd(pins)? } else { programs.live_fd()? };
@@ -88,14 +92,14 @@ pub fn update(pins: &Pins, programs: &Programs, port: &str) -> Result<(), Kernel
     }
 }
 
-/// Detaches a port and forgets its pin.
-pub fn detach(pins: &Pins, port: &str) -> Result<(), KernelError> {
-    if let Some(link) = sys::pinned(&pins.link(port))? {
-        let (_, device, _) = sys::link_facts(link.as_fd())?;
+/// Detaches a device and forgets its pin.
+pub fn detach(pins: &Pins, device: &str) -> Result<(), KernelError> {
+    if let Some(link) = sys::pinned(&pins.link(device))? {
+        let (_, index, _) = sys::link_facts(link.as_fd())?;
         // A link whose device is gone is detached already.
-        if device != 0 {
+        if index != 0 {
             sys::detach_link(link.as_fd())?;
         }
     }
-    pins.remove(&pins.link(port))
+    pins.remove(&pins.link(device))
 }

@@ -12,6 +12,7 @@ pub mod address;
 pub mod attach;
 pub mod check;
 pub mod counters;
+pub mod ethtool;
 pub mod events;
 pub mod image_map;
 pub mod link;
@@ -68,14 +69,8 @@ pub enum KernelError {
     Verify { detail: String },
     #[error("after publishing generation {generation}, the kernel holds {found}")]
     ReadBack { generation: u64, found: String },
-    #[error("port `{port}`: device `{device}` does not exist on this node")]
-    NoDevice { port: String, device: String },
-    #[error(
-        "port `{port}`: device `{device}` has the kernel index {index}; indexes of {max} and above cannot carry a port"
-    )]
-    DeviceIndex { port: String, device: String, index: u32, max: u32 },
-    #[error("port `{port}`: cannot attach to `{device}`: {detail}")]
-    Attach { port: String, device: String, detail: String, source: io::Error },
+    #[error("cannot attach to `{device}`: {detail}")]
+    Attach { device: String, detail: String, source: io::Error },
 }
 
 /// What to do about an error of bpf(2), where that is known.

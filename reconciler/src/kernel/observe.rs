@@ -23,9 +23,10 @@ pub struct Generation {
 /// An attachment of the program to a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkState {
-    pub port: String,
-    /// Kernel index of the device; 0 when the device is gone.
-    pub device: u32,
+    /// Name of the device when it was attached.
+    pub device: String,
+    /// Kernel index of the device; 0 when it is gone.
+    pub index: u32,
     pub program: u32,
     /// Attached by TC, not by XDP.
     pub tc: bool,
@@ -185,10 +186,10 @@ fn observe_programs(pins: &Pins, observed: &mut Observed) -> Result<(), KernelEr
             }
         }
     }
-    for port in pins.links()? {
-        if let Some(link) = sys::pinned(&pins.link(&port))? {
-            let (program, device, tc) = sys::link_facts(link.as_fd())?;
-            observed.links.push(LinkState { port, device, program, tc });
+    for device in pins.links()? {
+        if let Some(link) = sys::pinned(&pins.link(&device))? {
+            let (program, index, tc) = sys::link_facts(link.as_fd())?;
+            observed.links.push(LinkState { device, index, program, tc });
         }
     }
     Ok(())

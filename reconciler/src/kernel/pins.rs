@@ -6,7 +6,7 @@
 //! <bpffs>/class-<bits>/{live,candidate}-<object>          the two instances of the program
 //! <bpffs>/class-<bits>/CANDIDATE_<map>-<object>           the candidate's own counters and ingress ports
 //! <bpffs>/generation/<number>                             retained images
-//! <bpffs>/link/<port>                                     attachments
+//! <bpffs>/link/<device>                                   attachments; a dot of the name is a colon
 //! ```
 
 use std::fs::File;
@@ -61,8 +61,9 @@ impl Pins {
         self.root.join("generation").join(format!("{number:0GENERATION_DIGITS$}"))
     }
 
-    pub fn link(&self, port: &str) -> PathBuf {
-        self.root.join("link").join(port)
+    /// A bpf file system takes no dots, a device's name no colons.
+    pub fn link(&self, device: &str) -> PathBuf {
+        self.root.join("link").join(device.replace('.', ":"))
     }
 
     /// Makes the directories; refuses a place that is not a bpf file system.
@@ -122,9 +123,9 @@ impl Pins {
         Ok(numbers)
     }
 
-    /// Ports that have a pinned link, by name.
+    /// Devices that have a pinned link, by name.
     pub fn links(&self) -> Result<Vec<String>, KernelError> {
-        names(&self.root.join("link"))
+        Ok(names(&self.root.join("link"))?.into_iter().map(|name| name.replace(':', ".")).collect())
     }
 
     /// Removes one pin; a missing one is no error.

@@ -96,18 +96,13 @@ impl Tables {
         Ok(Some(Egress { device, address_device: low(devices >> 32), tags }))
     }
 
-    /// The port that takes untagged frames from a device; `None`: no port does.
-    pub fn set_device(&mut self, device: u32, ingress: Option<&Ingress>) -> Result<(), KernelError> {
-        let word = ingress.map_or(0, Ingress::encode);
-        self.devices.set(device, word, 0).map_err(KernelError::map("DEVICES"))
-    }
-
-    pub fn device(&self, device: u32) -> Result<Option<Ingress>, KernelError> {
-        self.devices.get(&device, 0).map(Ingress::decode).map_err(KernelError::map("DEVICES"))
-    }
-
-    /// The port that takes frames of a VLAN (`Tags::vids`) from a device; `None`: no port does.
-    pub fn set_vlan(&mut self, device: u32, vids: u32, ingress: Option<&Ingress>) -> Result<(), KernelError> {
+    /// The port that takes frames with these VLAN identifiers (`Tags::vids`; 0: untagged ones) from a device; `None`: no port
+    /// does.
+    pub fn set_ingress(&mut self, device: u32, vids: u32, ingress: Option<&Ingress>) -> Result<(), KernelError> {
+        if vids == 0 {
+            let word = ingress.map_or(0, Ingress::encode);
+            return self.devices.set(device, word, 0).map_err(KernelError::map("DEVICES"));
+        }
         let key = u64::from(device) << 32 | u64::from(vids);
         let result = match ingress {
             Some(ingress) => self.vlans.insert(key, ingress.encode(), 0),
@@ -117,6 +112,18 @@ impl Tables {
             },
         };
         result.map_err(KernelError::map("VLANS"))
+    }
+
+    /// The port that takes frames with these VLAN identifiers from a device, as [`Tables::set_ingress`] has them.
+    pub fn ingress(&self, device: u32, vids: u32) -> Result<Option<Ingress>, KernelError> {
+        if vids == 0 {
+            return self.devices.get(&device, 0).map(Ingress::decode).map_err(KernelError::map("DEVICES"));
+        }
+        match self.vlans.get(&(u64::from(device) << 32 | u64::from(vids)), 0) {
+            Ok(word) => Ok(Ingress::decode(word)),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(KernelError::map("VLANS")(error)),
+        }
     }
 
     /// Device, VLAN and port of every port that takes tagged frames.

@@ -14,19 +14,21 @@ use super::pins::Pins;
 use super::program::{CANDIDATE, Programs, TEST_INGRESS, TestRunOutcome, load_object};
 use super::{KernelError, sys};
 
-/// Runs the candidate's program on one untagged frame that came in by `ingress`, over an image that lies in the candidate
-/// slot for as long.
+/// Runs the candidate's program on one frame that came in by `ingress`, the port that takes these VLAN identifiers
+/// (`Tags::vids`), over an image that lies in the candidate slot for as long.
 ///
 /// The caller holds the lock. A process that is killed in here leaves a candidate, which the next apply removes.
 pub fn run_once(
     programs: &Programs,
     image: &ImageMap,
     ingress: &Ingress,
+    vids: u32,
     frame: &[u8],
 ) -> Result<TestRunOutcome, KernelError> {
     sys::set_slot(programs.generations(), CANDIDATE, image.fd())?;
-    let ran = programs.set_test_ingress(0, Some(ingress)).and_then(|()| programs.test_run(frame));
-    let restored = programs.set_test_ingress(0, Some(&TEST_INGRESS));
+    let ran = programs.set_test_ingress(vids, Some(ingress)).and_then(|()| programs.test_run(frame));
+    let before = (vids == 0).then_some(&TEST_INGRESS);
+    let restored = programs.set_test_ingress(vids, before);
     let cleared = sys::clear_slot(programs.generations(), CANDIDATE);
     let ran = ran?;
     restored?;

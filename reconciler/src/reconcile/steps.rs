@@ -7,6 +7,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use fib::packet::Tags;
+
 use crate::kernel::attach::Mode;
 use crate::kernel::observe::{LinkState, Stray};
 
@@ -17,7 +19,42 @@ pub struct PortDevice {
     pub device: String,
     /// Kernel index of the device.
     pub index: u32,
+    pub wire: Wire,
     pub mode: Mode,
+}
+
+/// Where a port's frames are: on its device itself, or tagged on the one below its VLAN devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wire {
+    pub device: String,
+    /// Kernel index of the device.
+    pub index: u32,
+    pub tags: Tags,
+    /// The device takes tags out of frames before XDP sees them, and there are VLANs on it: only TC tells its ports apart.
+    pub hides_tags: bool,
+}
+
+/// A device that the program is to be attached to, once, for all ports that it carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    pub device: String,
+    /// Kernel index of the device.
+    pub index: u32,
+    pub mode: Mode,
+    /// The ports that it is for, in the order of their names; at least one.
+    pub ports: Vec<String>,
+}
+
+impl Attachment {
+    /// Whether this link is what is wanted, whatever program it runs.
+    fn is(&self, link: &LinkState) -> bool {
+        self.index == link.index && self.device == link.device && (self.mode == Mode::Tc) == link.tc
+    }
+
+    /// Whether this link stands where the attachment is to be.
+    fn replaces(&self, link: &LinkState) -> bool {
+        self.index == link.index || self.device == link.device
+    }
 }
 
 /// What was found, as far as the steps depend on it.
@@ -36,6 +73,8 @@ pub struct Found {
     /// The same for TC.
     pub program_tc: Option<u32>,
     pub strays: Vec<Stray>,
+    /// Whether the tables of ports are not what the node's devices ask for.
+    pub ports_differ: bool,
     /// Highest number ever seen, retired generations included.
     pub newest: u64,
 }
@@ -46,7 +85,7 @@ pub struct Wanted {
     pub digest: [u8; 32],
     /// The capacity class that the image needs.
     pub class_bits: u32,
-    pub ports: Vec<PortDevice>,
+    pub attachments: Vec<Attachment>,
     /// How many generations to keep, the live one included.
     pub retain_generations: usize,
     /// How many bytes of kernel memory generations may take; the live one and its parent are always kept.
@@ -69,11 +108,11 @@ pub enum Step {
     /// Copy the live generation into the larger class, so that programs can move there without a change of rules.
     CopyLive { from: u32, to: u32 },
     /// Give a link the current program, in one step.
-    UpdateLink { port: String },
-    /// Detach a port.
-    Detach { port: String },
-    /// Attach the program to a port's device.
-    Attach { port: PortDevice },
+    UpdateLink { device: String },
+    /// Detach the program from a device.
+    Detach { device: String },
+    /// Attach the program to a device.
+    Attach { attachment: Attachment },
     /// Write devices, ports and neighbours that the desired generation uses.
     WriteTables,
     /// Fill and freeze a new inner map, and put it into the candidate slot.
@@ -95,9 +134,12 @@ impl fmt::Display for Step {
             Self::PinLive => write!(f, "keep the live generation"),
             Self::LoadPrograms { bits } => write!(f, "load the programs for images of {} bytes", 1u64 << bits),
             Self::CopyLive { from, to } => write!(f, "copy the live generation from class {from} to class {to}"),
-            Self::UpdateLink { port } => write!(f, "replace the program on port {port}"),
-            Self::Detach { port } => write!(f, "detach port {port}"),
-            Self::Attach { port } => write!(f, "attach port {} to {}", port.port, port.device),
+            Self::UpdateLink { device } => write!(f, "replace the program on {device}"),
+            Self::Detach { device } => write!(f, "detach {device}"),
+            Self::Attach { attachment: Attachment { device, ports, .. } } => {
+                let plural = if ports.len() == 1 { "" } else { "s" };
+                write!(f, "attach {device} for port{plural} {}", ports.join(", "))
+            }
             Self::WriteTables => write!(f, "write ports and neighbours"),
             Self::Stage { generation } => write!(f, "stage generation {generation}"),
             Self::Verify { generation } => write!(f, "verify generation {generation} in the kernel"),
@@ -127,18 +169,17 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
     leaving.retain(|stray| *stray != bits);
     let program_changes = class_changes || found.program.is_none();
 
-    let (keep, detach): (Vec<_>, Vec<_>) = found.links.iter().partition(|link| {
-        let same = |p: &PortDevice| p.port == link.port && p.index == link.device && (p.mode == Mode::Tc) == link.tc;
-        wanted.ports.iter().any(same)
-    });
+    let (keep, detach): (Vec<_>, Vec<_>) =
+        found.links.iter().partition(|link| wanted.attachments.iter().any(|attachment| attachment.is(link)));
     let updates: Vec<_> = keep
         .iter()
         .filter(|link| program_changes || Some(link.program) != if link.tc { found.program_tc } else { found.program })
         .collect();
-    let attaches: Vec<_> = wanted.ports.iter().filter(|p| !keep.iter().any(|link| link.port == p.port)).collect();
-    let replaced = |link: &&&LinkState| wanted.ports.iter().any(|p| p.port == link.port);
+    let attaches: Vec<_> =
+        wanted.attachments.iter().filter(|attachment| !keep.iter().any(|link| attachment.is(link))).collect();
+    let replaced = |link: &&&LinkState| attaches.iter().any(|attachment| attachment.replaces(link));
 
-    let work = rules_change || !steps.is_empty() || !leaving.is_empty();
+    let work = rules_change || found.ports_differ || !steps.is_empty() || !leaving.is_empty();
     if !(work || program_changes || !updates.is_empty() || !attaches.is_empty() || !detach.is_empty()) {
         steps.extend(retire(found, wanted, found.live));
         return steps;
@@ -151,10 +192,10 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
         steps.push(Step::CopyLive { from, to: bits });
         leaving.push(from);
     }
-    steps.extend(updates.iter().map(|link| Step::UpdateLink { port: link.port.clone() }));
+    steps.extend(updates.iter().map(|link| Step::UpdateLink { device: link.device.clone() }));
     steps.push(Step::WriteTables);
-    steps.extend(detach.iter().filter(replaced).map(|link| Step::Detach { port: link.port.clone() }));
-    steps.extend(attaches.into_iter().map(|p| Step::Attach { port: p.clone() }));
+    steps.extend(detach.iter().filter(replaced).map(|link| Step::Detach { device: link.device.clone() }));
+    steps.extend(attaches.iter().map(|a| Step::Attach { attachment: (*a).clone() }));
     let mut live = found.live;
     if rules_change {
         live = found.newest.max(found.live) + 1;
@@ -162,7 +203,7 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
         steps.push(Step::Verify { generation: live });
         steps.push(Step::Publish { generation: live });
     }
-    steps.extend(detach.iter().filter(|l| !replaced(l)).map(|link| Step::Detach { port: link.port.clone() }));
+    steps.extend(detach.iter().filter(|l| !replaced(l)).map(|link| Step::Detach { device: link.device.clone() }));
     leaving.sort_unstable();
     leaving.dedup();
     steps.extend(leaving.into_iter().map(|bits| Step::RemoveClass { bits }));
@@ -197,19 +238,20 @@ fn retire(found: &Found, wanted: &Wanted, live: u64) -> Vec<Step> {
 mod tests {
     use super::*;
 
-    fn port(name: &str, index: u32) -> PortDevice {
-        PortDevice { port: name.into(), device: format!("{name}0"), index, mode: Mode::Auto }
+    /// The port `lan` on the device `lan0`, and so on.
+    fn port(name: &str, index: u32) -> Attachment {
+        Attachment { device: format!("{name}0"), index, mode: Mode::Auto, ports: vec![name.into()] }
     }
 
-    fn link(name: &str, device: u32, program: u32) -> LinkState {
-        LinkState { port: name.into(), device, program, tc: false }
+    fn link(name: &str, index: u32, program: u32) -> LinkState {
+        LinkState { device: format!("{name}0"), index, program, tc: false }
     }
 
-    fn wanted(digest: u8, ports: &[PortDevice]) -> Wanted {
+    fn wanted(digest: u8, attachments: &[Attachment]) -> Wanted {
         Wanted {
             digest: [digest; 32],
             class_bits: 20,
-            ports: ports.to_vec(),
+            attachments: attachments.to_vec(),
             retain_generations: 3,
             retain_bytes: None,
         }
@@ -225,6 +267,7 @@ mod tests {
             program: Some(40),
             program_tc: None,
             strays: vec![],
+            ports_differ: false,
             newest: 7,
         }
     }
@@ -242,7 +285,7 @@ mod tests {
             &[
                 "load the programs for images of 1048576 bytes",
                 "write ports and neighbours",
-                "attach port lan to lan0",
+                "attach lan0 for port lan",
                 "stage generation 1",
                 "verify generation 1 in the kernel",
                 "publish generation 1",
@@ -283,7 +326,7 @@ mod tests {
                 "keep the live generation",
                 "load the programs for images of 33554432 bytes",
                 "copy the live generation from class 20 to class 25",
-                "replace the program on port lan",
+                "replace the program on lan0",
                 "write ports and neighbours",
                 "stage generation 8",
                 "verify generation 8 in the kernel",
@@ -312,9 +355,43 @@ mod tests {
                 "keep the live generation",
                 "load the programs for images of 1048576 bytes",
                 "write ports and neighbours",
-                "detach port lan",
-                "attach port lan to lan0",
-                "detach port old",
+                "detach lan0",
+                "attach lan0 for port lan",
+                "detach old0",
+            ],
+        );
+    }
+
+    #[test]
+    fn ports_of_one_device_share_its_link() {
+        let mut both = port("lan", 3);
+        both.ports.push("dc".into());
+        let mut found = running();
+        check(&found, &wanted(1, &[both.clone()]), &[]);
+        found.links.clear();
+        let attaches = |step: &Step| matches!(step, Step::Attach { .. }).then(|| step.to_string());
+        let steps: Vec<_> = steps(&found, &wanted(1, &[both])).iter().filter_map(attaches).collect();
+        assert_eq!(steps, ["attach lan0 for ports lan, dc"]);
+    }
+
+    #[test]
+    fn a_renamed_device_is_attached_by_its_new_name() {
+        let mut renamed = port("lan", 3);
+        renamed.device = "wan0".into();
+        let moves = |step: &Step| matches!(step, Step::Attach { .. } | Step::Detach { .. }).then(|| step.to_string());
+        let steps: Vec<_> = steps(&running(), &wanted(1, &[renamed])).iter().filter_map(moves).collect();
+        assert_eq!(steps, ["detach lan0", "attach wan0 for port lan"]);
+    }
+
+    #[test]
+    fn ports_that_moved_are_written_though_the_rules_stay() {
+        check(
+            &Found { ports_differ: true, ..running() },
+            &wanted(1, &[port("lan", 3)]),
+            &[
+                "keep the live generation",
+                "load the programs for images of 1048576 bytes",
+                "write ports and neighbours",
             ],
         );
     }

@@ -12,14 +12,15 @@ use std::fmt;
 use std::net::IpAddr;
 
 use fib::layout::Section;
+use fib::packet::Tags;
 use fib::{Neighbour, Reach, Reason, Verdict};
 use serde::{Serialize, Serializer};
 
 use crate::compile::view::{Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
 use crate::policy::OnAllDown;
 pub use frame::Frame;
-use node::{AllUp, mac, tag_words};
-pub use node::{Egress, Offline, TraceNode};
+use node::{AllUp, mac};
+pub use node::{Egress, Offline, TraceNode, tag_words};
 pub use packet::{Fields, PacketDescription, PacketError};
 
 /// Why there is no answer.
@@ -52,7 +53,7 @@ pub fn trace<'v, 'a, N: TraceNode>(
     packet: PacketDescription,
     node: &N,
 ) -> Result<Trace<'v, 'a>, TraceError> {
-    let frame = packet.frame();
+    let frame = packet.frame(Tags::default());
     let decision = fib::decide(view.bytes(), frame.as_slice(), node);
     let in_port = node.in_port().map(str::to_owned);
     let mut trace = Trace {

@@ -88,7 +88,7 @@ pub(super) fn mac(word: u64) -> String {
 }
 
 /// Tags as `100` (IEEE 802.1Q) or `s200.100` (IEEE 802.1ad outside); `None`: untagged.
-pub(super) fn tag_words(tags: Tags) -> Option<String> {
+pub fn tag_words(tags: Tags) -> Option<String> {
     let word = |tag: u32| {
         let kind = if tag >> 16 == u32::from(ETHERTYPE_QINQ) { "s" } else { "" };
         format!("{kind}{}", tag & 0xfff)

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use fib::packet::ETHERNET_BYTES;
+use fib::packet::{ETHERNET_BYTES, Tags};
 use serde_json::Value;
 
 const TTL_DEFAULT: u8 = 64;
@@ -137,9 +137,17 @@ impl PacketDescription {
         self.dst
     }
 
-    /// The Ethernet frame: locally administered MAC addresses, valid IP header, zero payload; the transport checksum is
-    /// left 0, since nothing on a router's way reads it.
-    pub fn frame(&self) -> Vec<u8> {
+    /// The Ethernet frame with these VLAN tags: locally administered MAC addresses, valid IP header, zero payload; the
+    /// transport checksum is left 0, since nothing on a router's way reads it.
+    pub fn frame(&self, tags: Tags) -> Vec<u8> {
+        let mut frame = self.untagged();
+        let tags = [tags.outer, tags.inner].into_iter().filter(|tag| *tag != 0);
+        // Between the addresses and the ethertype.
+        frame.splice(12..12, tags.flat_map(u32::to_be_bytes));
+        frame
+    }
+
+    fn untagged(&self) -> Vec<u8> {
         let mut frame = Vec::with_capacity(ETHERNET_BYTES as usize + self.ip_bytes);
         frame.extend_from_slice(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
         match (self.src, self.dst) {

@@ -379,7 +379,7 @@ fn frames_have_valid_headers() {
         (r#"{"src": "198.18.0.1", "dst": "10.20.9.4"}"#, 40),
         (r#"{"src": "2001:db8::1", "dst": "2001:db8::2", "protocol": "udp", "sport": 7, "dport": 9}"#, 48),
     ] {
-        let frame = PacketDescription::from_json(text).unwrap().frame();
+        let frame = PacketDescription::from_json(text).unwrap().frame(Tags::default());
         let parsed = fib::packet::parse(frame.as_slice(), u16::from_be_bytes([frame[12], frame[13]])).unwrap();
         assert_eq!((parsed.ip_bytes, frame.len()), (length, 14 + length as usize), "{text}");
         assert_eq!(parsed.flow.ports, if text.contains("udp") { 7 << 16 | 9 } else { 0 });

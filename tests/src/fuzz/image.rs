@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use fib::Image as _;
 use fib::layout::{AT_LAYOUT_VERSION, AT_MAGIC, HEADER_BYTES, LAYOUT_VERSION, MAGIC, Section};
+use fib::packet::Tags;
 use wayleave::compile::{LiveIds, View};
 use wayleave::plan::Plan;
 use wayleave::trace::{Fields, Offline, PacketDescription, trace};
@@ -142,7 +143,7 @@ fn change(image: &mut Vec<u8>, input: &mut Input) {
 
 /// Packets to every part of the good tables, and their frames.
 static PACKETS: LazyLock<Vec<(IpAddr, PacketDescription, Vec<u8>)>> = LazyLock::new(|| {
-    let packet = |dst: IpAddr| (dst, description(dst), description(dst).frame());
+    let packet = |dst: IpAddr| (dst, description(dst), description(dst).frame(Tags::default()));
     addresses().into_iter().map(packet).collect()
 });
 
