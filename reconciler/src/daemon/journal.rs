@@ -36,6 +36,9 @@ pub struct Entry {
     pub by: String,
     /// What changed, in a few words.
     pub summary: String,
+    /// Why, where somebody said so: an operator, a commit, a probe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 impl Entry {
@@ -50,6 +53,7 @@ impl Entry {
             digest: String::new(),
             by: String::new(),
             summary: String::new(),
+            why: None,
         }
     }
 }
@@ -119,6 +123,7 @@ fn parse(line: &[u8]) -> Option<Entry> {
         digest: text("digest")?,
         by: text("by")?,
         summary: text("summary")?,
+        why: text("why"),
     })
 }
 

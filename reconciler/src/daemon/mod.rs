@@ -7,6 +7,7 @@ pub mod journal;
 pub mod neighbours;
 pub mod node;
 pub mod ports;
+pub mod probation;
 pub mod probe;
 pub mod reach;
 pub mod run;

@@ -126,11 +126,7 @@ impl State {
     /// What is set aside, oldest first. A file that is there and cannot be read is an error, never "nothing": what was
     /// rolled back would come back.
     pub fn quarantined(&self) -> io::Result<Vec<SetAside>> {
-        let bytes = match std::fs::read(self.directory.join("quarantine.json")) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(e),
-        };
+        let Some(bytes) = self.read("quarantine.json")? else { return Ok(Vec::new()) };
         let damaged = || io::Error::new(io::ErrorKind::InvalidData, "quarantine.json is damaged; remove it to go on");
         let value: Value = serde_json::from_slice(&bytes).map_err(|_| damaged())?;
         let all = value.get("set_aside").and_then(Value::as_array).ok_or_else(damaged)?;
@@ -147,8 +143,17 @@ impl State {
         }
     }
 
+    /// The bytes of a file; `None`: it is not there.
+    pub(super) fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        match std::fs::read(self.directory.join(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Writes a file beside the old one and renames it: a reader sees the old or the new, whole.
-    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let (file, new) = self.write_beside(name, bytes)?;
         file.sync_data()?;
         std::fs::rename(&new, self.directory.join(name))
