@@ -65,6 +65,7 @@ fn policy(routes: &[(Prefix, u32)]) -> Policy {
         route_policies: vec![RoutePolicy {
             name: "internet".to_owned(),
             owner: None,
+            nodes: Default::default(),
             origin: Origin { file: 0, line: 1 },
             next_hops: (0..2 * NEXT_HOPS).map(hop).collect(),
             groups: (0..2 * NEXT_HOPS)

@@ -6,31 +6,53 @@ use std::path::PathBuf;
 use anyhow::bail;
 
 use super::node::{self, block_on, fail, progress};
+use super::plan::saved::{self, Saved};
 use super::{Exit, Global, note, print};
 use crate::daemon::apply::{Applied, Proposal, apply, propose};
 use crate::daemon::node::{Node, NodeError};
 use crate::daemon::state::State;
+use crate::policy::Guard;
 
 /// Make the kernel hold what the policies say
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Directory of policies; the source in the node's configuration when left out
-    #[arg(value_name = "SOURCE")]
+    #[arg(value_name = "SOURCE", conflicts_with = "plan")]
     source: Option<PathBuf>,
+    /// Make exactly what a plan saved with `plan --out` says, without asking; refused when anything is different by now
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
     /// Do not ask
     #[arg(long)]
     auto_approve: bool,
+    /// Go past a guard; several with commas
+    #[arg(long, value_name = "GUARD", value_delimiter = ',', value_parser = guard)]
+    allow: Vec<Guard>,
+}
+
+/// A guard by its name.
+pub(crate) fn guard(name: &str) -> Result<Guard, String> {
+    let all = Guard::ALL.map(Guard::name).join(", ");
+    Guard::from_name(name).ok_or_else(|| format!("there is no guard `{name}`; there are {all}"))
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let node = node::load(global)?;
-    let source = node::source(args.source.as_ref(), &node);
-    let proposal = match block_on(propose(&node, &source))? {
+    let saved = args.plan.as_deref().map(saved::read).transpose()?;
+    if let Some(why) = saved.as_ref().map(|saved| saved.not_for(global, &node)).transpose()?.flatten() {
+        return Ok(stale(&why));
+    }
+    let source = node::source(saved.as_ref().and_then(Saved::source).as_ref().or(args.source.as_ref()), &node);
+    let mut proposal = match block_on(propose(&node, &source))? {
         Ok(proposal) => proposal,
         Err(error) => return fail(error, &source),
     };
+    if let Some(why) = saved.as_ref().and_then(|saved| saved.differs_from(&proposal)) {
+        return Ok(stale(&why));
+    }
+    proposal.allow(&args.allow.iter().copied().collect());
     node::show(&proposal.diagnostics, &source);
-    let done = carry_out(&node, proposal, args.auto_approve);
+    let done = carry_out(&node, proposal, args.auto_approve || saved.is_some());
     // An operator who applies on purpose has decided: what was set aside by a rollback is welcome again.
     if matches!(done, Ok(Ok(Exit::Ok))) {
         State::new(&node.config.state_dir).lift_quarantine()?;
@@ -39,6 +61,11 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         Ok(exit) => Ok(exit),
         Err(error) => fail(error, &source),
     }
+}
+
+fn stale(why: &str) -> Exit {
+    note(&format!("error: the plan does not hold any more: {why}; nothing was changed, plan again"));
+    Exit::Stale
 }
 
 /// Shows a proposal, asks, and makes it true.
@@ -55,6 +82,9 @@ pub(crate) fn carry_out(
         for step in &proposal.steps {
             print(&format!("  {step}\n"))?;
         }
+    }
+    if !proposal.refusals.is_empty() {
+        return Ok(Err(NodeError::Refused { refusals: proposal.refusals }));
     }
     if !auto_approve && !confirmed()? {
         note("nothing was changed");

@@ -11,13 +11,16 @@ mod doctor;
 mod explain;
 mod history;
 pub(crate) mod node;
+mod offline;
 mod plan;
 pub mod report;
+mod review;
 mod rollback;
 mod run;
 mod runtime;
 mod schema;
 mod status;
+mod test;
 mod trace;
 mod validate;
 mod watch;
@@ -72,6 +75,7 @@ pub(crate) enum Format {
 enum Command {
     Validate(validate::Args),
     Plan(plan::Args),
+    Test(test::Args),
     Apply(apply::Args),
     Run(run::Args),
     Status(status::Args),
@@ -91,6 +95,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
     match &cli.command {
         Command::Validate(args) => validate::run(args, &cli.global),
         Command::Plan(args) => plan::run(args, &cli.global),
+        Command::Test(args) => test::run(args, &cli.global),
         Command::Apply(args) => apply::run(args, &cli.global),
         Command::Run(args) => run::run(args, &cli.global),
         Command::Trace(args) => trace::run(args, &cli.global),

@@ -1,19 +1,22 @@
 //! One node: its config, its pins, its state, and what a source means for it.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capacity_class, compile};
+use crate::guard::Refusal;
 use crate::kernel::KernelError;
-use crate::kernel::address::local_addresses;
+use crate::kernel::address::{device_addresses, local_addresses};
 use crate::kernel::attach::Mode;
 use crate::kernel::link::{Link, links};
 use crate::kernel::neighbour::NeighbourError;
 use crate::kernel::observe::{Observed, observe};
 use crate::kernel::pins::{Lock, Pins};
 use crate::kernel::tables::DEVICE_INDEX_MAX;
-use crate::policy::{self, Attach, Diagnostic, NodeConfig};
+use crate::policy::{self, Attach, Diagnostic, NodeConfig, PolicyTest};
+use crate::policy_test::Outcome;
 use crate::reconcile::{Found, PortDevice, Wanted};
 use crate::source::{self, Limits, SourceError};
 
@@ -43,6 +46,10 @@ pub enum NodeError {
     Step { step: String, live: u64, source: Box<NodeError> },
     #[error("the plan was made against generation {expected}, but generation {found} is live now; plan again")]
     Stale { expected: u64, found: u64 },
+    #[error("{} policy {} failed", failures.len(), if failures.len() == 1 { "test" } else { "tests" })]
+    Tests { failures: Vec<Outcome> },
+    #[error("refused by {}", refusals.iter().map(|r| r.guard.name()).collect::<Vec<_>>().join(" and "))]
+    Refused { refusals: Vec<Refusal> },
     #[error("there is no generation {number}; `wayleave history` lists those that can be rolled back to")]
     NoGeneration { number: u64 },
     #[error("nothing older than generation {live} is retained; there is nothing to roll back to")]
@@ -62,7 +69,12 @@ impl NodeError {
     /// Whether another try without a change of the source can help.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Policy { .. } | Self::Compile(_) | Self::Image(_) | Self::NoGeneration { .. } => false,
+            Self::Policy { .. }
+            | Self::Compile(_)
+            | Self::Image(_)
+            | Self::NoGeneration { .. }
+            | Self::Tests { .. }
+            | Self::Refused { .. } => false,
             Self::Source(_)
             | Self::Kernel(_)
             | Self::Netlink(_)
@@ -90,6 +102,8 @@ pub struct Facts {
     /// Ports of the config whose device does not exist, and the device.
     pub missing: Vec<(String, String)>,
     pub node: NodeFacts,
+    /// The node's own addresses on devices that carry no port: how else it is reached.
+    pub management: Vec<IpAddr>,
 }
 
 /// What a source means for this node.
@@ -99,6 +113,8 @@ pub struct Desired {
     pub revision: String,
     /// Warnings: errors never get this far.
     pub diagnostics: Vec<Diagnostic>,
+    /// Those for this node.
+    pub tests: Vec<PolicyTest>,
 }
 
 impl Node {
@@ -154,8 +170,11 @@ impl Node {
             let device = PortDevice { port: name.clone(), device: port.device.clone(), index: link.index, mode };
             ports.push((device, link.clone()));
         }
-        let node = NodeFacts { local_addresses: local_addresses().await? };
-        Ok(Facts { ports, missing, node })
+        let addresses = device_addresses().await?;
+        let carries = |index: u32| ports.iter().any(|(port, _)| port.index == index);
+        let management = addresses.iter().filter(|(index, _)| !carries(*index)).map(|(_, address)| *address).collect();
+        let node = NodeFacts { local_addresses: local_addresses(&addresses) };
+        Ok(Facts { ports, missing, node, management })
     }
 
     /// Reads, validates and compiles a source for this node; ids of the kernel's generations are kept.
@@ -164,6 +183,9 @@ impl Node {
         let validated = policy::validate(&snapshot);
         let mut diagnostics = validated.diagnostics;
         let Some(policy) = validated.policy else { return Err(NodeError::Policy { diagnostics }) };
+        let policy = policy.for_node(&self.config.labels);
+        let mut tests = validated.tests;
+        tests.retain(|test| test.nodes.matches(&self.config.labels));
         let ports: Vec<&str> = self.config.ports.keys().map(String::as_str).collect();
         let unknown = policy::check_ports(&policy, &ports);
         if !unknown.is_empty() {
@@ -173,7 +195,7 @@ impl Node {
         let views: Vec<_> =
             observed.live.iter().chain(&observed.retained).filter_map(|g| g.image.view().ok()).collect();
         let image = compile(&policy, facts, &LiveIds::from_views(&views))?;
-        Ok(Desired { image, revision: policy.revision, diagnostics })
+        Ok(Desired { image, revision: policy.revision, diagnostics, tests })
     }
 
     /// What the steps are computed from: the kernel's side.

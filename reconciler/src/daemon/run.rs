@@ -12,7 +12,9 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::guard::Refusal;
 use crate::policy::Severity;
+use crate::policy_test::Ended;
 use crate::reconcile::{Outcome, Schedule};
 
 use super::apply::{Applied, Proposal, apply, propose_degraded, summary};
@@ -93,6 +95,10 @@ impl Daemon<'_> {
                 tracing::error!(errors = errors.len(), %first, "the policies have errors; the live generation stays");
                 (Sync::InvalidPolicy { errors: errors.len(), first }, Outcome::Settled)
             }
+            Err(NodeError::Refused { refusals }) => (refused(&refusals), Outcome::Settled),
+            Err(NodeError::Step { source, .. }) if matches!(*source, NodeError::Tests { .. }) => {
+                (tests_failed(&source), Outcome::Settled)
+            }
             Err(error) => {
                 let text = chain(&error);
                 tracing::error!(error = %text, "the look failed; the live generation stays");
@@ -108,6 +114,12 @@ impl Daemon<'_> {
                         revision = revision.as_deref(),
                         "this source was rolled back; waiting for another one"
                     );
+                }
+                Sync::Refused { guards, first } => {
+                    tracing::error!(?guards, %first, "a guard refuses this source; the live generation stays");
+                }
+                Sync::TestsFailed { failed, first } => {
+                    tracing::error!(failed, %first, "policy tests fail; the live generation stays");
                 }
                 Sync::InvalidPolicy { .. } | Sync::Failed { .. } => {}
             }
@@ -158,6 +170,23 @@ impl Daemon<'_> {
         }
         Ok(applied)
     }
+}
+
+fn refused(refusals: &[Refusal]) -> Sync {
+    let guards = refusals.iter().map(|refusal| refusal.guard.name().to_owned()).collect();
+    let first = refusals.first().map(|refusal| format!("{}; {}", refusal.message, refusal.help()));
+    Sync::Refused { guards, first: first.unwrap_or_default() }
+}
+
+fn tests_failed(error: &NodeError) -> Sync {
+    let NodeError::Tests { failures } = error else { return Sync::Failed { error: chain(error) } };
+    let first = failures.first().map(|failure| match &failure.ended {
+        Ended::Failed { expected, got } => {
+            format!("{}:{}: {}: expected {expected}, got {got}", failure.file, failure.line, failure.title())
+        }
+        _ => failure.title(),
+    });
+    Sync::TestsFailed { failed: failures.len(), first: first.unwrap_or_default() }
 }
 
 /// An error and its causes in one line.

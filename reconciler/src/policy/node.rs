@@ -1,12 +1,15 @@
 //! A node's own configuration: text in, checked [`NodeConfig`] or diagnostics out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Faults, suggestion};
-use super::document::{self, Attach};
+use super::document::{self, Attach, Guard};
+use super::list::parse_prefix;
+use super::prefix::Prefix;
+use super::route_policy::prefix_fault;
 use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
 use super::yaml::{self, Node, Step};
 use super::{Policy, quantity};
@@ -27,6 +30,26 @@ pub struct NodeConfig {
     pub retain_memory_bytes: Option<u64>,
     pub rescan_interval: Duration,
     pub settle: Duration,
+    pub guards: Guards,
+}
+
+/// What an apply on this node refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guards {
+    /// Of the live routes; 0 to 100.
+    pub removed_percent: u8,
+    pub removed_routes: Option<usize>,
+    /// Where the node is managed from, beside its own addresses.
+    pub management: Vec<Prefix>,
+    /// Those that are off.
+    pub allow: BTreeSet<Guard>,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        let removed_percent = document::Guards::default().removed_percent;
+        Self { removed_percent, removed_routes: None, management: Vec::new(), allow: BTreeSet::new() }
+    }
 }
 
 /// The device behind a port name.
@@ -83,6 +106,7 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
         quantity(text, &[Step::Key("retain"), Step::Key("memory")], quantity::size_bytes, size)
     });
     check_port_entries(file, root, &spec.ports, faults);
+    let guards = guards(file, root, spec.guards, faults);
     let folder = path.parent().unwrap_or(Path::new(""));
     Some(NodeConfig {
         name: written.metadata.name,
@@ -95,7 +119,27 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
         retain_memory_bytes: memory.flatten(),
         rescan_interval: Duration::from_millis(rescan_ms?),
         settle: Duration::from_millis(settle_ms?),
+        guards,
     })
+}
+
+fn guards(file: &str, root: &Node, written: document::Guards, faults: &mut Faults) -> Guards {
+    let mut management = Vec::new();
+    for (index, text) in written.management.iter().enumerate() {
+        match parse_prefix(text) {
+            Ok(prefix) => management.push(prefix),
+            Err(error) => {
+                let path = [Step::Key("spec"), Step::Key("guards"), Step::Key("management"), Step::Item(index)];
+                faults.push(prefix_fault(file, root.place(&path), &error));
+            }
+        }
+    }
+    Guards {
+        removed_percent: written.removed_percent,
+        removed_routes: written.removed_routes.map(|routes| routes as usize),
+        management,
+        allow: written.allow.into_iter().collect(),
+    }
 }
 
 fn check_port_entries(file: &str, root: &Node, ports: &BTreeMap<String, document::Port>, faults: &mut Faults) {
