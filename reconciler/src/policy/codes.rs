@@ -67,8 +67,10 @@ codes! {
 A source must hold everything that its revision names: the target of such a link can change without a new revision, and
 it could bring in files that nobody reviewed.
 
+In a git source no symbolic link is followed.
+
 Wrong:  lists/partners.txt -> /etc/partners.txt
-Right:  lists/partners.txt as a file, or a link to another file of the same source"
+Right:  lists/partners.txt as a file, or in a directory source a link to another file of the same source"
 
     FileTooLarge "WL0002" Error "a file is too large"
 "A file is larger than what is read at most. It was not read at all.
@@ -109,6 +111,15 @@ An empty source never means \"remove every rule\": most often the path is wrong.
 
 Wrong:  wayleave validate docs/
 Right:  wayleave validate policies/"
+
+    Submodule "WL0007" Error "a submodule is not fetched"
+"A directory of a git source is a submodule: a pointer to a commit of another repository.
+
+A source must hold everything that its revision names. Only the repository of the source is fetched, so the files of a
+submodule are not there, and leaving them out could look like removed rules.
+
+Wrong:  git submodule add https://git.example.org/partners.git policies/partners
+Right:  policies/partners/ as a directory of this repository"
 
     YamlSyntax "WL0101" Error "the YAML cannot be read"
 "The text is not YAML: a missing colon, a bracket that is not closed, or an indentation that fits nothing above it.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use crate::source::{FileFault, SourceFile, is_yaml};
+use crate::source::{SourceFile, is_yaml};
 
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Span, did_you_mean, suggestion};
@@ -362,7 +362,7 @@ impl<'s> Reader<'_, 's> {
                 Err(diagnostic) => self.run.faults.push(diagnostic),
             },
             // Links and documents were reported when the source was gone through.
-            SourceFile::Fault(FileFault::LeavesSource { .. } | FileFault::Cycle) => {}
+            SourceFile::Fault(fault) if fault.hides_files() => {}
             SourceFile::Fault(_) if is_yaml(file) => {}
             SourceFile::Fault(fault) => {
                 self.run.faults.push(file_fault(file, fault).related(self.file, span, "named here"));

@@ -58,8 +58,7 @@ pub fn validate(snapshot: &Snapshot) -> Validated {
     for (file, entry) in &snapshot.files {
         match entry {
             SourceFile::Fault(fault) => {
-                let link = matches!(fault, FileFault::LeavesSource { .. } | FileFault::Cycle);
-                if link || is_yaml(file) {
+                if fault.hides_files() || is_yaml(file) {
                     run.faults.push(file_fault(file, fault));
                 }
                 documents += usize::from(is_yaml(file));
@@ -89,9 +88,10 @@ type Names = HashMap<(&'static str, String), (String, Span)>;
 /// A file that could not be taken, as a diagnostic.
 pub(super) fn file_fault(file: &str, fault: &FileFault) -> Diagnostic {
     let (code, help) = match fault {
-        FileFault::LeavesSource { .. } | FileFault::Cycle => {
+        FileFault::LeavesSource { .. } | FileFault::Cycle | FileFault::Link { .. } => {
             (Code::LinkLeavesSource, "put the file itself into the source")
         }
+        FileFault::Submodule { .. } => (Code::Submodule, "put the files themselves into the source"),
         FileFault::Oversized { .. } => (Code::FileTooLarge, "tables of this size belong in several lists"),
         FileFault::Unreadable { .. } | FileFault::NotRegular | FileFault::Name => {
             (Code::FileUnreadable, "rules that cannot be read are not removed rules: nothing is applied")
