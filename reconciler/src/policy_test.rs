@@ -22,6 +22,8 @@ pub struct Outcome {
     pub line: u32,
     /// The packet in words.
     pub packet: String,
+    /// The nodes that it was run for, where a source has several views.
+    pub nodes: Option<String>,
     pub ended: Ended,
 }
 
@@ -47,6 +49,7 @@ impl Outcome {
             file: test.file.clone(),
             line: case.line,
             packet: case.packet.to_string(),
+            nodes: None,
             ended,
         }
     }
@@ -57,10 +60,9 @@ impl Outcome {
 
     /// The test and its case, as `branch-reachability: partners` or `branch-reachability`.
     pub fn title(&self) -> String {
-        match &self.case {
-            Some(case) => format!("{}: {case}", self.test),
-            None => self.test.clone(),
-        }
+        let case = self.case.as_ref().map_or_else(String::new, |case| format!(": {case}"));
+        let nodes = self.nodes.as_ref().map_or_else(String::new, |nodes| format!(", nodes with {nodes}"));
+        format!("{}{case}{nodes}", self.test)
     }
 
     pub fn to_json(&self) -> Value {
@@ -70,6 +72,7 @@ impl Outcome {
             Ended::LeftOut { why } => ("left-out", None, None, Some(why)),
         };
         json!({"test": self.test, "case": self.case, "file": self.file, "line": self.line, "packet": self.packet,
+            "nodes": self.nodes,
             "result": result, "expected": expected, "got": got, "why": why})
     }
 }

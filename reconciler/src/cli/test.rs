@@ -11,6 +11,7 @@ use super::offline::{Offline, OfflineArgs, Read};
 use super::{Exit, Global, note, print};
 use crate::compile::{LiveIds, compile};
 use crate::daemon::cases;
+use crate::policy::Selector;
 use crate::policy_test::{self, Ended, Outcome};
 
 /// Run the policy tests of a source
@@ -50,8 +51,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             (None, None) => node::load(global)?.config.source_directory,
         };
         let read = offline.read(&source)?;
-        let image = offline.compile(&read, &LiveIds::default())?;
-        let outcomes = policy_test::run_all(&image.view()?, &read.tests, offline.ports().as_deref())?;
+        let mut outcomes = Vec::new();
+        for view in offline.views(&[&read]) {
+            outcomes.extend(in_view(&offline, &read, view.as_ref())?);
+        }
         (read, outcomes)
     };
     match args.format {
@@ -68,6 +71,22 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         note("the source has no policy test");
     }
     Ok(if outcomes.iter().any(Outcome::failed) { Exit::Invalid } else { Exit::Ok })
+}
+
+/// The outcomes of the tests that are for the nodes of one view.
+pub(super) fn in_view(offline: &Offline<'_>, read: &Read, view: Option<&Selector>) -> anyhow::Result<Vec<Outcome>> {
+    let image = offline.compile(read, view, &LiveIds::default())?;
+    let tests: Vec<_> = match view {
+        Some(view) => read.tests.iter().filter(|test| test.nodes.matches(view.labels())).cloned().collect(),
+        None => read.tests.clone(),
+    };
+    let mut outcomes = policy_test::run_all(&image.view()?, &tests, offline.ports().as_deref())?;
+    let nodes = view.map(|view| match view.labels().is_empty() {
+        true => "other labels".to_owned(),
+        false => view.to_string(),
+    });
+    outcomes.iter_mut().for_each(|outcome| outcome.nodes.clone_from(&nodes));
+    Ok(outcomes)
 }
 
 /// The tests in the kernel, with maps and programs of their own beside those of the node.
@@ -121,6 +140,10 @@ fn junit(outcomes: &[Outcome]) -> String {
         );
         for outcome in suite {
             let case = outcome.case.clone().unwrap_or_else(|| outcome.packet.clone());
+            let case = match &outcome.nodes {
+                Some(nodes) => format!("{case} on nodes with {nodes}"),
+                None => case,
+            };
             let (case, file, line) = (xml(&case), xml(&outcome.file), outcome.line);
             let _ = write!(out, "    <testcase name=\"{case}\" classname=\"{name}\" file=\"{file}\" line=\"{line}\"");
             let _ = match &outcome.ended {

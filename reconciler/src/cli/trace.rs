@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         let in_port = args.in_port.clone().map(|name| (name, Ingress { mac: 0, port: 0 }));
         let offline = args.offline.open(global)?;
         let read = offline.read(&args.against)?;
-        let image = offline.compile(&read, &LiveIds::default())?;
+        let image = offline.compile(&read, None, &LiveIds::default())?;
         return answer(args, &image.view()?, &Asked { assumes: true, in_port, ..Asked::default() }, None);
     }
     match on_node(args, &node::load(global)?) {

@@ -43,7 +43,7 @@ pub enum CompileError {
     TableFull { table: &'static str, needed: usize, max: usize },
     #[error("the image would need {bytes} bytes, the largest capacity class is {max} bytes")]
     ImageTooLarge { bytes: u64, max: u32 },
-    #[error("{prefix} is written by the policies {} and {}, which are for different nodes: name one node", policies[0], policies[1])]
+    #[error("{prefix} is written by the policies {} and {}, which are for different nodes; --node-config names one", policies[0], policies[1])]
     PrefixTwice { prefix: Prefix, policies: [String; 2] },
     #[error("the revision is {bytes} bytes long, the limit is {max}: `{revision}`")]
     RevisionTooLong { revision: String, bytes: usize, max: u32 },

@@ -52,6 +52,17 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Whether two policies, which are for different nodes then, write the same prefix: no one image can hold all of it.
+    pub fn is_of_several_nodes(&self) -> bool {
+        if self.route_policies.iter().all(|policy| policy.nodes == Selector::default()) {
+            return false;
+        }
+        let mut prefixes: Vec<Prefix> =
+            self.route_policies.iter().flat_map(|policy| policy.routes.iter().map(|route| route.prefix)).collect();
+        prefixes.sort_unstable();
+        prefixes.windows(2).any(|pair| pair[0] == pair[1])
+    }
+
     /// What of it is for a node with `labels`. Files of which nothing is left are not named any more: what is written for
     /// other nodes changes no byte of this node's image.
     #[must_use]

@@ -167,3 +167,6 @@ fn label(code: Code, other: Prefix) -> String {
         _ => format!("{other} covers it"),
     }
 }
+
+#[cfg(test)]
+mod tests;

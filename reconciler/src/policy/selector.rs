@@ -11,6 +11,10 @@ impl Selector {
         Self(labels)
     }
 
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+
     /// Whether a node with `labels` is meant.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|(key, value)| labels.get(key) == Some(value))

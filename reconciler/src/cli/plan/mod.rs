@@ -4,13 +4,14 @@ mod beside;
 mod markdown;
 pub(crate) mod saved;
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
 use super::node::{self, block_on, fail};
-use super::offline::{OfflineArgs, Read};
+use super::offline::{Offline, OfflineArgs, Read};
 use super::runtime::Runtime;
 use super::{Exit, Global, note, print};
 use crate::compile::LiveIds;
@@ -18,8 +19,7 @@ use crate::daemon::apply::{Proposal, propose};
 use crate::daemon::state::State;
 use crate::guard;
 use crate::plan::Plan;
-use crate::policy::{self, Diagnostic};
-use crate::policy_test;
+use crate::policy::{self, Diagnostic, Selector};
 use beside::Beside;
 
 /// Show what would change, without changing anything
@@ -105,24 +105,83 @@ fn offline(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     };
     let before = offline.read(&args.from)?;
     let after = offline.read(&to)?;
-    let from_image = offline.compile(&before, &LiveIds::default())?;
-    let from = from_image.view()?;
-    let to_image = offline.compile(&after, &LiveIds::from_views([&from]))?;
-    let view = to_image.view()?;
-    let plan = Plan::between(Some(&from), &view);
-    let guards = offline.node.as_ref().map(|node| node.guards.clone()).unwrap_or_default();
-    let refusals = guard::check(&plan, Some(&from), &view, &[], &guards, &Default::default());
-    let outcomes = policy_test::run_all(&view, &after.tests, offline.ports().as_deref())?;
     let warnings = new_warnings(&before, &after);
     node::show_in(&warnings, &after.snapshot);
-    let mut beside = Beside::new(&refusals, &outcomes, &warnings);
-    if let Some(node) = &offline.node {
-        beside.set("node", node.name.as_str().into());
+    let mut plans = Vec::new();
+    let views = offline.views(&[&before, &after]);
+    for view in &views {
+        let (plan, mut beside) = in_view(&offline, &before, &after, view.as_ref(), &warnings)?;
+        if let Some(node) = &offline.node {
+            beside.set("node", node.name.as_str().into());
+        }
+        plans.push((view.as_ref(), plan, beside));
     }
-    if let Some(path) = &args.out {
-        save(path, &plan, &beside)?;
+    if let [(_, plan, beside)] = plans.as_slice() {
+        if let Some(path) = &args.out {
+            save(path, plan, beside)?;
+        }
+        return finish(args, plan, beside);
     }
-    finish(args, &plan, &beside)
+    if args.out.is_some() {
+        anyhow::bail!("the policies make other rules for other nodes; --node-config names the one to save a plan for");
+    }
+    several(args, &plans)
+}
+
+fn in_view(
+    offline: &Offline<'_>,
+    before: &Read,
+    after: &Read,
+    view: Option<&Selector>,
+    warnings: &[Diagnostic],
+) -> anyhow::Result<(Plan, Beside)> {
+    let from_image = offline.compile(before, view, &LiveIds::default())?;
+    let from = from_image.view()?;
+    let to_image = offline.compile(after, view, &LiveIds::from_views([&from]))?;
+    let to = to_image.view()?;
+    let plan = Plan::between(Some(&from), &to);
+    let guards = offline.node.as_ref().map(|node| node.guards.clone()).unwrap_or_default();
+    let refusals = guard::check(&plan, Some(&from), &to, &[], &guards, &BTreeSet::new());
+    let outcomes = super::test::in_view(offline, after, view)?;
+    Ok((plan, Beside::new(&refusals, &outcomes, warnings)))
+}
+
+/// One plan for each view of the sources, in the order of their labels.
+fn several(args: &Args, plans: &[(Option<&Selector>, Plan, Beside)]) -> anyhow::Result<Exit> {
+    let nodes = |view: &Option<&Selector>| match view {
+        Some(view) if !view.labels().is_empty() => format!("nodes with {view}"),
+        _ => "all other nodes".to_owned(),
+    };
+    match args.format {
+        PlanFormat::Human => {
+            for (view, plan, beside) in plans {
+                print(&format!("For {}:\n\n{plan}{}\n", nodes(view), beside.human(plan)))?;
+            }
+        }
+        PlanFormat::Markdown => {
+            let each = markdown::BYTES_MAX / plans.len().max(1);
+            for (view, plan, beside) in plans {
+                let title = format!("For {}: ", nodes(view));
+                print(&format!("{title}{}\n", markdown::markdown(plan, beside, each.saturating_sub(title.len() + 1))))?;
+            }
+        }
+        PlanFormat::Json => {
+            let mut out = io::BufWriter::new(io::stdout().lock());
+            write!(out, "{{\"format_version\":1,\"views\":[")?;
+            for (i, (view, plan, beside)) in plans.iter().enumerate() {
+                if i > 0 {
+                    write!(out, ",")?;
+                }
+                let mut beside = beside.clone();
+                beside.set("labels", serde_json::to_value(view.map(Selector::labels))?);
+                plan.write_json_with(beside.json(), &mut out)?;
+            }
+            writeln!(out, "]}}")?;
+            out.flush()?;
+        }
+    }
+    let changes = plans.iter().any(|(_, plan, _)| !plan.is_empty());
+    Ok(if args.detailed_exitcode && changes { Exit::Changes } else { Exit::Ok })
 }
 
 /// Warnings about the desired side that the other side does not have: what this change brings.
