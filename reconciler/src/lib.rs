@@ -16,7 +16,11 @@ pub mod compile;
 
 pub mod plan;
 
+pub mod guard;
+
 pub mod trace;
+
+pub mod policy_test;
 
 pub mod reconcile;
 

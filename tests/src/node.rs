@@ -99,9 +99,14 @@ impl<'n> TestNode<'n> {
             .iter()
             .map(|(port, device, attach)| format!("    {port}: {{device: {device}, attach: {attach}}}\n"))
             .collect();
+        // Guards have tests of their own: in the others large changes are meant.
+        let guards = match self.settings.contains("guards:") {
+            true => "",
+            false => "  guards: {allow: [removals, empty, default-route, management]}\n",
+        };
         let text = format!(
             "apiVersion: wayleave/v1\nkind: NodeConfig\nmetadata: {{name: lab}}\nspec:\n  source: {{directory: policies}}\n\
-             \x20 bpffs: {}\n  stateDir: {}\n  ports:\n{ports}{}",
+             \x20 bpffs: {}\n  stateDir: {}\n  ports:\n{ports}{guards}{}",
             self.pins().display(),
             self.state().display(),
             self.settings

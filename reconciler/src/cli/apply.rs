@@ -2,35 +2,67 @@
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::bail;
 
+use super::confirm::{Watcher, in_words};
 use super::node::{self, block_on, fail, progress};
+use super::plan::saved::{self, Saved};
 use super::{Exit, Global, note, print};
 use crate::daemon::apply::{Applied, Proposal, apply, propose};
 use crate::daemon::node::{Node, NodeError};
+use crate::daemon::probation::{self, Standing};
 use crate::daemon::state::State;
+use crate::policy::{self, Guard};
 
 /// Make the kernel hold what the policies say
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Directory of policies; the source in the node's configuration when left out
-    #[arg(value_name = "SOURCE")]
+    #[arg(value_name = "SOURCE", conflicts_with = "plan")]
     source: Option<PathBuf>,
+    /// Make exactly what a plan saved with `plan --out` says, without asking; refused when anything is different by now
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
     /// Do not ask
     #[arg(long)]
     auto_approve: bool,
+    /// Roll the change back after this time, such as 60s, unless `wayleave confirm` comes first
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    confirm_timeout: Option<Duration>,
+    /// Go past a guard; several with commas
+    #[arg(long, value_name = "GUARD", value_delimiter = ',', value_parser = guard)]
+    allow: Vec<Guard>,
+}
+
+/// A guard by its name.
+pub(crate) fn guard(name: &str) -> Result<Guard, String> {
+    let all = Guard::ALL.map(Guard::name).join(", ");
+    Guard::from_name(name).ok_or_else(|| format!("there is no guard `{name}`; there are {all}"))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    policy::duration(text).ok_or_else(|| "a duration is 200ms, 5s, 2m or 1h, 1ms to 24h".to_owned())
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let node = node::load(global)?;
-    let source = node::source(args.source.as_ref(), &node);
-    let proposal = match block_on(propose(&node, &source))? {
+    let saved = args.plan.as_deref().map(saved::read).transpose()?;
+    if let Some(why) = saved.as_ref().map(|saved| saved.not_for(global, &node)).transpose()?.flatten() {
+        return Ok(stale(&why));
+    }
+    let source = node::source(saved.as_ref().and_then(Saved::source).as_ref().or(args.source.as_ref()), &node);
+    let mut proposal = match block_on(propose(&node, &source))? {
         Ok(proposal) => proposal,
         Err(error) => return fail(error, &source),
     };
+    if let Some(why) = saved.as_ref().and_then(|saved| saved.differs_from(&proposal)) {
+        return Ok(stale(&why));
+    }
+    proposal.allow(&args.allow.iter().copied().collect());
     node::show(&proposal.diagnostics, &source);
-    let done = carry_out(&node, proposal, args.auto_approve);
+    let done = carry_out(&node, proposal, args.auto_approve || saved.is_some(), args.confirm_timeout, global);
     // An operator who applies on purpose has decided: what was set aside by a rollback is welcome again.
     if matches!(done, Ok(Ok(Exit::Ok))) {
         State::new(&node.config.state_dir).lift_quarantine()?;
@@ -41,11 +73,18 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     }
 }
 
-/// Shows a proposal, asks, and makes it true.
+fn stale(why: &str) -> Exit {
+    note(&format!("error: the plan does not hold any more: {why}; nothing was changed, plan again"));
+    Exit::Stale
+}
+
+/// Shows a proposal, asks, makes it true, and waits until it has proved itself.
 pub(crate) fn carry_out(
     node: &Node,
-    proposal: Proposal,
+    mut proposal: Proposal,
     auto_approve: bool,
+    confirm_within: Option<Duration>,
+    global: &Global,
 ) -> anyhow::Result<Result<Exit, NodeError>> {
     print(&proposal.plan.to_string())?;
     if proposal.is_empty() {
@@ -56,15 +95,59 @@ pub(crate) fn carry_out(
             print(&format!("  {step}\n"))?;
         }
     }
+    if !proposal.refusals.is_empty() {
+        return Ok(Err(NodeError::Refused { refusals: proposal.refusals }));
+    }
     if !auto_approve && !confirmed()? {
         note("nothing was changed");
         return Ok(Ok(Exit::Error));
     }
+    let mut watcher = None;
+    if !proposal.is_live() {
+        let terms = match block_on(probation::terms(node, proposal.probes.clone(), confirm_within))? {
+            Ok(terms) => terms,
+            Err(error) => return Ok(Err(error)),
+        };
+        for (name, error) in &terms.failing {
+            note(&format!("warning: the probe {name} fails already, so nothing is expected of it: {error}"));
+        }
+        if terms.ask_anything() {
+            watcher = Some(Watcher::start(global)?);
+        }
+        proposal.terms = Some(terms);
+    }
     let outcome = block_on(apply(node, proposal, &mut progress()))?;
-    Ok(outcome.map(|applied| {
-        report(&applied);
-        Exit::Ok
-    }))
+    let exit = match (&outcome, &mut watcher) {
+        (Ok(applied), Some(watcher)) => {
+            report(applied);
+            prove(node, applied.live, watcher)?
+        }
+        (Ok(applied), None) => {
+            report(applied);
+            Exit::Ok
+        }
+        (Err(_), _) => Exit::Error,
+    };
+    if let Some(watcher) = watcher {
+        watcher.release()?;
+    }
+    Ok(outcome.map(|_| exit))
+}
+
+/// Waits until a published change is decided.
+fn prove(node: &Node, generation: u64, watcher: &mut Watcher) -> anyhow::Result<Exit> {
+    let Some(pending) = probation::pending(node)?.filter(|record| record.generation == generation) else {
+        return Ok(Exit::Ok);
+    };
+    note(&in_words(&pending));
+    let decided = watcher.follow(node, generation)?;
+    if let Some(record) = &decided {
+        note(&in_words(record));
+    }
+    Ok(match decided.map(|record| record.standing) {
+        Some(Standing::RolledBack | Standing::RolledBackUnhealthy) => Exit::RolledBack,
+        _ => Exit::Ok,
+    })
 }
 
 /// Says what was done, on stderr.

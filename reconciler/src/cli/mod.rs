@@ -5,19 +5,23 @@
 
 mod apply;
 mod completions;
+mod confirm;
 mod demo;
 mod detach;
 mod doctor;
 mod explain;
 mod history;
 pub(crate) mod node;
+mod offline;
 mod plan;
 pub mod report;
+mod review;
 mod rollback;
 mod run;
 mod runtime;
 mod schema;
 mod status;
+mod test;
 mod trace;
 mod validate;
 mod watch;
@@ -72,6 +76,7 @@ pub(crate) enum Format {
 enum Command {
     Validate(validate::Args),
     Plan(plan::Args),
+    Test(test::Args),
     Apply(apply::Args),
     Run(run::Args),
     Status(status::Args),
@@ -79,6 +84,7 @@ enum Command {
     Watch(watch::Args),
     History(history::Args),
     Rollback(rollback::Args),
+    Confirm(confirm::Args),
     Detach(detach::Args),
     Demo(demo::Args),
     Doctor(doctor::Args),
@@ -91,6 +97,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
     match &cli.command {
         Command::Validate(args) => validate::run(args, &cli.global),
         Command::Plan(args) => plan::run(args, &cli.global),
+        Command::Test(args) => test::run(args, &cli.global),
         Command::Apply(args) => apply::run(args, &cli.global),
         Command::Run(args) => run::run(args, &cli.global),
         Command::Trace(args) => trace::run(args, &cli.global),
@@ -98,6 +105,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Status(args) => status::run(args, &cli.global),
         Command::History(args) => history::run(args, &cli.global),
         Command::Rollback(args) => rollback::run(args, &cli.global),
+        Command::Confirm(args) => confirm::run(args, &cli.global),
         Command::Detach(args) => detach::run(args, &cli.global),
         Command::Doctor(args) => doctor::run(args, &cli.global),
         Command::Demo(args) => demo::run(args),

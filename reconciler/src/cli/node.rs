@@ -1,5 +1,6 @@
 //! What commands on a live node share: its config, a runtime, and how their errors are shown.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -10,11 +11,14 @@ use super::{Ended, Exit, Global, note, report};
 use crate::daemon::node::{Node, NodeError};
 use crate::policy::{self, Diagnostic};
 use crate::reconcile::Step;
-use crate::source::{self, Limits, SourceFile};
+use crate::source::{self, Limits, Snapshot, SourceFile};
 
 /// The node that the config names; a config with faults ends the command once they are shown.
 pub(crate) fn load(global: &Global) -> anyhow::Result<Node> {
-    let path = global.config_path();
+    load_from(global.config_path())
+}
+
+pub(crate) fn load_from(path: &Path) -> anyhow::Result<Node> {
     let text = std::fs::read(path).with_context(|| {
         format!("the node's configuration `{}` cannot be read; name one with --config", path.display())
     })?;
@@ -42,13 +46,13 @@ pub(crate) fn source(named: Option<&PathBuf>, node: &Node) -> PathBuf {
 }
 
 /// Shows an error as its kind deserves, and says how the command ends.
-pub(crate) fn fail(error: NodeError, source: &Path) -> anyhow::Result<Exit> {
+pub(crate) fn fail(error: NodeError, path: &Path) -> anyhow::Result<Exit> {
     match error {
         NodeError::Policy { diagnostics } => {
-            show(&diagnostics, source);
+            show(&diagnostics, path);
             let (errors, _) = report::count(&diagnostics);
             let word = if errors == 1 { "error" } else { "errors" };
-            note(&format!("invalid: {errors} {word} in {}; nothing was changed", source.display()));
+            note(&format!("invalid: {errors} {word} in {}; nothing was changed", path.display()));
             Ok(Exit::Invalid)
         }
         error @ (NodeError::Compile(_) | NodeError::AttachTwoWays { .. }) => {
@@ -59,18 +63,49 @@ pub(crate) fn fail(error: NodeError, source: &Path) -> anyhow::Result<Exit> {
             note(&format!("error: {error}"));
             Ok(Exit::Stale)
         }
+        NodeError::Tests { failures } => {
+            for failure in &failures {
+                note(&failure.to_string());
+            }
+            let word = if failures.len() == 1 { "policy test fails" } else { "policy tests fail" };
+            note(&format!("error: {} {word}", failures.len()));
+            Ok(Exit::Invalid)
+        }
+        NodeError::Refused { refusals } => {
+            for refusal in &refusals {
+                note(&format!("refused   {refusal}"));
+            }
+            note("error: refused by a guard; nothing was changed");
+            Ok(Exit::Refused)
+        }
+        NodeError::Step { source, live, .. } if matches!(*source, NodeError::Tests { .. }) => {
+            let exit = fail(*source, path)?;
+            note(&match live {
+                0 => "nothing was published; packets pass to the kernel".to_owned(),
+                live => format!("nothing was published; generation {live} is live"),
+            });
+            Ok(exit)
+        }
         other => Err(other.into()),
     }
 }
 
-/// Shows diagnostics about a source on stderr, with the lines that they point at.
+/// Shows diagnostics about a directory on stderr, with the lines that they point at.
 pub(crate) fn show(diagnostics: &[Diagnostic], source: &Path) {
     if diagnostics.is_empty() {
         return;
     }
-    let snapshot = source::read_directory(source, &Limits::default()).ok();
+    let nothing = || Snapshot { revision: String::new(), files: BTreeMap::new() };
+    show_in(diagnostics, &source::read_directory(source, &Limits::default()).unwrap_or_else(|_| nothing()));
+}
+
+/// Shows diagnostics about a snapshot on stderr, with the lines that they point at.
+pub(crate) fn show_in(diagnostics: &[Diagnostic], snapshot: &Snapshot) {
+    if diagnostics.is_empty() {
+        return;
+    }
     let mut texts = report::Texts::default();
-    for (file, content) in snapshot.iter().flat_map(|s| &s.files) {
+    for (file, content) in &snapshot.files {
         if let SourceFile::Content(bytes) = content
             && diagnostics.iter().any(|d| d.file == *file || d.related.iter().any(|r| r.file == *file))
         {

@@ -108,11 +108,19 @@ fn place<'a>(file: &'a str, span: Option<Span>, label: Option<&'a str>, texts: &
 
 /// The diagnostics as one JSON document.
 pub fn json(diagnostics: &[Diagnostic]) -> String {
+    let (errors, warnings) = count(diagnostics);
+    let document = json!({"format_version": 1, "diagnostics": entries(diagnostics),
+        "summary": {"errors": errors, "warnings": warnings}});
+    format!("{document:#}\n")
+}
+
+/// Each diagnostic as JSON.
+pub(crate) fn entries(diagnostics: &[Diagnostic]) -> Vec<Json> {
     let place = |span: Option<Span>| {
         let at = |p: fn(Span) -> u32| span.map_or(Json::Null, |s| p(s).into());
         [at(|s| s.start.line), at(|s| s.start.column), at(|s| s.end.line), at(|s| s.end.column)]
     };
-    let entries: Vec<Json> = diagnostics
+    diagnostics
         .iter()
         .map(|d| {
             let [line, column, end_line, end_column] = place(d.span);
@@ -129,11 +137,7 @@ pub fn json(diagnostics: &[Diagnostic]) -> String {
                 "line": line, "column": column, "end_line": end_line, "end_column": end_column,
                 "help": d.help, "related": related})
         })
-        .collect();
-    let (errors, warnings) = count(diagnostics);
-    let document = json!({"format_version": 1, "diagnostics": entries,
-        "summary": {"errors": errors, "warnings": warnings}});
-    format!("{document:#}\n")
+        .collect()
 }
 
 /// Errors and warnings.

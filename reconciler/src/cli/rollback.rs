@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     if let Some(aside) = set_aside.clone() {
         state.quarantine(aside).map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })?;
     }
-    match carry_out(&node, proposal, args.auto_approve) {
+    match carry_out(&node, proposal, args.auto_approve, None, global) {
         Ok(Ok(Exit::Ok)) => {
             if let Some(aside) = set_aside {
                 note(&format!("set aside until a different source comes: {}", aside.revision));

@@ -6,10 +6,12 @@ use fib::Verdict;
 use fib::layout::Section;
 use serde_json::{Value, json};
 
+use super::confirm::in_words;
 use super::node::{self, block_on};
 use super::runtime::Runtime;
 use super::{Exit, Format, Global, print};
 use crate::daemon::node::Node;
+use crate::daemon::probation::{self, Standing};
 use crate::daemon::state::State;
 use crate::daemon::time::rfc3339;
 use crate::kernel::counters::{self, Count};
@@ -48,13 +50,14 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<(Value, String)> {
     let state = State::new(&node.config.state_dir);
     let mut status = json!({
-        "format_version": 1, "node": node.config.name, "state": "empty", "generation": null, "revision": null,
+        "format_version": 1, "node": node.config.name, "state": "empty", "generation": null, "parent": null, "revision": null,
         "digest": null, "published": null, "routes": {"ipv4": 0, "ipv6": 0}, "services": 0, "filters": 0,
     });
     let (mut any_down, mut words) = (false, String::new());
     if let Some(live) = &observed.live {
         let view = live.image.view()?;
         status["generation"] = live.number.into();
+        status["parent"] = live.image.view()?.parent().into();
         status["revision"] = view.revision().into();
         status["digest"] = view.digest().to_string().into();
         status["published"] = rfc3339(view.created_unix_ms()).into();
@@ -95,8 +98,20 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
     status["source"] = json!({"directory": node.config.source_directory});
     status["sync"] = sync(&state);
     let unresolved = status["next_hops"].as_array().is_some_and(|all| all.iter().any(|h| h["resolved"] == false));
+    let probation = probation::last(node)?;
+    status["probation"] = probation.as_ref().map_or(Value::Null, |record| {
+        json!({"generation": record.generation, "fallback": record.fallback, "state": record.standing.word(),
+            "why": record.why, "confirm_within_s": record.confirm_within().map(|left| left.as_secs()),
+            "unhealthy": record.unhealthy.iter().map(|(probe, error)| json!({"probe": probe, "error": error}))
+                .collect::<Vec<_>>(), "words": in_words(record)})
+    });
+    // Until another change comes.
+    let unhealthy = probation.is_some_and(|record| {
+        record.standing == Standing::RolledBackUnhealthy && status["parent"] == record.generation
+    });
     status["health"] = match (observed.live.is_some(), attached, unresolved) {
         (false, ..) => "no-generation",
+        _ if unhealthy => "rolled-back-unhealthy",
         (_, false, _) => "port-not-attached",
         _ if any_down => "next-hop-down",
         (_, _, true) => "next-hop-unresolved",
@@ -200,6 +215,9 @@ fn human(status: &Value, next_hops: &str) -> String {
         }
     }
     let _ = writeln!(out, "  health      {}", text(&status["health"]));
+    if let Some(words) = status["probation"]["words"].as_str() {
+        let _ = writeln!(out, "  probation   {words}");
+    }
     for interface in list(&status["interfaces"]) {
         let attached = match interface["mode"].as_str() {
             Some(mode) => format!("attached, {mode}"),

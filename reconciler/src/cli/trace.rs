@@ -10,7 +10,7 @@ use fib::packet::{Tags, destination_mac};
 use fib::{Image, Ingress, Neighbour, Reach, ReachWords, Reason};
 
 use super::node::{self, block_on, fail};
-use super::plan::offline;
+use super::offline::OfflineArgs;
 use super::{Ended, Exit, Format, Global, note, print};
 use crate::compile::{LiveIds, View};
 use crate::daemon::apply::propose;
@@ -47,9 +47,9 @@ pub(crate) struct Args {
     /// Read one JSON packet a line, write one JSON trace a line
     #[arg(long, conflicts_with_all = ["src", "sport", "dport", "ttl", "length"])]
     stdin: bool,
-    /// Whose rules: `live` and `candidate` (what the config's source would become) ask this node, as root; a directory is
-    /// compiled, offline and without root
-    #[arg(long, default_value = "live", value_name = "live|candidate|PATH")]
+    /// Whose rules: `live` and `candidate` (what the config's source would become) ask this node, as root; a directory or a
+    /// git revision is compiled, offline and without root
+    #[arg(long, default_value = "live", value_name = "live|candidate|REV|PATH")]
     against: PathBuf,
     /// Port that the packet comes in by
     #[arg(long, value_name = "PORT")]
@@ -59,6 +59,8 @@ pub(crate) struct Args {
     kernel: bool,
     #[arg(long, value_enum, default_value_t = Format::Human)]
     format: Format,
+    #[command(flatten)]
+    offline: OfflineArgs,
 }
 
 /// What the verdict asks of the node: nothing offline, the kernel's tables on a node.
@@ -122,10 +124,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             ingress: Ingress { mac: 0, port: 0 },
             tags: Tags::default(),
         });
-        return match offline(&args.against, &LiveIds::default()) {
-            Ok(image) => answer(args, &image.view()?, &Asked { assumes: true, in_port, ..Asked::default() }, None),
-            Err(error) => fail(error, &args.against),
-        };
+        let offline = args.offline.open(global)?;
+        let read = offline.read(&args.against)?;
+        let image = offline.compile(&read, None, &LiveIds::default())?;
+        return answer(args, &image.view()?, &Asked { assumes: true, in_port, ..Asked::default() }, None);
     }
     match on_node(args, &node::load(global)?) {
         Err(error)

@@ -1,12 +1,14 @@
 //! `wayleave validate`: every fault of every file, offline and without root.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use clap::ValueEnum;
 
-use super::{Exit, Format, Global, note, print, report};
+use super::offline::OfflineArgs;
+use super::{Exit, Global, note, print, report, review};
 use crate::policy::{self, Diagnostic, NodeConfig, Policy};
-use crate::source::{self, Limits, Snapshot, SourceFile};
+use crate::source::{Snapshot, SourceFile};
 
 /// Check policies and show every fault, without root and without a kernel
 #[derive(Debug, clap::Args)]
@@ -14,8 +16,22 @@ pub(crate) struct Args {
     /// Directories of policies; the source in the node's configuration when left out
     #[arg(value_name = "SOURCE")]
     sources: Vec<PathBuf>,
-    #[arg(long, value_enum, default_value_t = Format::Human)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = ValidateFormat::Human)]
+    format: ValidateFormat,
+    #[command(flatten)]
+    offline: OfflineArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ValidateFormat {
+    Human,
+    Json,
+    /// SARIF 2.1.0, for code scanning
+    Sarif,
+    /// Workflow commands that GitHub shows beside the lines; at most 10
+    Github,
+    /// Code quality report of GitLab
+    Gitlab,
 }
 
 /// One source as it was read, with the path that its files are shown under.
@@ -23,12 +39,17 @@ struct Checked {
     shown: String,
     snapshot: Snapshot,
     policy: Option<Policy>,
+    tests: usize,
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let mut diagnostics = Vec::new();
     // Sources named on the command line are checked without a node, unless one is named as well.
-    let config = if args.sources.is_empty() || global.config.is_some() { Some(read_config(global)?) } else { None };
+    let config_path = match args.offline.node_path(global) {
+        None if args.sources.is_empty() => Some(global.config_path()),
+        named => named,
+    };
+    let config = config_path.map(read_config).transpose()?;
     let (config_text, node) = match config {
         Some((text, Ok(node))) => (text, Some(node)),
         Some((text, Err(faults))) => {
@@ -43,20 +64,31 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     };
     let mut checked = Vec::new();
     for source in sources {
-        let snapshot = source::read_directory(&source, &Limits::default())?;
-        let shown = source.display().to_string();
+        let (snapshot, shown) = args.offline.snapshot(&source)?;
         let validated = policy::validate(&snapshot);
         diagnostics.extend(validated.diagnostics.into_iter().map(|d| shown_under(&shown, d)));
-        if let (Some(policy), Some(node)) = (&validated.policy, &node) {
-            diagnostics.extend(unknown_ports(policy, node).into_iter().map(|d| shown_under(&shown, d)));
+        let mut policy = validated.policy;
+        if let Some(node) = &node {
+            policy = policy.map(|policy| policy.for_node(&node.labels));
         }
-        checked.push(Checked { shown, snapshot, policy: validated.policy });
+        if let Some(policy) = &policy {
+            let unknown = node.as_ref().map(|node| unknown_ports(policy, node)).unwrap_or_default();
+            let more = unknown.into_iter().chain(policy::redundant(policy));
+            diagnostics.extend(more.map(|d| shown_under(&shown, d)));
+        }
+        checked.push(Checked { shown, snapshot, policy, tests: validated.tests.len() });
     }
+    policy::diagnostic::sort(&mut diagnostics);
     match args.format {
-        Format::Json => print(&report::json(&diagnostics))?,
-        Format::Human => {
+        ValidateFormat::Json => print(&report::json(&diagnostics))?,
+        ValidateFormat::Sarif => print(&review::sarif(&review::below_here(diagnostics.clone())))?,
+        ValidateFormat::Github => print(&review::github(&review::below_here(diagnostics.clone())))?,
+        ValidateFormat::Gitlab => print(&review::gitlab(&review::below_here(diagnostics.clone())))?,
+        ValidateFormat::Human => {
             let mut texts = report::Texts::default();
-            texts.insert(global.config_path().display().to_string(), &config_text);
+            if let Some(path) = config_path {
+                texts.insert(path.display().to_string(), &config_text);
+            }
             for source in &checked {
                 for (file, content) in &source.snapshot.files {
                     let path = join(&source.shown, file);
@@ -76,8 +108,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 
 type ReadConfig = (Vec<u8>, Result<NodeConfig, Vec<Diagnostic>>);
 
-fn read_config(global: &Global) -> anyhow::Result<ReadConfig> {
-    let path = global.config_path();
+fn read_config(path: &Path) -> anyhow::Result<ReadConfig> {
     let text = std::fs::read(path).with_context(|| {
         let path = path.display();
         format!("the node's configuration `{path}` cannot be read; name a SOURCE to validate without it")
@@ -124,8 +155,12 @@ fn summary(diagnostics: &[Diagnostic], checked: &[Checked]) -> String {
     let policies = || checked.iter().filter_map(|c| c.policy.as_ref()).flat_map(|p| &p.route_policies);
     let routes: usize = policies().map(|p| p.routes.len()).sum();
     let revisions: Vec<&str> = checked.iter().map(|c| c.snapshot.revision.as_str()).collect();
+    let tests = match checked.iter().map(|c| c.tests).sum() {
+        0 => String::new(),
+        tests => format!(", {}", plural(tests, "policy test")),
+    };
     let counts = format!(
-        "{}, {}",
+        "{}, {}{tests}",
         plural(policies().count(), "route policy").replace("policys", "policies"),
         plural(routes, "route")
     );

@@ -18,7 +18,7 @@ use ::fib::layout::{
     AT_CREATED_UNIX_MS, AT_DIGEST, AT_GENERATION, AT_PARENT, CAPACITY_MAX, CAPACITY_MIN, REVISION_BYTES_MAX,
 };
 
-use crate::policy::{Policy, Prefix};
+use crate::policy::{Policy, Prefix, RoutePolicy};
 use fib::{Address, Rule, V4Fib, V6Fib};
 pub use group::{MEMBERS_MAX, SLOTS_MAX};
 pub use ids::LiveIds;
@@ -43,6 +43,8 @@ pub enum CompileError {
     TableFull { table: &'static str, needed: usize, max: usize },
     #[error("the image would need {bytes} bytes, the largest capacity class is {max} bytes")]
     ImageTooLarge { bytes: u64, max: u32 },
+    #[error("{prefix} is written by the policies {} and {}, which are for different nodes; --node-config names one", policies[0], policies[1])]
+    PrefixTwice { prefix: Prefix, policies: [String; 2] },
     #[error("the revision is {bytes} bytes long, the limit is {max}: `{revision}`")]
     RevisionTooLong { revision: String, bytes: usize, max: u32 },
 }
@@ -106,6 +108,8 @@ pub fn compile(policy: &Policy, node: &NodeFacts, live: &LiveIds) -> Result<Imag
     let ids = live.assign(policy)?;
     let tables = Tables::collect(policy, &ids)?;
     let (mut v4_rules, mut v6_rules) = rules(policy, &tables);
+    check_once(policy, &v4_rules, |rule| Prefix::containing(IpAddr::V4(rule.address.into()), rule.length))?;
+    check_once(policy, &v6_rules, |rule| Prefix::containing(IpAddr::V6(rule.address.into()), rule.length))?;
     let mut locals = node.local_addresses.clone();
     locals.sort_unstable();
     locals.dedup();
@@ -147,6 +151,21 @@ fn rules(policy: &Policy, tables: &Tables) -> (Vec<Rule<u32>>, Vec<Rule<u128>>) 
     v4.sort_by_key(|rule| (rule.address, rule.length));
     v6.sort_by_key(|rule| (rule.address, rule.length));
     (v4, v6)
+}
+
+/// One image is one node's: policies for different nodes may write the same prefix, but nobody gets both.
+fn check_once<A: Address>(
+    policy: &Policy,
+    rules: &[Rule<A>],
+    prefix: impl Fn(&Rule<A>) -> Prefix,
+) -> Result<(), CompileError> {
+    let same = |pair: &&[Rule<A>]| (pair[0].address, pair[0].length) == (pair[1].address, pair[1].length);
+    let Some(pair) = rules.windows(2).find(same) else { return Ok(()) };
+    let prefix = prefix(&pair[0]);
+    let writes = |of: &&RoutePolicy| of.routes.binary_search_by_key(&prefix, |route| route.prefix).is_ok();
+    let mut policies = policy.route_policies.iter().filter(writes).map(|of| of.name.clone());
+    let mut next = || policies.next().unwrap_or_default();
+    Err(CompileError::PrefixTwice { prefix, policies: [next(), next()] })
 }
 
 /// Adds the node's own addresses, but not where a route names exactly the same address.

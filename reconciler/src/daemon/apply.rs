@@ -1,16 +1,21 @@
 //! One reconcile: observe, desire, plan, execute, record.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::compile::{Image, View};
+use crate::guard::{self, Refusal};
+use crate::kernel::KernelError;
 use crate::kernel::observe::Observed;
 use crate::plan::Plan;
-use crate::policy::Diagnostic;
+use crate::policy::{Diagnostic, Guard, PolicyTest, Prefix, Probe};
+use crate::policy_test::{self, Outcome};
 use crate::reconcile::{Step, steps};
 
 use super::execute::{Report, execute};
 use super::journal::{Entry, Event};
 use super::node::{Facts, Node, NodeError, operator, unix_ms};
+use super::probation::{self, Terms};
 
 /// What a reconcile would do, computed without changing anything.
 #[derive(Debug)]
@@ -19,6 +24,16 @@ pub struct Proposal {
     pub steps: Vec<Step>,
     /// Warnings about the source.
     pub diagnostics: Vec<Diagnostic>,
+    /// Tests of the source, which are run in the kernel before its rules are published.
+    pub tests: Vec<PolicyTest>,
+    /// What must work after it if it worked before.
+    pub probes: Vec<Probe>,
+    /// What it has to prove; nothing when left out. Another change that was still on probation counts as superseded then.
+    pub terms: Option<Terms>,
+    /// Why, where somebody said so.
+    pub why: Option<String>,
+    /// What the guards say of it; [`apply`] refuses a proposal with any.
+    pub refusals: Vec<Refusal>,
     image: Image,
     observed: Observed,
     facts: Facts,
@@ -37,6 +52,19 @@ impl Proposal {
     /// Whether the kernel holds what is wanted already.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Goes past these guards.
+    pub fn allow(&mut self, guards: &BTreeSet<Guard>) {
+        self.refusals.retain(|refusal| !guards.contains(&refusal.guard));
+    }
+
+    /// The tests by the library, every next hop taken to be up.
+    pub fn outcomes(&self) -> Result<Vec<Outcome>, NodeError> {
+        let view = self.desired()?;
+        let ports: Vec<&str> = self.facts.ports.iter().map(|(port, _)| port.port.as_str()).collect();
+        policy_test::run_all(&view, &self.tests, Some(&ports))
+            .map_err(|error| KernelError::Verify { detail: error.to_string() }.into())
     }
 
     /// Whether the desired rules are the live ones, whatever else is to be done.
@@ -81,7 +109,33 @@ pub async fn propose_degraded(node: &Node, source: &Path) -> Result<Proposal, No
 fn propose_with(node: &Node, source: &Path, facts: Facts) -> Result<Proposal, NodeError> {
     let observed = node.observe()?;
     let desired = node.desire(source, &facts.node, &observed)?;
-    proposal(node, desired.image, desired.diagnostics, observed, facts, Event::Applied)
+    let mut proposal = proposal(node, desired.image, desired.diagnostics, observed, facts, Event::Applied)?;
+    proposal.tests = desired.tests;
+    proposal.probes = desired.probes;
+    if !was_live_before(node, &proposal)? {
+        proposal.refusals = refusals(node, &proposal)?;
+    }
+    Ok(proposal)
+}
+
+fn refusals(node: &Node, proposal: &Proposal) -> Result<Vec<Refusal>, NodeError> {
+    let management: Vec<Prefix> =
+        proposal.facts.management.iter().map(|address| Prefix::containing(*address, u8::MAX)).collect();
+    let (before, after) = (proposal.live()?, proposal.desired()?);
+    Ok(guard::check(&proposal.plan, before.as_ref(), &after, &management, &node.config.guards, &BTreeSet::new()))
+}
+
+/// Whether nothing is live, and this source is what was live last: after a reboot a node takes up its rules again, whatever
+/// somebody had to allow when they were new.
+fn was_live_before(node: &Node, proposal: &Proposal) -> Result<bool, NodeError> {
+    if proposal.parent() != 0 {
+        return Ok(false);
+    }
+    let state = |source| NodeError::State { path: node.config.state_dir.clone(), source };
+    let entries = node.journal.read().map_err(state)?;
+    let last = entries.iter().rev().find(|entry| entry.event != Event::Detached);
+    let to = proposal.plan.to();
+    Ok(last.is_some_and(|last| last.revision == to.revision || last.digest == to.digest.to_string()))
 }
 
 /// Proposes the rules of an older generation again: the newest retained one, or the one named.
@@ -109,14 +163,19 @@ fn proposal(
         Plan::between(live.as_ref(), &image.view()?)
     };
     let steps = steps(&node.found(&observed, &image, &facts)?, &node.wanted(&image, &facts)?);
-    Ok(Proposal { plan, steps, diagnostics, image, observed, facts, event })
+    let (tests, probes, refusals) = (Vec::new(), Vec::new(), Vec::new());
+    let (terms, why) = (None, None);
+    Ok(Proposal { plan, steps, diagnostics, tests, probes, terms, why, refusals, image, observed, facts, event })
 }
 
-/// Makes a proposal true. Refused when another generation has become live since it was made.
+/// Makes a proposal true. Refused when a guard says so, and when another generation has become live since it was made.
 pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut(&Step)) -> Result<Applied, NodeError> {
     let live = proposal.parent();
     if proposal.is_empty() {
         return Ok(Applied { live, report: Report::default() });
+    }
+    if !proposal.refusals.is_empty() {
+        return Err(NodeError::Refused { refusals: proposal.refusals });
     }
     let _lock = node.lock()?;
     // What a killed process left, or another process did, may have changed while this one waited.
@@ -127,18 +186,26 @@ pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut
     proposal.observed = observed;
     let found = node.found(&proposal.observed, &proposal.image, &proposal.facts)?;
     proposal.steps = steps(&found, &node.wanted(&proposal.image, &proposal.facts)?);
+    let before = probation::last(node)?;
     if let Some(Step::Publish { generation }) = proposal.steps.iter().find(|s| matches!(s, Step::Publish { .. })) {
         proposal.image.stamp(*generation, live, unix_ms());
+        if let Some(terms) = proposal.terms.as_ref().filter(|terms| terms.ask_anything()) {
+            let to = proposal.plan.to();
+            probation::begin(node, terms, *generation, live, &to.revision, &to.digest.to_string())?;
+        }
     }
-    let Proposal { steps, image, observed, facts, .. } = &proposal;
-    let result = execute(node, steps, image, observed, facts, progress).await;
+    let Proposal { steps, image, observed, facts, tests, .. } = &proposal;
+    let result = execute(node, steps, image, observed, facts, tests, progress).await;
     // A step that fails after the publish leaves the new generation live: that is history, too.
     let now = match &result {
         Ok(report) => report.published.unwrap_or(live),
         Err(NodeError::Step { live: now, .. }) => *now,
         Err(_) => live,
     };
-    if now != live {
+    if now == live {
+        probation::restore(node, before)?;
+    } else {
+        probation::supersede(node, now)?;
         record(node, &proposal, now)?;
     }
     Ok(Applied { live: now, report: result? })
@@ -160,6 +227,7 @@ fn record(node: &Node, proposal: &Proposal, generation: u64) -> Result<(), NodeE
         digest: view.digest().to_string(),
         by: operator(),
         summary: summary(&proposal.plan),
+        why: proposal.why.clone(),
         ..Entry::new(proposal.event, view.created_unix_ms())
     };
     node.journal.append(&entry).map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })

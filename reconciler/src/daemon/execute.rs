@@ -10,8 +10,10 @@ use crate::kernel::program::Programs;
 use crate::kernel::publish::{self, Staged, Verified};
 use crate::kernel::tables::Tables;
 use crate::kernel::{KernelError, attach, check};
+use crate::policy::PolicyTest;
 use crate::reconcile::{Attachment, Step};
 
+use super::cases;
 use super::neighbours::{self, Unresolved};
 use super::node::{Facts, Node, NodeError};
 
@@ -35,17 +37,18 @@ enum Candidate<'k> {
 
 /// Executes `steps` in order; the first failure stops it, names its step and the generation that is still live.
 ///
-/// The caller holds the lock. `image` is stamped already; `progress` hears of each step before it is made.
+/// The caller holds the lock. `image` is stamped already; `tests` are run in the kernel before it is published; `progress` hears of each step before it is made.
 pub async fn execute(
     node: &Node,
     steps: &[Step],
     image: &Image,
     observed: &Observed,
     facts: &Facts,
+    tests: &[PolicyTest],
     progress: &mut dyn FnMut(&Step),
 ) -> Result<Report, NodeError> {
     let programs = OnceCell::new();
-    let mut run = Run { node, image, observed, facts, programs: &programs, candidate: Candidate::None };
+    let mut run = Run { node, image, observed, facts, tests, programs: &programs, candidate: Candidate::None };
     let mut report = Report::default();
     for step in steps {
         progress(step);
@@ -63,6 +66,7 @@ struct Run<'a> {
     image: &'a Image,
     observed: &'a Observed,
     facts: &'a Facts,
+    tests: &'a [PolicyTest],
     programs: &'a OnceCell<Programs>,
     candidate: Candidate<'a>,
 }
@@ -104,7 +108,10 @@ impl<'a> Run<'a> {
                     return Err(out_of_order(step));
                 };
                 let tables = Tables::open(pins)?;
-                let verified = staged.verify(|programs, view: &View<'_>| check::agree(programs, view, &tables))?;
+                let verified = staged.verify(|programs, view: &View<'_>| {
+                    check::agree(programs, view, &tables)?;
+                    cases::all_hold(programs, view, &tables, self.facts, self.tests)
+                })?;
                 self.candidate = Candidate::Verified(verified);
             }
             Step::Publish { .. } => {

@@ -1,6 +1,7 @@
 //! The node's side: files, clock, sockets and signals, around the pure pipeline.
 
 pub mod apply;
+pub mod cases;
 pub mod detach;
 pub mod execute;
 pub mod journal;

@@ -1,12 +1,14 @@
 //! One node: its config, its pins, its state, and what a source means for it.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capacity_class, compile};
+use crate::guard::Refusal;
 use crate::kernel::KernelError;
-use crate::kernel::address::local_addresses;
+use crate::kernel::address::{device_addresses, local_addresses};
 use crate::kernel::attach::Mode;
 use crate::kernel::ethtool;
 use crate::kernel::link::{Link, links};
@@ -14,13 +16,15 @@ use crate::kernel::neighbour::NeighbourError;
 use crate::kernel::observe::{Observed, observe};
 use crate::kernel::pins::{Lock, Pins};
 use crate::kernel::tables::Tables;
-use crate::policy::{self, Diagnostic, NodeConfig};
+use crate::policy::{self, Diagnostic, NodeConfig, PolicyTest, Probe};
+use crate::policy_test::Outcome;
 use crate::reconcile::{Attachment, Found, PortDevice, Wanted};
 use crate::source::{self, Limits, SourceError};
 
 use super::journal::Journal;
 use super::neighbours::devices_differ;
 use super::ports::{PortFault, carried, trunks};
+use super::probation;
 
 /// How long a command waits for another process to finish its apply.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -53,6 +57,10 @@ pub enum NodeError {
         ports[0], ports[1], modes[0].word(), modes[1].word()
     )]
     AttachTwoWays { device: String, ports: [String; 2], modes: [Mode; 2] },
+    #[error("{} policy {} failed", failures.len(), if failures.len() == 1 { "test" } else { "tests" })]
+    Tests { failures: Vec<Outcome> },
+    #[error("refused by {}", refusals.iter().map(|r| r.guard.name()).collect::<Vec<_>>().join(" and "))]
+    Refused { refusals: Vec<Refusal> },
     #[error("there is no generation {number}; `wayleave history` lists those that can be rolled back to")]
     NoGeneration { number: u64 },
     #[error("nothing older than generation {live} is retained; there is nothing to roll back to")]
@@ -76,7 +84,9 @@ impl NodeError {
             | Self::Compile(_)
             | Self::Image(_)
             | Self::NoGeneration { .. }
-            | Self::AttachTwoWays { .. } => false,
+            | Self::AttachTwoWays { .. }
+            | Self::Tests { .. }
+            | Self::Refused { .. } => false,
             Self::Source(_)
             | Self::Port(_)
             | Self::Kernel(_)
@@ -105,6 +115,8 @@ pub struct Facts {
     /// The others.
     pub missing: Vec<PortFault>,
     pub node: NodeFacts,
+    /// The node's own addresses on devices that carry no port: how else it is reached.
+    pub management: Vec<IpAddr>,
 }
 
 /// What a source means for this node.
@@ -114,6 +126,10 @@ pub struct Desired {
     pub revision: String,
     /// Warnings: errors never get this far.
     pub diagnostics: Vec<Diagnostic>,
+    /// Those for this node.
+    pub tests: Vec<PolicyTest>,
+    /// Those of the node, and of its policies.
+    pub probes: Vec<Probe>,
 }
 
 impl Node {
@@ -151,8 +167,11 @@ impl Node {
             links.iter().any(|l| l.index == *index && ethtool::hides_vlan_tags(&l.name).unwrap_or(false))
         });
         let (ports, missing) = carried(&self.config.ports, &links, &hiding);
-        let node = NodeFacts { local_addresses: local_addresses().await? };
-        Ok(Facts { ports, missing, node })
+        let addresses = device_addresses().await?;
+        let carries = |index: u32| ports.iter().any(|(port, _)| port.index == index);
+        let management = addresses.iter().filter(|(index, _)| !carries(*index)).map(|(_, address)| *address).collect();
+        let node = NodeFacts { local_addresses: local_addresses(&addresses) };
+        Ok(Facts { ports, missing, node, management })
     }
 
     /// Reads, validates and compiles a source for this node; ids of the kernel's generations are kept.
@@ -161,6 +180,9 @@ impl Node {
         let validated = policy::validate(&snapshot);
         let mut diagnostics = validated.diagnostics;
         let Some(policy) = validated.policy else { return Err(NodeError::Policy { diagnostics }) };
+        let policy = policy.for_node(&self.config.labels);
+        let mut tests = validated.tests;
+        tests.retain(|test| test.nodes.matches(&self.config.labels));
         let ports: Vec<&str> = self.config.ports.keys().map(String::as_str).collect();
         let unknown = policy::check_ports(&policy, &ports);
         if !unknown.is_empty() {
@@ -170,7 +192,9 @@ impl Node {
         let views: Vec<_> =
             observed.live.iter().chain(&observed.retained).filter_map(|g| g.image.view().ok()).collect();
         let image = compile(&policy, facts, &LiveIds::from_views(&views))?;
-        Ok(Desired { image, revision: policy.revision, diagnostics })
+        let mut probes = self.config.probes.clone();
+        probes.extend(policy.route_policies.iter().flat_map(|policy| policy.probes.iter().cloned()));
+        Ok(Desired { image, revision: policy.revision, diagnostics, tests, probes })
     }
 
     /// What the steps are computed from: the kernel's side.
@@ -206,6 +230,8 @@ impl Node {
             attachments: attachments(facts.ports.iter().map(|(port, _)| port))?,
             retain_generations: self.config.retain_generations.into(),
             retain_bytes: self.config.retain_memory_bytes,
+            // What a change on probation would be rolled back to.
+            keep: probation::pending(self)?.map(|record| record.fallback),
         })
     }
 }

@@ -43,14 +43,8 @@ pub enum Standing {
 }
 
 impl Standing {
-    const ALL: [Self; 6] = [
-        Self::Pending,
-        Self::Passed,
-        Self::Confirmed,
-        Self::Superseded,
-        Self::RolledBack,
-        Self::RolledBackUnhealthy,
-    ];
+    const ALL: [Self; 6] =
+        [Self::Pending, Self::Passed, Self::Confirmed, Self::Superseded, Self::RolledBack, Self::RolledBackUnhealthy];
 
     pub const fn word(self) -> &'static str {
         match self {
@@ -195,16 +189,32 @@ pub(super) fn begin(
     store(node, &record)
 }
 
-/// Writes a record back: nothing was published after [`begin`], or it was decided.
-pub(super) fn store(node: &Node, record: &Record) -> Result<(), NodeError> {
+fn store(node: &Node, record: &Record) -> Result<(), NodeError> {
     let state = State::new(&node.config.state_dir);
     state.replace(FILE, record.to_json().to_string().as_bytes()).map_err(|source| state_error(node, source))
 }
 
-/// Takes the record of a change away that was never published.
-pub(super) fn forget(node: &Node) -> Result<(), NodeError> {
-    match std::fs::remove_file(node.config.state_dir.join(FILE)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(state_error(node, error)),
+/// Puts the record back as it was: the change was not published after all.
+pub(super) fn restore(node: &Node, before: Option<Record>) -> Result<(), NodeError> {
+    if last(node)? == before {
+        return Ok(());
+    }
+    match before {
+        Some(before) => store(node, &before),
+        None => match std::fs::remove_file(node.config.state_dir.join(FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(state_error(node, error)),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// Generation `live` was published: an older one that was still on probation need not prove anything any more.
+pub(super) fn supersede(node: &Node, live: u64) -> Result<(), NodeError> {
+    match pending(node)? {
+        Some(record) if record.generation != live => {
+            let why = Some(format!("generation {live} came before it had proved itself"));
+            store(node, &Record { standing: Standing::Superseded, why, ..record })
+        }
         _ => Ok(()),
     }
 }
@@ -241,7 +251,9 @@ pub fn confirm(node: &Node) -> Result<Confirmed, NodeError> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Passed,
-    RollBack { why: String },
+    RollBack {
+        why: String,
+    },
     /// Somebody else decided it.
     Decided,
 }
@@ -303,7 +315,8 @@ async fn roll_back(node: &Node, generation: u64, why: String) -> Result<(), Node
         back_to(node, &record, &why).await?;
     }
     // What worked before must work again.
-    let probes: Vec<Probe> = record.probes.iter().filter(|probe| record.passed.contains(&probe.name)).cloned().collect();
+    let probes: Vec<Probe> =
+        record.probes.iter().filter(|probe| record.passed.contains(&probe.name)).cloned().collect();
     let unhealthy: Vec<(String, String)> =
         tried(probes).await.into_iter().filter_map(|(name, result)| Some((name, result.err()?))).collect();
     let standing = if unhealthy.is_empty() { Standing::RolledBack } else { Standing::RolledBackUnhealthy };

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Instant;
 
 use notify::event::{AccessKind, AccessMode};
@@ -12,11 +13,14 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::guard::Refusal;
 use crate::policy::Severity;
+use crate::policy_test::Ended;
 use crate::reconcile::{Outcome, Schedule};
 
 use super::apply::{Applied, Proposal, apply, propose_degraded, summary};
 use super::node::{Node, NodeError, unix_ms};
+use super::probation::{self, Standing, Verdict};
 use super::runtime::Runtime;
 use super::state::{Attempt, State, Sync};
 
@@ -34,6 +38,9 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
     let state = State::new(&node.config.state_dir);
     let mut daemon = Daemon { node, source, state, last: None };
     let mut ready = false;
+    // A change that a daemon before this one, or an `apply`, did not see to its end is watched first of all.
+    let mut trial = Trial::default();
+    trial.renew(node);
 
     loop {
         tokio::select! {
@@ -46,10 +53,17 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
                 path: PathBuf::from("threads"),
                 source: io::Error::other("the thread that follows links and neighbours panicked"),
             })),
+            (generation, verdict) = trial.verdict() => {
+                daemon.conclude(generation, verdict).await;
+                runtime.wake();
+                schedule.hint(Instant::now());
+            }
             () = tokio::time::sleep_until(schedule.next().into()) => {
                 schedule.looking();
                 files.renew();
                 let outcome = daemon.look().await;
+                // What was published just now; a change before it need not prove anything any more.
+                trial.renew(node);
                 runtime.wake();
                 schedule.finished(outcome, Instant::now());
                 if !ready {
@@ -93,6 +107,10 @@ impl Daemon<'_> {
                 tracing::error!(errors = errors.len(), %first, "the policies have errors; the live generation stays");
                 (Sync::InvalidPolicy { errors: errors.len(), first }, Outcome::Settled)
             }
+            Err(NodeError::Refused { refusals }) => (refused(&refusals), Outcome::Settled),
+            Err(NodeError::Step { source, .. }) if matches!(*source, NodeError::Tests { .. }) => {
+                (tests_failed(&source), Outcome::Settled)
+            }
             Err(error) => {
                 let text = chain(&error);
                 tracing::error!(error = %text, "the look failed; the live generation stays");
@@ -109,6 +127,12 @@ impl Daemon<'_> {
                         "this source was rolled back; waiting for another one"
                     );
                 }
+                Sync::Refused { guards, first } => {
+                    tracing::error!(?guards, %first, "a guard refuses this source; the live generation stays");
+                }
+                Sync::TestsFailed { failed, first } => {
+                    tracing::error!(failed, %first, "policy tests fail; the live generation stays");
+                }
                 Sync::InvalidPolicy { .. } | Sync::Failed { .. } => {}
             }
             self.last = Some(sync.clone());
@@ -121,7 +145,7 @@ impl Daemon<'_> {
     }
 
     async fn reconcile(&self, revision: &mut Option<String>, unresolved: &mut Vec<String>) -> Result<Sync, NodeError> {
-        let proposal = propose_degraded(self.node, self.source).await?;
+        let mut proposal = propose_degraded(self.node, self.source).await?;
         let (desired, digest) = {
             let view = proposal.desired()?;
             (view.revision().to_owned(), view.digest().to_string())
@@ -138,10 +162,39 @@ impl Daemon<'_> {
         {
             tracing::warn!(%error, "the quarantine cannot be lifted");
         }
+        if !proposal.is_live() {
+            let terms = probation::terms(self.node, proposal.probes.clone(), None).await?;
+            for (probe, error) in &terms.failing {
+                tracing::warn!(probe, error, "fails before the change already; nothing is expected of it");
+            }
+            proposal.terms = Some(terms);
+        }
         let applied = self.apply(proposal).await?;
         unresolved
             .extend(applied.report.unresolved.iter().map(|u| format!("{} via {} port {}", u.next_hop, u.via, u.port)));
         Ok(Sync::InSync)
+    }
+
+    /// Ends a probation, and says how.
+    async fn conclude(&self, generation: u64, verdict: Result<Verdict, NodeError>) {
+        let standing = match verdict {
+            Ok(verdict) => {
+                if let Verdict::RollBack { why } = &verdict {
+                    tracing::error!(generation, %why, "rolling back");
+                }
+                probation::conclude(self.node, generation, verdict).await
+            }
+            Err(error) => Err(error),
+        };
+        match standing {
+            Ok(Standing::RolledBack) => tracing::warn!(generation, "rolled back"),
+            Ok(Standing::RolledBackUnhealthy) => {
+                tracing::error!(generation, "rolled back, and what worked before still does not");
+            }
+            Ok(standing) => tracing::info!(generation, state = standing.word(), "probation ended"),
+            // The next look tries again.
+            Err(error) => tracing::error!(generation, error = %chain(&error), "the probation could not be ended"),
+        }
     }
 
     async fn apply(&self, proposal: Proposal) -> Result<Applied, NodeError> {
@@ -157,6 +210,54 @@ impl Daemon<'_> {
             tracing::warn!(next_hop = next_hop.next_hop, via = %next_hop.via, port = next_hop.port, "no neighbour");
         }
         Ok(applied)
+    }
+}
+
+fn refused(refusals: &[Refusal]) -> Sync {
+    let guards = refusals.iter().map(|refusal| refusal.guard.name().to_owned()).collect();
+    let first = refusals.first().map(|refusal| format!("{}; {}", refusal.message, refusal.help()));
+    Sync::Refused { guards, first: first.unwrap_or_default() }
+}
+
+fn tests_failed(error: &NodeError) -> Sync {
+    let NodeError::Tests { failures } = error else { return Sync::Failed { error: chain(error) } };
+    let first = failures.first().map(|failure| match &failure.ended {
+        Ended::Failed { expected, got } => {
+            format!("{}:{}: {}: expected {expected}, got {got}", failure.file, failure.line, failure.title())
+        }
+        _ => failure.title(),
+    });
+    Sync::TestsFailed { failed: failures.len(), first: first.unwrap_or_default() }
+}
+
+/// The change on probation that is waited for.
+#[derive(Default)]
+struct Trial<'n> {
+    /// Its generation, and the wait.
+    waiting: Option<(u64, Pin<Box<dyn Future<Output = Result<Verdict, NodeError>> + 'n>>)>,
+}
+
+impl<'n> Trial<'n> {
+    /// Waits for the change that is on probation now.
+    fn renew(&mut self, node: &'n Node) {
+        match probation::pending(node) {
+            Ok(Some(record)) if self.waiting.as_ref().is_some_and(|(number, _)| *number == record.generation) => {}
+            Ok(Some(record)) => {
+                tracing::info!(generation = record.generation, "on probation");
+                let number = record.generation;
+                self.waiting = Some((number, Box::pin(async move { probation::wait(node, &record).await })));
+            }
+            Ok(None) => self.waiting = None,
+            Err(error) => tracing::error!(error = %chain(&error), "the change on probation cannot be read"),
+        }
+    }
+
+    /// What becomes of it; never, where there is none. May be dropped and asked again.
+    async fn verdict(&mut self) -> (u64, Result<Verdict, NodeError>) {
+        let Some((number, wait)) = &mut self.waiting else { return std::future::pending().await };
+        let verdict = (*number, wait.await);
+        self.waiting = None;
+        verdict
     }
 }
 

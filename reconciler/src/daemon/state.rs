@@ -18,6 +18,10 @@ pub enum Sync {
     InvalidPolicy { errors: usize, first: String },
     /// The source is what an operator rolled back from; it waits for a different one.
     Quarantined,
+    /// Policy tests failed in the kernel; the live generation stays until the source is another one.
+    TestsFailed { failed: usize, first: String },
+    /// A guard refuses the source; the live generation stays until the source is another one, or somebody allows it.
+    Refused { guards: Vec<String>, first: String },
     /// Something else failed; the daemon tries again.
     Failed { error: String },
 }

@@ -69,10 +69,11 @@ fn over(
 }
 
 /// The node's tables, and the port that the frame comes in by.
-struct At<'t> {
-    ingress: &'t Ingress,
-    vids: u32,
-    tables: TableNode<'t>,
+pub(super) struct At<'t> {
+    pub(super) ingress: &'t Ingress,
+    /// VLAN identifiers of the port's frames.
+    pub(super) vids: u32,
+    pub(super) tables: TableNode<'t>,
 }
 
 impl fib::Node for At<'_> {

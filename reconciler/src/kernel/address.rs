@@ -9,23 +9,32 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 
 use super::neighbour::{NeighbourError, connect};
 
-/// Addresses of every device of this network namespace, IPv4 broadcast addresses included; sorted, each once.
+/// Addresses of every device of this network namespace with the device's index, IPv4 broadcast addresses included; sorted.
 ///
 /// Without loopback and link-local ones: no packet to them ever meets a route, and a device that comes back with another
 /// link-local address must not make a new generation.
-pub async fn local_addresses() -> Result<Vec<IpAddr>, NeighbourError> {
+pub async fn device_addresses() -> Result<Vec<(u32, IpAddr)>, NeighbourError> {
     let handle = connect()?;
     let mut addresses = Vec::new();
     let mut stream = pin!(handle.address().get().execute());
     while let Some(message) =
         stream.try_next().await.map_err(|source| NeighbourError::Request { what: "list addresses", source })?
     {
-        collect(&message, &mut addresses);
+        let mut of_device = Vec::new();
+        collect(&message, &mut of_device);
+        addresses.extend(of_device.into_iter().map(|address| (message.header.index, address)));
     }
-    addresses.retain(may_meet_routes);
+    addresses.retain(|(_, address)| may_meet_routes(address));
+    addresses.sort_unstable();
+    Ok(addresses)
+}
+
+/// The addresses alone, sorted, each once.
+pub fn local_addresses(of_devices: &[(u32, IpAddr)]) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = of_devices.iter().map(|(_, address)| *address).collect();
     addresses.sort_unstable();
     addresses.dedup();
-    Ok(addresses)
+    addresses
 }
 
 /// Not among those that the packet path leaves to the kernel before it asks the routes.

@@ -40,17 +40,17 @@ pub fn stage<'k>(pins: &'k Pins, programs: &'k Programs, image: &Image) -> Resul
 impl<'k> Staged<'k> {
     /// Compares the bytes in the kernel with the digest, and runs `check` with the candidate's program; a failure frees
     /// the candidate.
-    pub fn verify(
+    pub fn verify<E: From<KernelError>>(
         self,
-        check: impl FnOnce(&Programs, &View<'_>) -> Result<(), KernelError>,
-    ) -> Result<Verified<'k>, KernelError> {
+        check: impl FnOnce(&Programs, &View<'_>) -> Result<(), E>,
+    ) -> Result<Verified<'k>, E> {
         let verified = self.generation.image.view().and_then(|view| {
             view.verify_digest()?;
             Ok(view)
         });
         let result = match verified {
             Ok(view) => check(self.programs, &view),
-            Err(e) => Err(KernelError::image("candidate")(e)),
+            Err(e) => Err(KernelError::image("candidate")(e).into()),
         };
         match result {
             Ok(()) => Ok(Verified(self)),
@@ -60,7 +60,7 @@ impl<'k> Staged<'k> {
 
     /// Frees the candidate and returns the error that was the reason. A failure to free is not the error to report: the
     /// next start finds the stray and removes it.
-    fn abandon(self, error: KernelError) -> KernelError {
+    fn abandon<E>(self, error: E) -> E {
         let freed = sys::clear_slot(self.programs.generations(), CANDIDATE)
             .and_then(|()| self.pins.remove(&self.pins.generation(self.generation.number)));
         if let Err(e) = freed {

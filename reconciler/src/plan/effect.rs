@@ -30,6 +30,8 @@ pub struct Effect {
     pub ipv4_addresses: Count,
     /// In units of /64.
     pub ipv6_prefixes: Count,
+    /// Single addresses, modulo 2^128: a whole family is 0 here, and 2^64 of `ipv6_prefixes`.
+    pub ipv6_addresses: Count,
 }
 
 type Side<'s, 'a> = (&'s View<'a>, &'s [Meaning]);
@@ -37,9 +39,12 @@ type Side<'s, 'a> = (&'s View<'a>, &'s [Meaning]);
 pub(super) fn between(before: Option<Side>, after: Side) -> Effect {
     let v4 = |side: Option<Side>| runs::<32>(side, |view| view.routes_v4().collect(), IpAddr::is_ipv4);
     let v6 = |side: Option<Side>| runs::<128>(side, |view| view.routes_v6().collect(), IpAddr::is_ipv6);
+    let ipv4_addresses = sweep(&v4(before), &v4(Some(after)), u128::from(u32::MAX), 0);
+    let (before, after) = (v6(before), v6(Some(after)));
     Effect {
-        ipv4_addresses: sweep(&v4(before), &v4(Some(after)), u128::from(u32::MAX), 0),
-        ipv6_prefixes: sweep(&v6(before), &v6(Some(after)), u128::MAX, 64),
+        ipv4_addresses,
+        ipv6_prefixes: sweep(&before, &after, u128::MAX, 64),
+        ipv6_addresses: sweep(&before, &after, u128::MAX, 0),
     }
 }
 
@@ -144,13 +149,15 @@ impl Tally {
         let (first, last) = (first >> self.unit_bits, last >> self.unit_bits);
         for number in [0, way] {
             let from = match self.counted[number] {
-                Some(counted) if counted == first => first + 1,
+                Some(counted) if counted == first => first.wrapping_add(1),
                 _ => first,
             };
-            let units = (last + 1).saturating_sub(from);
+            // Modulo 2^128, as the sums: `from` is at most one past `last`.
+            let units = last.wrapping_sub(from).wrapping_add(1);
             let count = &mut self.count;
-            *[&mut count.changed, &mut count.gained, &mut count.lost, &mut count.dropped, &mut count.rerouted]
-                [number] += units;
+            let sums: [&mut u128; 5] =
+                [&mut count.changed, &mut count.gained, &mut count.lost, &mut count.dropped, &mut count.rerouted];
+            *sums[number] = sums[number].wrapping_add(units);
             self.counted[number] = Some(last);
         }
     }

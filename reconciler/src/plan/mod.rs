@@ -6,6 +6,7 @@
 mod effect;
 mod meaning;
 mod render;
+mod saved;
 
 use std::cmp::Ordering;
 use std::fmt;

@@ -10,7 +10,9 @@ use super::{Action, Change, Count, Effect, Kind, ON_ALL_DOWN, Plan, Summary};
 
 /// Changes listed in the human form before the rest folds into a count.
 const CHANGES_SHOWN_MAX: usize = 200;
-const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 1;
+/// All IPv6 addresses.
+pub(super) const TWO_TO_THE_128: &str = "340282366920938463463374607431768211456";
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,17 +36,47 @@ impl fmt::Display for Plan {
             };
         }
         for change in self.changes.iter().take(CHANGES_SHOWN_MAX) {
-            writeln!(f, "{}", line(change))?;
+            writeln!(f, "{change}")?;
         }
         if let Some(folded) = self.changes.len().checked_sub(CHANGES_SHOWN_MAX).filter(|&folded| folded > 0) {
             writeln!(f, "… and {} more changes; --format json lists all", grouped(folded as u128))?;
         }
-        let Effect { ipv4_addresses, ipv6_prefixes } = self.effect;
         writeln!(f)?;
-        writeln!(f, "Effect: {}", effect_words("IPv4 address", "IPv4 addresses", ipv4_addresses))?;
-        writeln!(f, "        {}", effect_words("IPv6 /64", "IPv6 /64s", ipv6_prefixes))?;
+        for (i, line) in self.effect_lines().into_iter().enumerate() {
+            writeln!(f, "{} {line}", if i == 0 { "Effect:" } else { "       " })?;
+        }
+        writeln!(f, "{}", self.summary_line())
+    }
+}
+
+impl Plan {
+    /// What changes for packets, in two sentences or three.
+    pub fn effect_lines(&self) -> Vec<String> {
+        let Effect { ipv4_addresses, ipv6_prefixes, ipv6_addresses } = self.effect;
+        let mut lines = vec![
+            effect_words("IPv4 address", "IPv4 addresses", ipv4_addresses),
+            effect_words("IPv6 /64", "IPv6 /64s", ipv6_prefixes),
+        ];
+        // 2^64 of them are 2^128 addresses, which are 0 here as there.
+        if ipv6_prefixes.changed << 64 != ipv6_addresses.changed {
+            let addresses = ipv6_addresses.changed;
+            let word = if addresses == 1 { "address" } else { "addresses" };
+            lines.push(format!("not all of them whole: {} IPv6 {word}", grouped(addresses)));
+        }
+        lines
+    }
+
+    /// `Plan: 1 to add, 2 to change, 3 to remove.`
+    pub fn summary_line(&self) -> String {
         let Summary { add, change, remove, .. } = self.summary;
-        writeln!(f, "Plan: {add} to add, {change} to change, {remove} to remove.")
+        format!("Plan: {add} to add, {change} to change, {remove} to remove.")
+    }
+}
+
+/// One change in one line, as `~ route 10.0.0.0/8: drop → pass  [offices.yaml:7]`.
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&line(self))
     }
 }
 
@@ -110,11 +142,15 @@ fn grouped(number: u128) -> String {
 impl Plan {
     /// Writes the plan as one JSON document, change by change: a plan of a million changes needs no second copy.
     pub fn write_json(&self, to: impl io::Write) -> serde_json::Result<()> {
-        self.write_json_with(None::<&()>, to)
+        self.write_json_with(&serde_json::Map::new(), to)
     }
 
-    /// As [`Self::write_json`], with the node's state beside it, which is no part of the plan.
-    pub fn write_json_with(&self, runtime: Option<&impl Serialize>, to: impl io::Write) -> serde_json::Result<()> {
+    /// As [`Self::write_json`], with the entries of `beside` at its end, which are no part of the plan.
+    pub fn write_json_with(
+        &self,
+        beside: &serde_json::Map<String, serde_json::Value>,
+        to: impl io::Write,
+    ) -> serde_json::Result<()> {
         let side = |side: &super::Side| SideJson {
             generation: (side.generation != 0).then_some(side.generation),
             revision: side.revision.clone(),
@@ -127,22 +163,22 @@ impl Plan {
             changes: ChangesJson(&self.changes),
             summary: self.summary,
             effect: (&self.effect).into(),
-            runtime,
+            beside,
         };
         serde_json::to_writer(to, &document)
     }
 }
 
 #[derive(Serialize)]
-struct PlanJson<'p, R: Serialize> {
+struct PlanJson<'p> {
     format_version: u32,
     from: Option<SideJson>,
     to: SideJson,
     changes: ChangesJson<'p>,
     summary: Summary,
     effect: EffectJson,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    runtime: Option<&'p R>,
+    #[serde(flatten)]
+    beside: &'p serde_json::Map<String, serde_json::Value>,
 }
 
 #[derive(Serialize)]
@@ -183,7 +219,7 @@ struct ChangeJson<'p> {
     line: Option<u32>,
 }
 
-/// Numbers may exceed 2^53: read them as 64-bit integers (2^64 at most).
+/// Numbers may exceed 2^53: read them as 64-bit integers (2^64 at most). IPv6 addresses are digits in quotes, up to 2^128.
 #[derive(Serialize)]
 struct EffectJson {
     ipv4_addresses_changed: u128,
@@ -196,11 +232,20 @@ struct EffectJson {
     ipv6_prefixes_lost: u128,
     ipv6_prefixes_dropped: u128,
     ipv6_prefixes_rerouted: u128,
+    ipv6_addresses_changed: String,
+    ipv6_addresses_gained: String,
+    ipv6_addresses_lost: String,
+    ipv6_addresses_dropped: String,
+    ipv6_addresses_rerouted: String,
 }
 
 impl From<&Effect> for EffectJson {
     fn from(effect: &Effect) -> Self {
-        let Effect { ipv4_addresses: v4, ipv6_prefixes: v6 } = effect;
+        let Effect { ipv4_addresses: v4, ipv6_prefixes: v6, ipv6_addresses: single } = effect;
+        let digits = |addresses: u128, prefixes: u128| match (addresses, prefixes) {
+            (0, 1..) => TWO_TO_THE_128.to_owned(),
+            _ => addresses.to_string(),
+        };
         Self {
             ipv4_addresses_changed: v4.changed,
             ipv4_addresses_gained: v4.gained,
@@ -212,6 +257,11 @@ impl From<&Effect> for EffectJson {
             ipv6_prefixes_lost: v6.lost,
             ipv6_prefixes_dropped: v6.dropped,
             ipv6_prefixes_rerouted: v6.rerouted,
+            ipv6_addresses_changed: digits(single.changed, v6.changed),
+            ipv6_addresses_gained: digits(single.gained, v6.gained),
+            ipv6_addresses_lost: digits(single.lost, v6.lost),
+            ipv6_addresses_dropped: digits(single.dropped, v6.dropped),
+            ipv6_addresses_rerouted: digits(single.rerouted, v6.rerouted),
         }
     }
 }

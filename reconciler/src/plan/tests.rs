@@ -1,5 +1,5 @@
 //! Plans against what every single address meets.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests; halves of addresses on purpose")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -64,6 +64,7 @@ fn policy_of(routes: &[(&str, &str)], line: u32) -> Policy {
             probes: vec![],
             name: "branch".to_owned(),
             owner: None,
+            nodes: Default::default(),
             origin: Origin { file: 0, line: 1 },
             next_hops: (0..3).map(hop).collect(),
             groups,
@@ -202,6 +203,90 @@ fn a_whole_family_is_counted_exactly() {
     assert_eq!(plan(&everything, &[]).effect().ipv6_prefixes.lost, 1 << 64);
 }
 
+/// The effect by brute force: the routes are asked at every boundary of a prefix of either side, and between two of them
+/// every address meets the same.
+fn at_all_boundaries(before: &View, after: &View) -> Effect {
+    let family = |ipv4: bool| {
+        let address = |bits: u128| -> IpAddr {
+            if ipv4 {
+                Ipv4Addr::from_bits(u32::try_from(bits).unwrap()).into()
+            } else {
+                Ipv6Addr::from_bits(bits).into()
+            }
+        };
+        let end = if ipv4 { u128::from(u32::MAX) } else { u128::MAX };
+        let mut boundaries = std::collections::BTreeSet::from([0]);
+        for view in [before, after] {
+            let routes: Vec<RouteView> = if ipv4 { view.routes_v4().collect() } else { view.routes_v6().collect() };
+            let locals = view.locals().filter(|a| a.is_ipv4() == ipv4).map(|a| Prefix::containing(a, u8::MAX));
+            for prefix in routes.iter().map(|route| route.prefix).chain(locals) {
+                let (first, host_bits) = match prefix {
+                    Prefix::V4(a, length) => (u128::from(a.to_bits()), 32 - u32::from(length)),
+                    Prefix::V6(a, length) => (a.to_bits(), 128 - u32::from(length)),
+                };
+                boundaries.insert(first);
+                let last = first | u128::MAX.checked_shr(128 - host_bits).unwrap_or(0);
+                boundaries.extend(last.checked_add(1).filter(|next| *next <= end));
+            }
+        }
+        let boundaries: Vec<u128> = boundaries.into_iter().collect();
+        // (first, last, way) of every run that changes.
+        let mut runs = Vec::new();
+        for (i, &first) in boundaries.iter().enumerate() {
+            let last = boundaries.get(i + 1).map_or(end, |next| next - 1);
+            let (was, becomes) = (fate(before, address(first)), fate(after, address(first)));
+            if was != becomes {
+                runs.push((first, last, way(&was, &becomes)));
+            }
+        }
+        runs
+    };
+    let count = |runs: &[(u128, u128, &'static str)], unit_bits: u32| {
+        let units = |of: Option<&str>| {
+            let mut next = 0u128;
+            let mut sum = 0u128;
+            for (first, last, way) in runs {
+                if of.is_none_or(|of| of == *way) {
+                    let (first, last) = (first >> unit_bits, last >> unit_bits);
+                    let from = first.max(next);
+                    if last >= from {
+                        sum = sum.wrapping_add(last - from).wrapping_add(1);
+                    }
+                    next = last.saturating_add(1);
+                }
+            }
+            sum
+        };
+        Count {
+            changed: units(None),
+            gained: units(Some("gained")),
+            lost: units(Some("lost")),
+            dropped: units(Some("dropped")),
+            rerouted: units(Some("rerouted")),
+        }
+    };
+    let (v4, v6) = (family(true), family(false));
+    Effect { ipv4_addresses: count(&v4, 0), ipv6_prefixes: count(&v6, 64), ipv6_addresses: count(&v6, 0) }
+}
+
+#[test]
+fn a_whole_family_is_zero_addresses_modulo_its_size_and_said_in_full() {
+    let everything = plan(&[], &[("::/0", "drop")]);
+    assert_eq!(everything.effect().ipv6_addresses, Count::default());
+    let mut json = Vec::new();
+    everything.write_json(&mut json).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["effect"]["ipv6_addresses_changed"], "340282366920938463463374607431768211456");
+    assert_eq!(json["effect"]["ipv6_addresses_dropped"], "340282366920938463463374607431768211456");
+    assert_eq!(json["effect"]["ipv6_addresses_gained"], "0");
+    assert_eq!(Plan::from_json(&json).as_ref(), Some(&everything));
+    let part = plan(&[], &[("2001:db8::/63", "drop"), ("2001:db8:0:4::1/128", "a")]);
+    assert_eq!(part.effect().ipv6_prefixes.changed, 3);
+    assert_eq!(part.effect().ipv6_addresses.changed, (1 << 65) + 1);
+    let text = "not all of them whole: 36,893,488,147,419,103,233 IPv6 addresses";
+    assert!(part.to_string().contains(text), "{part}");
+}
+
 /// What a packet to `address` meets, independent of the sweep and of names.
 fn fate(view: &View, address: IpAddr) -> String {
     match view.lookup(address) {
@@ -309,6 +394,38 @@ proptest! {
             changed: of("changed"), gained: of("gained"), lost: of("lost"), dropped: of("dropped"), rerouted: of("rerouted"),
         };
         prop_assert_eq!(Plan::between(Some(&a), &b).effect().ipv6_prefixes, scanned);
+    }
+
+    /// Prefixes of any length anywhere, so that runs end where families do.
+    #[test]
+    fn the_effect_is_what_is_found_at_every_boundary(
+        before in prop::collection::btree_map((any::<u128>(), 0u8..129), 0..ACTIONS.len(), 0..30),
+        after in prop::collection::btree_map((any::<u128>(), 0u8..129), 0..ACTIONS.len(), 0..30),
+        dense in any::<bool>(),
+        local in any::<bool>(),
+    ) {
+        let table = |table: &BTreeMap<(u128, u8), usize>| -> BTreeMap<Prefix, &'static str> {
+            table.iter().map(|(&(bits, length), &action)| {
+                // Dense: both ends of the family, where prefixes meet and nest.
+                let bits = if dense { if bits % 2 == 0 { bits >> 120 } else { !(bits >> 120) } } else { bits };
+                let prefix = if length % 2 == 0 {
+                    let folded = if dense { bits as u32 } else { (bits >> 96) as u32 };
+                    Prefix::containing(Ipv4Addr::from_bits(folded).into(), length / 4)
+                } else {
+                    Prefix::containing(Ipv6Addr::from_bits(bits).into(), length)
+                };
+                (prefix, ACTIONS[action])
+            }).collect()
+        };
+        let locals: &[&str] = if local { &["0.0.0.3", "255.255.255.255", "::7", "2001:db8::1"] } else { &[] };
+        let (a, b) = (of(&table(&before), &[]), of(&table(&after), locals));
+        let (a, b) = (a.view().unwrap(), b.view().unwrap());
+        let plan = Plan::between(Some(&a), &b);
+        prop_assert_eq!(plan.effect(), &at_all_boundaries(&a, &b));
+        let mut json = Vec::new();
+        plan.write_json(&mut json).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        prop_assert_eq!(Plan::from_json(&json), Some(plan));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The one table of diagnostic codes: number, severity and the text of `wayleave explain`.
 //!
-//! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes. A code
-//! that was released never changes its meaning.
+//! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes, 07
+//! tests. A code that was released never changes its meaning.
 
 use std::fmt;
 
@@ -67,8 +67,10 @@ codes! {
 A source must hold everything that its revision names: the target of such a link can change without a new revision, and
 it could bring in files that nobody reviewed.
 
+In a git source no symbolic link is followed.
+
 Wrong:  lists/partners.txt -> /etc/partners.txt
-Right:  lists/partners.txt as a file, or a link to another file of the same source"
+Right:  lists/partners.txt as a file, or in a directory source a link to another file of the same source"
 
     FileTooLarge "WL0002" Error "a file is too large"
 "A file is larger than what is read at most. It was not read at all.
@@ -110,6 +112,15 @@ An empty source never means \"remove every rule\": most often the path is wrong.
 Wrong:  wayleave validate docs/
 Right:  wayleave validate policies/"
 
+    Submodule "WL0007" Error "a submodule is not fetched"
+"A directory of a git source is a submodule: a pointer to a commit of another repository.
+
+A source must hold everything that its revision names. Only the repository of the source is fetched, so the files of a
+submodule are not there, and leaving them out could look like removed rules.
+
+Wrong:  git submodule add https://git.example.org/partners.git policies/partners
+Right:  policies/partners/ as a directory of this repository"
+
     YamlSyntax "WL0101" Error "the YAML cannot be read"
 "The text is not YAML: a missing colon, a bracket that is not closed, or an indentation that fits nothing above it.
 
@@ -135,12 +146,10 @@ Right:  owner: \"net-team\""
 
 Keep one of the two sides, and remove the lines that begin with <<<<<<<, =======, and >>>>>>>.
 
-Wrong:  <<<<<<< HEAD
+Wrong:          via: 192.0.2.2
+        
         via: 192.0.2.1
-        =======
-        via: 192.0.2.2
-        >>>>>>> branch
-Right:  via: 192.0.2.2"
+        Right:  via: 192.0.2.2"
 
     YamlAnchor "WL0105" Error "anchors and aliases are refused"
 "A value is named with `&name` or repeated with `*name`.
@@ -368,6 +377,25 @@ the default of all its routes, and `onAllDown` of a route overrides it.
 Wrong:  {prefix: 10.0.0.0/8, action: pass, onAllDown: drop}
 Right:  {prefix: 10.0.0.0/8, nextHops: [{name: edge-a}], onAllDown: drop}"
 
+    RedundantRoute "WL0314" Warning "a route does what its covering route does"
+"Without this route its packets would meet the next shorter prefix, which belongs to the same policy and does the same. So
+removing the route changes nothing for any packet.
+
+Often it is left over from a time when the two differed. Where it is meant to stay when the covering route changes, the
+warning is the price. Of a prefix list all such lines are one warning.
+
+Wrong:  - {prefix: 10.0.0.0/8, action: drop}
+        - {prefix: 10.1.0.0/16, action: drop}
+Right:  - {prefix: 10.0.0.0/8, action: drop}"
+
+    ShadowedRoute "WL0315" Warning "a route decides no packet"
+"Longer prefixes cover every address of this route, so no packet ever meets it.
+
+Wrong:  - {prefix: 10.0.0.0/8, action: pass}
+        - {prefix: 10.0.0.0/9, action: drop}
+        - {prefix: 10.128.0.0/9, action: drop}
+Right:  - {prefix: 10.0.0.0/8, action: drop}"
+
     ListMissing "WL0401" Error "a prefix list does not exist"
 "`prefixesFrom` names a file that the source does not have. Paths start at the top of the source, not at the policy's
 folder. Files whose name begins with a dot are not part of a source.
@@ -424,6 +452,26 @@ Right:  port: uplink"
 
 Wrong:  ports: {uplink: {device: eth0}, dc: {device: eth0}}
 Right:  ports: {uplink: {device: eth0}, dc: {device: eth1}}"
+
+    TestPacket "WL0701" Error "the packet of a test is no packet"
+"The case describes a packet that cannot be: addresses of two families, ports where the protocol has none, or a length that
+does not hold its own headers.
+
+Wrong:  packet: {src: 198.18.0.1, dst: \"2001:db8::1\"}
+Right:  packet: {src: \"2001:db8:1::1\", dst: \"2001:db8::1\"}"
+
+    TestReference "WL0702" Error "a test names what no policy has"
+"A test expects a policy, a next hop or a route that is nowhere in this source, or only in policies for other nodes than the
+test is for. It could never hold.
+
+Wrong:  expect: {nextHop: egde-a}
+Right:  expect: {nextHop: edge-a}"
+
+    TestContradiction "WL0703" Error "the expectations of a test contradict each other"
+"No packet can do all that the case expects, such as being dropped and sent to a next hop.
+
+Wrong:  expect: {verdict: drop, nextHop: edge-a}
+Right:  expect: {verdict: drop}"
 
     ProbeCheck "WL0801" Error "a probe does not say what to try"
 "A probe makes a TCP connection, gets a page or asks for an echo: exactly one of the three.

@@ -108,34 +108,44 @@ impl Diagnostic {
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     kept: Vec<Diagnostic>,
-    per_file: BTreeMap<String, usize>,
+    per_file: BTreeMap<String, Seen>,
+    errors: usize,
+}
+
+/// How many faults of a file there were, and how many of them were errors.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    all: usize,
     errors: usize,
 }
 
 impl Faults {
     pub(super) fn push(&mut self, diagnostic: Diagnostic) {
-        self.errors += usize::from(diagnostic.severity == Severity::Error);
+        let error = usize::from(diagnostic.severity == Severity::Error);
+        self.errors += error;
         let seen = if let Some(seen) = self.per_file.get_mut(&diagnostic.file) {
             seen
         } else {
             self.per_file.entry(diagnostic.file.clone()).or_default()
         };
-        *seen += 1;
-        if *seen <= limits::DIAGNOSTICS_PER_FILE_MAX {
+        seen.all += 1;
+        seen.errors += error;
+        if seen.all <= limits::DIAGNOSTICS_PER_FILE_MAX {
             self.kept.push(diagnostic);
         }
     }
 
     /// Whether another fault of `file` would only be counted: spares building its message.
     pub(super) fn is_full(&self, file: &str) -> bool {
-        self.per_file.get(file).is_some_and(|seen| *seen >= limits::DIAGNOSTICS_PER_FILE_MAX)
+        self.per_file.get(file).is_some_and(|seen| seen.all >= limits::DIAGNOSTICS_PER_FILE_MAX)
     }
 
     /// Counts an error of a file that [`Self::is_full`].
     pub(super) fn count_error(&mut self, file: &str) {
         self.errors += 1;
         if let Some(seen) = self.per_file.get_mut(file) {
-            *seen += 1;
+            seen.all += 1;
+            seen.errors += 1;
         }
     }
 
@@ -150,9 +160,13 @@ impl Faults {
     /// All of them, by file, place, code and message.
     pub(super) fn finish(mut self) -> Vec<Diagnostic> {
         for (file, seen) in &self.per_file {
-            if let Some(more) = seen.checked_sub(limits::DIAGNOSTICS_PER_FILE_MAX).filter(|more| *more > 0) {
+            if let Some(more) = seen.all.checked_sub(limits::DIAGNOSTICS_PER_FILE_MAX).filter(|more| *more > 0) {
                 let message = format!("and at least {more} more faults in this file");
-                self.kept.push(Diagnostic::new(Code::MoreFaults, file, None, message));
+                let mut diagnostic = Diagnostic::new(Code::MoreFaults, file, None, message);
+                if seen.errors == 0 {
+                    diagnostic.severity = Severity::Warning;
+                }
+                self.kept.push(diagnostic);
             }
         }
         sort(&mut self.kept);
@@ -160,7 +174,8 @@ impl Faults {
     }
 }
 
-fn sort(diagnostics: &mut [Diagnostic]) {
+/// By file, place, code and message.
+pub fn sort(diagnostics: &mut [Diagnostic]) {
     diagnostics.sort_by(|a, b| {
         // A file's own note on how many faults were left out comes after those that were not.
         let key = |d: &Diagnostic| (d.code == Code::MoreFaults, d.span);

@@ -50,10 +50,23 @@ pub(super) struct Metadata {
     pub(super) labels: BTreeMap<String, String>,
 }
 
+/// Which nodes a document is for, by the labels in their own configuration.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Nodes {
+    /// Only nodes that have every one of these labels with this value.
+    #[schemars(length(min = 1, max = 16))]
+    pub(super) labels: BTreeMap<String, String>,
+}
+
 /// Next hops, and the routes that use them.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct RouteSpec {
+    /// Which nodes the policy is for; all of them when left out.
+    #[serde(default)]
+    #[schemars(with = "Nodes")]
+    pub(super) nodes: Option<Nodes>,
     /// The gateways that routes of this policy name.
     #[serde(default)]
     pub(super) next_hops: Vec<NextHop>,
@@ -213,6 +226,138 @@ pub(super) enum RouteAction {
     Pass,
 }
 
+/// Packets, and what must happen to them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct PolicyTest {
+    #[expect(dead_code, reason = "checked by the schema; the field makes the schema require it")]
+    pub(super) api_version: ApiVersion,
+    #[expect(dead_code, reason = "checked by the schema; the field makes the schema require it")]
+    pub(super) kind: PolicyTestKind,
+    pub(super) metadata: Metadata,
+    pub(super) spec: TestSpec,
+}
+
+/// The kind of this document.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) enum PolicyTestKind {
+    PolicyTest,
+}
+
+/// The cases of a test.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TestSpec {
+    /// Which nodes the test is for; all of them when left out.
+    #[serde(default)]
+    #[schemars(with = "Nodes")]
+    pub(super) nodes: Option<Nodes>,
+    #[schemars(length(min = 1, max = 10_000))]
+    pub(super) cases: Vec<TestCase>,
+}
+
+/// One packet and what must happen to it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TestCase {
+    /// What the case is about, in a few words; shown when it fails.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 200))]
+    pub(super) name: Option<String>,
+    pub(super) packet: TestPacket,
+    pub(super) expect: Expect,
+}
+
+/// A packet as it comes in.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TestPacket {
+    /// Source address.
+    pub(super) src: String,
+    /// Destination address, of the same family.
+    pub(super) dst: String,
+    /// tcp (the default), udp, icmp, or a number in quotes.
+    #[serde(default)]
+    #[schemars(with = "String")]
+    pub(super) protocol: Option<String>,
+    #[serde(default)]
+    #[schemars(with = "u16", range(min = 0, max = 65_535))]
+    pub(super) sport: Option<u16>,
+    #[serde(default)]
+    #[schemars(with = "u16", range(min = 0, max = 65_535))]
+    pub(super) dport: Option<u16>,
+    /// TTL or hop limit; 64 when left out.
+    #[serde(default)]
+    #[schemars(with = "u8", range(min = 0, max = 255))]
+    pub(super) ttl: Option<u8>,
+    /// Bytes of the IP packet; just its headers when left out.
+    #[serde(default)]
+    #[schemars(with = "u32", range(min = 20, max = 65_575))]
+    pub(super) length: Option<u32>,
+    /// The port that it comes in by. A node without this port leaves the case out.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), length(min = 1, max = 63))]
+    pub(super) in_port: Option<String>,
+}
+
+/// What must happen to the packet; every key that is written must hold.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1))]
+pub(super) struct Expect {
+    #[serde(default)]
+    #[schemars(with = "TestVerdict")]
+    pub(super) verdict: Option<TestVerdict>,
+    /// Why: one of the reasons that `wayleave trace` gives.
+    #[serde(default)]
+    #[schemars(schema_with = "reason_schema")]
+    pub(super) reason: Option<String>,
+    /// The next hop that the packet is sent to, as NAME or POLICY/NAME, or a list of those that it may be sent to. Those
+    /// that are down at the moment are taken to be up. A node none of whose policies has them leaves the case out.
+    #[serde(default)]
+    #[schemars(schema_with = "names_schema")]
+    pub(super) next_hop: Option<Names>,
+    /// The policy whose route decides.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 63))]
+    pub(super) policy: Option<String>,
+    /// The prefix of the route that decides.
+    #[serde(default)]
+    #[schemars(with = "String")]
+    pub(super) prefix: Option<String>,
+    /// Policy and prefix in one, as POLICY/PREFIX.
+    #[serde(default)]
+    #[schemars(with = "String")]
+    pub(super) rule: Option<String>,
+}
+
+/// What becomes of a packet: sent to a next hop, left to the kernel, or dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum TestVerdict {
+    Forward,
+    Pass,
+    Drop,
+}
+
+/// One name or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Names {
+    One(String),
+    Several(Vec<String>),
+}
+
+fn names_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    // One type list instead of `anyOf`, whose faults nobody can read.
+    schemars::json_schema!({"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1, "maxItems": 256})
+}
+
+fn reason_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let names: Vec<&str> = fib::Reason::ALL.iter().map(|reason| reason.name()).collect();
+    schemars::json_schema!({"enum": names})
+}
+
 /// A node's own configuration: where its policies come from and which devices its ports are.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -260,6 +405,8 @@ pub(super) struct NodeSpec {
     pub(super) state_dir: PathBuf,
     #[serde(default)]
     pub(super) retain: Retain,
+    #[serde(default)]
+    pub(super) guards: Guards,
     /// What must work after a change if it worked before it: else the change is rolled back.
     #[serde(default)]
     #[schemars(length(max = 64))]
@@ -311,6 +458,51 @@ pub enum Attach {
     Native,
     Generic,
     Tc,
+}
+
+/// What an apply refuses until somebody says that it is meant. Plans are never refused.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Guards {
+    /// The share of the live routes that an apply may remove, in percent. Fewer than 10 routes are never too many.
+    #[serde(default = "removed_percent_default")]
+    #[schemars(range(min = 0, max = 100), extend("default" = 10))]
+    pub(super) removed_percent: u8,
+    /// How many routes an apply may remove, however many there are; no such limit when left out.
+    #[serde(default)]
+    #[schemars(with = "u32", range(min = 0))]
+    pub(super) removed_routes: Option<u32>,
+    /// Prefixes from which this node is managed, beside its own addresses on devices that carry no port.
+    #[serde(default)]
+    pub(super) management: Vec<String>,
+    /// Guards that are off on this node.
+    #[serde(default)]
+    pub(super) allow: Vec<Guard>,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        Self {
+            removed_percent: removed_percent_default(),
+            removed_routes: None,
+            management: Vec::new(),
+            allow: Vec::new(),
+        }
+    }
+}
+
+fn removed_percent_default() -> u8 {
+    10
+}
+
+/// A guard: many routes removed, all routes removed, a default route touched, management addresses covered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Guard {
+    Removals,
+    Empty,
+    DefaultRoute,
+    Management,
 }
 
 /// A program that tells by its exit code whether something works.

@@ -12,21 +12,33 @@ mod node;
 pub mod prefix;
 mod probe;
 mod quantity;
+mod redundant;
 mod route_policy;
 mod routes;
 pub mod schema;
+mod selector;
+mod test;
 mod validate;
 mod yaml;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
-pub use document::{Attach, OnAllDown};
-pub use node::{NodeConfig, Port, Probation, check_ports, node_config};
+pub use document::{Attach, Guard, OnAllDown};
+pub use node::{Guards, NodeConfig, Port, Probation, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
 pub use probe::{Check, Probe};
+pub use redundant::redundant;
+pub use selector::Selector;
+pub use test::{Case, Expectation, PolicyTest};
 pub use validate::{Validated, validate};
+
+/// A duration as documents write it, such as `200ms`, `5s`, `2m` or `1h`; 1 ms to 24 h.
+pub fn duration(text: &str) -> Option<std::time::Duration> {
+    quantity::duration_ms(text).map(std::time::Duration::from_millis)
+}
 
 /// Where a rule was written: a file of the snapshot (index into [`Policy::files`]) and its 1-based line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +47,7 @@ pub struct Origin {
     pub line: u32,
 }
 
-/// The checked intent of one snapshot: every reference resolves, no prefix is written twice.
+/// The checked intent of one snapshot: every reference resolves, and no node gets a prefix twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Identity of the snapshot, `dir@sha256:…` or `branch@sha1:…`.
@@ -46,17 +58,62 @@ pub struct Policy {
     pub route_policies: Vec<RoutePolicy>,
 }
 
+impl Policy {
+    /// Whether two policies, which are for different nodes then, write the same prefix: no one image can hold all of it.
+    pub fn is_of_several_nodes(&self) -> bool {
+        if self.route_policies.iter().all(|policy| policy.nodes == Selector::default()) {
+            return false;
+        }
+        let mut prefixes: Vec<Prefix> =
+            self.route_policies.iter().flat_map(|policy| policy.routes.iter().map(|route| route.prefix)).collect();
+        prefixes.sort_unstable();
+        prefixes.windows(2).any(|pair| pair[0] == pair[1])
+    }
+
+    /// What of it is for a node with `labels`. Files of which nothing is left are not named any more: what is written for
+    /// other nodes changes no byte of this node's image.
+    #[must_use]
+    pub fn for_node(mut self, labels: &BTreeMap<String, String>) -> Self {
+        let all = self.route_policies.len();
+        self.route_policies.retain(|policy| policy.nodes.matches(labels));
+        if self.route_policies.len() == all {
+            return self;
+        }
+        let mut used = BTreeSet::new();
+        for policy in &self.route_policies {
+            used.insert(policy.origin.file);
+            used.extend(policy.next_hops.iter().map(|hop| hop.origin.file));
+            used.extend(policy.routes.iter().map(|route| route.origin.file));
+        }
+        let number: BTreeMap<u32, u32> = used.iter().copied().zip(0..).collect();
+        let renumber = |origin: &mut Origin| origin.file = number.get(&origin.file).copied().unwrap_or(u32::MAX);
+        for policy in &mut self.route_policies {
+            renumber(&mut policy.origin);
+            policy.next_hops.iter_mut().for_each(|hop| renumber(&mut hop.origin));
+            policy.routes.iter_mut().for_each(|route| renumber(&mut route.origin));
+        }
+        let mut at = 0;
+        self.files.retain(|_| {
+            at += 1;
+            used.contains(&(at - 1))
+        });
+        self
+    }
+}
+
 /// One `RoutePolicy` document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoutePolicy {
     pub name: String,
     pub owner: Option<String>,
+    /// The nodes that it is for.
+    pub nodes: Selector,
     pub origin: Origin,
     /// In the order written; names are unique within the policy. Every entry is kept, used or not.
     pub next_hops: Vec<NextHop>,
     /// Distinct next-hop groups that the routes use; a route names one by its index.
     pub groups: Vec<NextHopGroup>,
-    /// Sorted by prefix (IPv4 before IPv6, then address, then length); unique across all policies of the snapshot.
+    /// Sorted by prefix (IPv4 before IPv6, then address, then length); unique across all policies that one node can have.
     pub routes: Vec<Route>,
     /// What must work after a change if it worked before it. No part of an image.
     pub probes: Vec<Probe>,

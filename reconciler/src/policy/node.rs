@@ -1,13 +1,16 @@
 //! A node's own configuration: text in, checked [`NodeConfig`] or diagnostics out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Faults, suggestion};
-use super::document::{self, Attach};
+use super::document::{self, Attach, Guard};
+use super::list::parse_prefix;
+use super::prefix::Prefix;
 use super::probe::{Probe, read_node_probes};
+use super::route_policy::prefix_fault;
 use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
 use super::yaml::{self, Node, Step};
 use super::{Policy, quantity};
@@ -31,6 +34,26 @@ pub struct NodeConfig {
     /// What must work after a change if it worked before it.
     pub probes: Vec<Probe>,
     pub probation: Probation,
+    pub guards: Guards,
+}
+
+/// What an apply on this node refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guards {
+    /// Of the live routes; 0 to 100.
+    pub removed_percent: u8,
+    pub removed_routes: Option<usize>,
+    /// Where the node is managed from, beside its own addresses.
+    pub management: Vec<Prefix>,
+    /// Those that are off.
+    pub allow: BTreeSet<Guard>,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        let removed_percent = document::Guards::default().removed_percent;
+        Self { removed_percent, removed_routes: None, management: Vec::new(), allow: BTreeSet::new() }
+    }
 }
 
 /// How long a change must prove itself.
@@ -105,6 +128,7 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
     let interval_ms = quantity(&spec.probation.interval, interval, quantity::duration_ms, duration);
     let probes = read_node_probes(file, root, &spec.probes, &spec.probe_commands, faults);
     check_port_entries(file, root, &spec.ports, faults);
+    let guards = guards(file, root, spec.guards, faults);
     let folder = path.parent().unwrap_or(Path::new(""));
     Some(NodeConfig {
         name: written.metadata.name,
@@ -123,7 +147,27 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
             interval: Duration::from_millis(interval_ms?),
             failures: spec.probation.failures,
         },
+        guards,
     })
+}
+
+fn guards(file: &str, root: &Node, written: document::Guards, faults: &mut Faults) -> Guards {
+    let mut management = Vec::new();
+    for (index, text) in written.management.iter().enumerate() {
+        match parse_prefix(text) {
+            Ok(prefix) => management.push(prefix),
+            Err(error) => {
+                let path = [Step::Key("spec"), Step::Key("guards"), Step::Key("management"), Step::Item(index)];
+                faults.push(prefix_fault(file, root.place(&path), &error));
+            }
+        }
+    }
+    Guards {
+        removed_percent: written.removed_percent,
+        removed_routes: written.removed_routes.map(|routes| routes as usize),
+        management,
+        allow: written.allow.into_iter().collect(),
+    }
 }
 
 fn check_port_entries(file: &str, root: &Node, ports: &BTreeMap<String, document::Port>, faults: &mut Faults) {

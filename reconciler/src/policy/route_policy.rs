@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use crate::source::{FileFault, SourceFile, is_yaml};
+use crate::source::{SourceFile, is_yaml};
 
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Span, did_you_mean, suggestion};
@@ -13,7 +13,7 @@ use super::prefix::{Prefix, PrefixError};
 use super::probe::read_probes;
 use super::validate::{Run, file_fault};
 use super::yaml::{Node, Step};
-use super::{Action, NextHop, NextHopGroup, Origin, RoutePolicy, schema};
+use super::{Action, NextHop, NextHopGroup, Origin, RoutePolicy, Selector, schema};
 
 /// The document being read.
 struct Reader<'r, 's> {
@@ -30,6 +30,7 @@ struct Reader<'r, 's> {
     hop_by_name: HashMap<String, u32>,
     groups: Vec<NextHopGroup>,
     group_by_members: HashMap<NextHopGroup, u32>,
+    nodes: &'r Selector,
     /// What routes do that say nothing else.
     on_all_down: OnAllDown,
     /// The groups of a next hop alone, by what is done when it is down; made when a list line first names it.
@@ -58,6 +59,7 @@ pub(super) fn read_route_policy<'s>(
 ) {
     let file_id = run.use_file(file);
     let policy = u32::try_from(run.policies.len()).unwrap_or(u32::MAX);
+    let nodes = Selector::new(written.spec.nodes.map(|nodes| nodes.labels).unwrap_or_default());
     let mut reader = Reader {
         run,
         file,
@@ -70,6 +72,7 @@ pub(super) fn read_route_policy<'s>(
         hop_by_name: HashMap::new(),
         groups: Vec::new(),
         group_by_members: HashMap::new(),
+        nodes: &nodes,
         on_all_down: written.spec.on_all_down,
         group_of_hop: Vec::new(),
     };
@@ -83,10 +86,12 @@ pub(super) fn read_route_policy<'s>(
     let name = &written.metadata.name;
     let probes = read_probes(file, root, &written.spec.probes, Some(name), &mut reader.run.faults);
     let Reader { run, next_hops, groups, .. } = reader;
+    let line = root.place(&[Step::Key("metadata"), Step::Key("name")]).start.line;
     run.policies.push(RoutePolicy {
         name: written.metadata.name,
         owner: written.metadata.owner,
-        origin: Origin { file: file_id, line: root.place(&[Step::Key("metadata"), Step::Key("name")]).start.line },
+        nodes: nodes.clone(),
+        origin: Origin { file: file_id, line },
         next_hops,
         groups,
         routes: Vec::new(), // `RouteTable::distribute` fills them in
@@ -346,21 +351,22 @@ impl<'s> Reader<'_, 's> {
             self.run.faults.push(diagnostic.maybe_help(help));
             return None;
         };
-        if let Some((first_file, first)) = self.run.lists.get(file.as_str()) {
+        let readers = self.run.lists.entry(file).or_default();
+        if let Some((first_file, first, _)) = readers.iter().find(|(.., nodes)| nodes.can_meet(self.nodes)) {
             let message = format!("the list `{path}` is read by two routes, so every prefix of it is written twice");
             let diagnostic = Diagnostic::new(Code::DuplicatePrefix, self.file, Some(span), message);
             let diagnostic = diagnostic.related(first_file, *first, "first read here");
             self.run.faults.push(diagnostic);
             return None;
         }
-        self.run.lists.insert(file, (self.file.to_owned(), span));
+        readers.push((self.file.to_owned(), span, self.nodes.clone()));
         match entry {
             SourceFile::Content(bytes) => match super::yaml::decode(file, bytes) {
                 Ok(text) => return Some((file, text)),
                 Err(diagnostic) => self.run.faults.push(diagnostic),
             },
             // Links and documents were reported when the source was gone through.
-            SourceFile::Fault(FileFault::LeavesSource { .. } | FileFault::Cycle) => {}
+            SourceFile::Fault(fault) if fault.hides_files() => {}
             SourceFile::Fault(_) if is_yaml(file) => {}
             SourceFile::Fault(fault) => {
                 self.run.faults.push(file_fault(file, fault).related(self.file, span, "named here"));
@@ -488,7 +494,7 @@ fn mixed(file: &str, span: Span, prefix: Prefix, is_ipv4: Option<bool>) -> Optio
     Some(Diagnostic::new(Code::MixedFamilies, file, Some(span), message).help("use next hops of the prefix's family"))
 }
 
-fn prefix_fault(file: &str, span: Span, error: &PrefixError) -> Diagnostic {
+pub(super) fn prefix_fault(file: &str, span: Span, error: &PrefixError) -> Diagnostic {
     match error {
         PrefixError::HostBits { network, .. } => {
             Diagnostic::new(Code::HostBits, file, Some(span), error.to_string()).help(format!("write {network}"))

@@ -70,14 +70,26 @@ impl<'s> RouteTable<'s> {
         }
     }
 
-    /// Sorts both tables and reports every prefix that is written twice, at its later place.
-    pub(super) fn sort(&mut self, faults: &mut Faults) {
+    /// Sorts both tables and reports every prefix that one node would get twice, at its later place.
+    pub(super) fn sort(&mut self, policies: &[RoutePolicy], faults: &mut Faults) {
         // Lists are usually sorted already, which this sort notices. Places break ties, so the order of files does not.
         self.ipv4.sort_unstable_by_key(|r| (r.key, r.origin, r.site));
         self.ipv6.sort_unstable_by_key(|r| (r.key, r.origin, r.site));
         let mut places = Places { snapshot: self.snapshot, files: None, sites: &self.sites, lines: HashMap::new() };
-        duplicates(&self.ipv4, ipv4_prefix, &mut places, faults);
-        duplicates(&self.ipv6, ipv6_prefix, &mut places, faults);
+        duplicates(&self.ipv4, ipv4_prefix, policies, &mut places, faults);
+        duplicates(&self.ipv6, ipv6_prefix, policies, &mut places, faults);
+    }
+
+    /// The policies that write `prefix`, by index; of sorted tables.
+    pub(super) fn writers(&self, prefix: Prefix) -> Vec<u32> {
+        fn of<K: Ord + Copy>(rows: &[Row<K>], key: K) -> Vec<u32> {
+            let first = rows.partition_point(|row| row.key < key);
+            rows[first..].iter().take_while(|row| row.key == key).map(|row| row.policy).collect()
+        }
+        match prefix {
+            Prefix::V4(address, length) => of(&self.ipv4, u64::from(address.to_bits()) << 8 | u64::from(length)),
+            Prefix::V6(address, length) => of(&self.ipv6, (address.to_bits(), length)),
+        }
     }
 
     /// Gives every policy its routes, in order; `numbers` are the final numbers of files.
@@ -109,13 +121,26 @@ fn give<K: Copy>(rows: &[Row<K>], prefix: fn(K) -> Prefix, policies: &mut [Route
     }
 }
 
-fn duplicates<K: Copy + Eq>(rows: &[Row<K>], prefix: fn(K) -> Prefix, places: &mut Places, faults: &mut Faults) {
-    let mut first = 0;
+fn duplicates<K: Copy + Eq>(
+    rows: &[Row<K>],
+    prefix: fn(K) -> Prefix,
+    policies: &[RoutePolicy],
+    places: &mut Places,
+    faults: &mut Faults,
+) {
+    let nodes = |row: &Row<K>| policies.get(row.policy as usize).map(|policy| &policy.nodes);
+    let mut begin = 0;
     for at in 1..rows.len() {
-        if rows[at].key != rows[first].key {
-            first = at;
+        if rows[at].key != rows[begin].key {
+            begin = at;
             continue;
         }
+        let meets = |other: &Row<K>| match (nodes(other), nodes(&rows[at])) {
+            (Some(theirs), Some(ours)) => theirs.can_meet(ours),
+            _ => true,
+        };
+        // Policies for different nodes may write the same prefix: no node gets it twice.
+        let Some(first) = (begin..at).find(|&other| meets(&rows[other])) else { continue };
         let file = places.file(rows[at].origin);
         if faults.is_full(file) {
             faults.count_error(file);

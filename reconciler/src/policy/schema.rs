@@ -73,14 +73,20 @@ pub(super) struct DocumentKind {
 }
 
 /// The kinds that a source may hold.
-pub(super) const POLICY_KINDS: &[DocumentKind] =
-    &[DocumentKind { name: "RoutePolicy", schema: schema_of::<document::RoutePolicy>, validator: || &ROUTE_POLICY }];
+pub(super) const POLICY_KINDS: &[DocumentKind] = &[
+    DocumentKind { name: "RoutePolicy", schema: schema_of::<document::RoutePolicy>, validator: || &ROUTE_POLICY },
+    DocumentKind { name: POLICY_TEST, schema: schema_of::<document::PolicyTest>, validator: || &TEST },
+];
+
+/// The kind that holds no rules.
+pub(super) const POLICY_TEST: &str = "PolicyTest";
 
 /// The kinds that a node's configuration may have.
 pub(super) const CONFIG_KINDS: &[DocumentKind] =
     &[DocumentKind { name: "NodeConfig", schema: schema_of::<document::NodeConfig>, validator: || &NODE_CONFIG }];
 
 static ROUTE_POLICY: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::RoutePolicy>()));
+static TEST: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::PolicyTest>()));
 static NODE_CONFIG: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::NodeConfig>()));
 
 /// A schema ready for use; kept beside its validator to look up which keys a place knows.
@@ -274,13 +280,11 @@ fn translate(
             Diagnostic::new(Code::MissingKey, file, Some(span), format!("{name} needs the key `{key}`"))
         }
         Kind::Type { .. } => {
-            let wanted = rule(schema, error.schema_path()).and_then(Json::as_str).unwrap_or("another type");
-            let wanted = match wanted {
-                "string" => "a text",
-                "object" => "a mapping",
-                "array" => "a list",
-                "integer" => "a whole number",
-                other => other,
+            let wanted = match rule(schema, error.schema_path()) {
+                Some(Json::String(one)) => type_words(one),
+                // The only place that takes two.
+                Some(Json::Array(_)) => "a text or a list",
+                _ => "another type",
             };
             let diagnostic = fault(Code::WrongType, format!("{name} must be {wanted}, this is {}", describe(node)));
             match (&node.value, wanted) {
@@ -327,6 +331,16 @@ fn translate(
 /// The rule itself: what stands in the schema at `path`.
 fn rule<'s>(schema: &'s Json, path: &Location) -> Option<&'s Json> {
     schema.pointer(path.as_str())
+}
+
+fn type_words(name: &str) -> &str {
+    match name {
+        "string" => "a text",
+        "object" => "a mapping",
+        "array" => "a list",
+        "integer" => "a whole number",
+        other => other,
+    }
 }
 
 /// The keys that a mapping may have, from the path of its `additionalProperties`.

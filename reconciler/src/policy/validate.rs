@@ -10,14 +10,17 @@ use super::document;
 use super::route_policy::read_route_policy;
 use super::routes::RouteTable;
 use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
+use super::test::{PolicyTest, Reference, check_references, read_test};
 use super::yaml::{self, Node, Step, Value};
-use super::{Policy, RoutePolicy, limits};
+use super::{Policy, RoutePolicy, Selector, limits};
 
 /// What validation made of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Validated {
     /// Present exactly when no diagnostic is an error.
     pub policy: Option<Policy>,
+    /// By name; empty when there is no policy.
+    pub tests: Vec<PolicyTest>,
     /// By file, place, code and message.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -30,9 +33,11 @@ pub(super) struct Run<'s> {
     pub(super) table: RouteTable<'s>,
     pub(super) file_ids: HashMap<&'s str, u32>,
     pub(super) used_files: HashSet<u32>,
-    /// Lists already read, with the place that names them.
-    pub(super) lists: BTreeMap<&'s str, (String, Span)>,
+    /// Lists already read, with the places that name them and the nodes that those are for.
+    pub(super) lists: BTreeMap<&'s str, Vec<(String, Span, Selector)>>,
     pub(super) policies: Vec<RoutePolicy>,
+    /// With what their references need to be checked, once every policy is known.
+    pub(super) tests: Vec<(PolicyTest, Vec<Reference>)>,
 }
 
 /// Checks every document and list of `snapshot`.
@@ -46,27 +51,29 @@ pub fn validate(snapshot: &Snapshot) -> Validated {
         used_files: HashSet::new(),
         lists: BTreeMap::new(),
         policies: Vec::new(),
+        tests: Vec::new(),
     };
-    let mut names: HashMap<String, (String, Span)> = HashMap::new();
+    let mut names = Names::new();
     let mut documents = 0;
     for (file, entry) in &snapshot.files {
         match entry {
             SourceFile::Fault(fault) => {
-                let link = matches!(fault, FileFault::LeavesSource { .. } | FileFault::Cycle);
-                if link || is_yaml(file) {
+                if fault.hides_files() || is_yaml(file) {
                     run.faults.push(file_fault(file, fault));
                 }
                 documents += usize::from(is_yaml(file));
             }
             SourceFile::Content(bytes) if is_yaml(file) => {
-                documents += 1;
-                run.document(file, bytes, &mut names);
+                documents += usize::from(run.document(file, bytes, &mut names));
             }
             SourceFile::Content(_) => {}
         }
     }
     if documents == 0 {
-        let message = "the source holds no policy document (`*.yaml` or `*.yml`)";
+        let message = match run.tests.is_empty() {
+            true => "the source holds no policy document (`*.yaml` or `*.yml`)",
+            false => "the source holds tests and no policy",
+        };
         run.faults.push(
             Diagnostic::new(Code::NoPolicy, ".", None, message)
                 .help("an empty source never means \"remove every rule\""),
@@ -75,12 +82,16 @@ pub fn validate(snapshot: &Snapshot) -> Validated {
     run.finish()
 }
 
+/// Where a name of a kind is first used.
+type Names = HashMap<(&'static str, String), (String, Span)>;
+
 /// A file that could not be taken, as a diagnostic.
 pub(super) fn file_fault(file: &str, fault: &FileFault) -> Diagnostic {
     let (code, help) = match fault {
-        FileFault::LeavesSource { .. } | FileFault::Cycle => {
+        FileFault::LeavesSource { .. } | FileFault::Cycle | FileFault::Link { .. } => {
             (Code::LinkLeavesSource, "put the file itself into the source")
         }
+        FileFault::Submodule { .. } => (Code::Submodule, "put the files themselves into the source"),
         FileFault::Oversized { .. } => (Code::FileTooLarge, "tables of this size belong in several lists"),
         FileFault::Unreadable { .. } | FileFault::NotRegular | FileFault::Name => {
             (Code::FileUnreadable, "rules that cannot be read are not removed rules: nothing is applied")
@@ -112,47 +123,63 @@ fn without_faulty_routes(root: &Node, diagnostics: &[Diagnostic]) -> Option<Node
 }
 
 impl<'s> Run<'s> {
-    fn document(&mut self, file: &'s str, bytes: &'s [u8], names: &mut HashMap<String, (String, Span)>) {
+    /// Reads one document; says whether it holds, or should hold, rules.
+    fn document(&mut self, file: &'s str, bytes: &'s [u8], names: &mut Names) -> bool {
         let text = match yaml::decode(file, bytes) {
             Ok(text) => text,
             Err(diagnostic) => {
                 self.faults.push(diagnostic);
-                return;
+                return true;
             }
         };
         let parsed = yaml::parse(file, text);
         self.faults.extend(parsed.diagnostics);
-        let Some(mut root) = parsed.root else { return };
+        let Some(mut root) = parsed.root else { return true };
         let mut whole = true;
-        if let Err(diagnostics) = schema::check(file, &root, POLICY_KINDS, CONFIG_KINDS) {
-            // The other routes are read all the same, so that one run shows every fault.
-            let rest = without_faulty_routes(&root, &diagnostics);
-            self.faults.extend(diagnostics);
-            let Some(rest) = rest.filter(|r| schema::check(file, r, POLICY_KINDS, CONFIG_KINDS).is_ok()) else {
-                return;
-            };
-            root = rest;
-            whole = false;
-        }
-        let written: document::RoutePolicy = match schema::typed(file, &root) {
-            Ok(written) => written,
-            Err(diagnostic) => {
-                self.faults.push(diagnostic);
-                return;
+        let kind = match schema::check(file, &root, POLICY_KINDS, CONFIG_KINDS) {
+            Ok(kind) => kind,
+            Err(diagnostics) => {
+                // The other routes are read all the same, so that one run shows every fault.
+                let rest = without_faulty_routes(&root, &diagnostics);
+                self.faults.extend(diagnostics);
+                let Some(rest) = rest else { return true };
+                let Ok(kind) = schema::check(file, &rest, POLICY_KINDS, CONFIG_KINDS) else { return true };
+                root = rest;
+                whole = false;
+                kind
             }
         };
-        self.claim_name(file, &root, &written.metadata.name, names);
-        read_route_policy(self, file, &root, written, whole);
+        if kind.name == schema::POLICY_TEST {
+            if let Some(written) = self.typed::<document::PolicyTest>(file, &root) {
+                self.claim_name(file, &root, kind.name, &written.metadata.name, names);
+                let test = read_test(file, &root, written, &mut self.faults);
+                self.tests.push(test);
+            }
+            return false;
+        }
+        if let Some(written) = self.typed::<document::RoutePolicy>(file, &root) {
+            self.claim_name(file, &root, kind.name, &written.metadata.name, names);
+            read_route_policy(self, file, &root, written, whole);
+        }
+        true
     }
 
-    fn claim_name(&mut self, file: &str, root: &Node, name: &str, names: &mut HashMap<String, (String, Span)>) {
+    fn typed<T: serde::de::DeserializeOwned>(&mut self, file: &str, root: &Node) -> Option<T> {
+        schema::typed(file, root).map_err(|diagnostic| self.faults.push(diagnostic)).ok()
+    }
+
+    fn claim_name(&mut self, file: &str, root: &Node, kind: &'static str, name: &str, names: &mut Names) {
         let span = root.place(&[Step::Key("metadata"), Step::Key("name")]);
-        if let Some((first_file, first)) = names.get(name) {
-            let message = format!("the policy name `{name}` is used twice");
+        let key = (kind, name.to_owned());
+        if let Some((first_file, first)) = names.get(&key) {
+            let message = match kind {
+                schema::POLICY_TEST => format!("the test name `{name}` is used twice"),
+                _ => format!("the policy name `{name}` is used twice"),
+            };
             let diagnostic = Diagnostic::new(Code::DuplicatePolicy, file, Some(span), message);
             self.faults.push(diagnostic.related(first_file, *first, "first used here"));
         } else {
-            names.insert(name.to_owned(), (file.to_owned(), span));
+            names.insert(key, (file.to_owned(), span));
         }
     }
 
@@ -164,10 +191,16 @@ impl<'s> Run<'s> {
     }
 
     fn finish(mut self) -> Validated {
-        self.table.sort(&mut self.faults);
+        self.table.sort(&self.policies, &mut self.faults);
         self.check_limits();
+        // What cannot be found in policies with faults may be there once those are gone.
+        if !self.faults.has_errors() {
+            for (test, references) in &self.tests {
+                check_references(test, references, &self.policies, &self.table, &mut self.faults);
+            }
+        }
         if self.faults.has_errors() {
-            return Validated { policy: None, diagnostics: self.faults.finish() };
+            return Validated { policy: None, tests: Vec::new(), diagnostics: self.faults.finish() };
         }
         let mut files = Vec::with_capacity(self.used_files.len());
         let mut numbers = vec![0_u32; self.snapshot.files.len()];
@@ -186,7 +219,9 @@ impl<'s> Run<'s> {
         }
         self.policies.sort_by(|a, b| a.name.cmp(&b.name));
         let policy = Policy { revision: self.snapshot.revision.clone(), files, route_policies: self.policies };
-        Validated { policy: Some(policy), diagnostics: self.faults.finish() }
+        let mut tests: Vec<PolicyTest> = self.tests.into_iter().map(|(test, _)| test).collect();
+        tests.sort_by(|a, b| a.name.cmp(&b.name));
+        Validated { policy: Some(policy), tests, diagnostics: self.faults.finish() }
     }
 
     fn check_limits(&mut self) {

@@ -90,6 +90,8 @@ pub struct Wanted {
     pub retain_generations: usize,
     /// How many bytes of kernel memory generations may take; the live one and its parent are always kept.
     pub retain_bytes: Option<u64>,
+    /// A generation that is kept whatever else is retained.
+    pub keep: Option<u64>,
 }
 
 /// One thing to do.
@@ -226,7 +228,7 @@ fn retire(found: &Found, wanted: &Wanted, live: u64) -> Vec<Step> {
         kept += 1;
         bytes = bytes.saturating_add(capacity as u64);
         let over_budget = kept > 2 && wanted.retain_bytes.is_some_and(|budget| bytes > budget);
-        if kept > wanted.retain_generations || over_budget {
+        if (kept > wanted.retain_generations || over_budget) && wanted.keep != Some(number) {
             retire.push(Step::Retire { generation: number });
         }
     }
@@ -254,6 +256,7 @@ mod tests {
             attachments: attachments.to_vec(),
             retain_generations: 3,
             retain_bytes: None,
+            keep: None,
         }
     }
 
@@ -424,6 +427,13 @@ mod tests {
         let removed: Vec<_> =
             steps(&found, &wanted).into_iter().filter(|s| matches!(s, Step::RemoveClass { .. })).collect();
         assert_eq!(removed, [Step::RemoveClass { bits: 20 }, Step::RemoveClass { bits: 22 }]);
+    }
+
+    #[test]
+    fn what_would_be_rolled_back_to_is_kept() {
+        let mut wanted = wanted(2, &[port("lan", 3)]);
+        wanted.keep = Some(5);
+        assert!(!steps(&running(), &wanted).iter().any(|s| matches!(s, Step::Retire { .. })));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! the same revision wherever they lie.
 
 mod directory;
+pub mod git;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,7 +17,8 @@ pub use directory::read_directory;
 /// The files of one source state, by source-relative path with `/` between the parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// `dir@sha256:…` over path and content of every file; independent of the order in which they were read.
+    /// `dir@sha256:…` over path and content of every file; independent of the order in which they were read. For git
+    /// `main@sha1:…`, `v1.2.0@sha1:…` or `sha1:…`: name and commit.
     pub revision: String,
     pub files: BTreeMap<String, SourceFile>,
 }
@@ -35,6 +37,10 @@ pub enum FileFault {
     Oversized { size_bytes: u64, limit_bytes: u64 },
     #[error("the symbolic link leaves the source: it leads to `{target}`")]
     LeavesSource { target: String },
+    #[error("symbolic links are not followed in git sources; this one leads to `{target}`")]
+    Link { target: String },
+    #[error("submodules are not fetched; this one stands at the commit {commit}")]
+    Submodule { commit: String },
     #[error("the symbolic link leads back to a directory that contains it")]
     Cycle,
     #[error("the file cannot be read: {reason}")]
@@ -43,6 +49,13 @@ pub enum FileFault {
     NotRegular,
     #[error("the name is not valid UTF-8")]
     Name,
+}
+
+impl FileFault {
+    /// Whether files that a reviewer would expect are not among the source's: a fault even where nobody names the path.
+    pub fn hides_files(&self) -> bool {
+        matches!(self, Self::LeavesSource { .. } | Self::Cycle | Self::Link { .. } | Self::Submodule { .. })
+    }
 }
 
 /// Why a source gave no snapshot at all.
@@ -64,6 +77,8 @@ pub enum SourceError {
     TooLarge { path: PathBuf, what: &'static str, limit: u64 },
     #[error("the files of `{path}` kept changing while they were read")]
     Changing { path: PathBuf },
+    #[error(transparent)]
+    Git(#[from] git::GitError),
 }
 
 /// How much of a source is read at most.

@@ -15,6 +15,7 @@ mod internet;
 mod lab;
 mod live;
 mod lookup;
+mod plan;
 mod programs;
 mod report;
 
@@ -27,7 +28,7 @@ use internet::{Random, Table};
 use lab::Lab;
 use report::Report;
 
-const USAGE: &str = "usage: bench [--quick] [--only live|follow|lookup|forward] [--out DIRECTORY]
+const USAGE: &str = "usage: bench [--quick] [--only plan|live|follow|lookup|forward] [--out DIRECTORY]
 
   --quick  small tables and few repetitions: shows that everything works, measures little
   --only   one part instead of all
@@ -61,7 +62,7 @@ impl Options {
                 _ => bail!("{USAGE}"),
             }
         }
-        if only.as_deref().is_some_and(|only| !["live", "follow", "lookup", "forward"].contains(&only)) {
+        if only.as_deref().is_some_and(|only| !["plan", "live", "follow", "lookup", "forward"].contains(&only)) {
             bail!("{USAGE}");
         }
         let (repetitions, live_repetitions, changes, forward_repetitions, frames) =
@@ -90,6 +91,9 @@ fn main() -> Result<()> {
     }
     let mut report = Report::default();
     let lab = Lab::new()?;
+    if options.wants("plan") {
+        plan::run(&table, &options, &mut report)?;
+    }
     if options.wants("live") {
         live::run(&lab, &table, &options, &mut report)?;
     }

@@ -1,0 +1,219 @@
+//! Changes that must prove themselves: by probes that passed before, or by a person's word. What fails is rolled back, whoever
+//! is still alive to see it.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use wayleave_tests::{Daemon, Outcome, TestNode, Topology, require_root_and_bpf};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// The server that clients reach through the router, behind up-a.
+const SERVER: &str = "198.51.100.9";
+const PORT: u16 = 8080;
+
+/// Sends the server's prefix to up-a, where it is, or into the sink; `more` makes rules that differ and harm nobody.
+fn policy(to_sink: bool, more: u8) -> String {
+    let hop = if to_sink { "z" } else { "a" };
+    format!(
+        "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {{name: web}}\nspec:\n  nextHops:\n    - {{name: a, via: \
+         10.77.1.2, port: uplink-a}}\n    - {{name: z, via: 10.77.255.2, port: sink}}\n  routes:\n    - {{prefix: \
+         198.51.100.0/24, nextHops: [{{name: {hop}}}]}}\n    - {{prefix: 192.0.2.{more}/32, nextHops: [{{name: a}}]}}\n    \
+         - {{prefix: 192.0.2.255/32, nextHops: [{{name: z}}]}}\n"
+    )
+}
+
+/// A node whose probe is a client's connection through it.
+fn node<'n>(lab: &'n Topology, probation: &str) -> TestNode<'n> {
+    let mut node = TestNode::router(lab).unwrap();
+    let client = lab.client.namespace.name();
+    node.set_spec(&format!(
+        "probation: {probation}\nprobeCommands:\n  - {{name: web, timeout: 500ms, run: [ip, netns, exec, {client}, bash, -c, \
+         \"exec 3<>/dev/tcp/{SERVER}/{PORT}\"]}}"
+    ))
+    .unwrap();
+    node.write("web.yaml", &policy(false, 0)).unwrap();
+    node
+}
+
+fn lab() -> (Topology, TcpListener) {
+    require_root_and_bpf().unwrap();
+    let lab = Topology::router().unwrap();
+    lab.fix_neighbours().unwrap();
+    let listener = lab.upstream(0).unwrap().namespace.enter(|| TcpListener::bind((SERVER, PORT)).unwrap()).unwrap();
+    (lab, listener)
+}
+
+fn reachable(lab: &Topology) -> bool {
+    let address = format!("{SERVER}:{PORT}").parse().unwrap();
+    lab.client.namespace.enter(|| TcpStream::connect_timeout(&address, SECOND / 2).is_ok()).unwrap()
+}
+
+fn probation(node: &TestNode, key: &str) -> Value {
+    node.status().unwrap()["probation"][key].clone()
+}
+
+/// Waits until the last change that had to prove itself stands so.
+fn wait_for(node: &TestNode, state: &str) -> Value {
+    let deadline = Instant::now() + 20 * SECOND;
+    loop {
+        let status = node.status().unwrap();
+        if status["probation"]["state"] == state {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "not {state}: {:#}", status["probation"]);
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn apply(node: &TestNode, more: &[&str]) -> Outcome {
+    node.run(&[&["apply", "--auto-approve"], more].concat()).unwrap()
+}
+
+fn spawn(node: &TestNode, arguments: &[&str]) -> Child {
+    node.command(arguments).unwrap().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn a_change_that_breaks_what_worked_is_rolled_back_at_once() {
+    let (lab, _server) = lab();
+    let node = node(&lab, "{window: 2s, interval: 100ms}");
+    // Nothing passed before the first rules: nothing is expected of them.
+    let first = apply(&node, &[]);
+    assert_eq!(first.code, Some(0), "{first:?}");
+    assert!(first.stderr.contains("the probe web fails already"), "{first:?}");
+    assert!(reachable(&lab));
+    let before = node.status().unwrap();
+    node.write("web.yaml", &policy(true, 0)).unwrap();
+    let begun = Instant::now();
+    let broken = apply(&node, &[]);
+    assert_eq!(broken.code, Some(6), "{broken:?}");
+    assert!(broken.stderr.contains("generation 2 was rolled back: the probe web passed before it"), "{broken:?}");
+    assert!(reachable(&lab), "{broken:?}");
+    assert!(begun.elapsed() < 15 * SECOND, "{:?}", begun.elapsed());
+    let after = node.status().unwrap();
+    assert_eq!((&after["digest"], &after["generation"]), (&before["digest"], &3.into()), "{after:#}");
+    assert_eq!((&after["probation"]["state"], &after["health"]), (&"rolled-back".into(), &"ok".into()), "{after:#}");
+    let history = node.succeed(&["history"]).unwrap().stdout;
+    assert!(history.contains("generation 2: the probe web passed before it and fails now"), "{history}");
+    // A good change proves itself.
+    node.write("web.yaml", &policy(false, 7)).unwrap();
+    let good = apply(&node, &[]);
+    assert_eq!(good.code, Some(0), "{good:?}");
+    assert!(good.stderr.contains("generation 4 has proved itself"), "{good:?}");
+}
+
+#[test]
+fn a_change_that_nobody_confirms_is_rolled_back_though_everybody_is_dead() {
+    let (lab, _server) = lab();
+    let node = node(&lab, "{window: 100ms}");
+    apply(&node, &[]);
+    // A person in time.
+    node.write("web.yaml", &policy(false, 1)).unwrap();
+    let mut waiting = spawn(&node, &["apply", "--auto-approve", "--confirm-timeout", "30s"]);
+    wait_for(&node, "pending");
+    let confirmed = node.succeed(&["confirm"]).unwrap();
+    assert!(confirmed.stderr.contains("generation 2 is confirmed"), "{confirmed:?}");
+    assert_eq!(waiting.wait().unwrap().code(), Some(0));
+    let again = node.run(&["confirm"]).unwrap();
+    assert_eq!(again.code, Some(1), "{again:?}");
+    assert!(again.stderr.contains("there is nothing to confirm"), "{again:?}");
+    // Nobody: the apply is killed, and no daemon runs.
+    let before = node.status().unwrap()["digest"].clone();
+    node.write("web.yaml", &policy(true, 1)).unwrap();
+    let mut killed = spawn(&node, &["apply", "--auto-approve", "--confirm-timeout", "3s"]);
+    wait_for(&node, "pending");
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let status = wait_for(&node, "rolled-back");
+    assert_eq!(status["digest"], before, "{status:#}");
+    assert_eq!(status["probation"]["why"], "nobody confirmed it in time");
+    assert!(reachable(&lab));
+}
+
+#[test]
+fn the_first_rules_that_nobody_confirms_leave_nothing() {
+    let (lab, _server) = lab();
+    let node = node(&lab, "{window: 100ms}");
+    let outcome = apply(&node, &["--confirm-timeout", "1s"]);
+    assert_eq!(outcome.code, Some(6), "{outcome:?}");
+    let status = node.status().unwrap();
+    assert_eq!(status["generation"], Value::Null, "{status:#}");
+    assert!(status["interfaces"].as_array().unwrap().iter().all(|i| i["attached"] == false), "{status:#}");
+}
+
+#[test]
+fn a_daemon_rolls_back_sets_aside_and_goes_on() {
+    let (lab, _server) = lab();
+    let node = node(&lab, "{window: 2s, interval: 100ms}");
+    apply(&node, &[]);
+    let before = node.status().unwrap()["digest"].clone();
+    let daemon = Daemon::start(&node);
+    node.write("web.yaml", &policy(true, 0)).unwrap();
+    let status = wait_for(&node, "rolled-back");
+    assert_eq!(status["digest"], before, "{status:#}\n{}", daemon.log());
+    assert!(reachable(&lab));
+    // It stays away while the source does not change.
+    daemon.signal(Signal::HUP);
+    thread::sleep(SECOND);
+    let status = node.status().unwrap();
+    assert_eq!((&status["digest"], &status["sync"]["state"]), (&before, &"quarantined".into()), "{status:#}");
+    node.write("web.yaml", &policy(false, 9)).unwrap();
+    let status = wait_for(&node, "passed");
+    assert_eq!(status["sync"]["state"], "in-sync", "{status:#}\n{}", daemon.log());
+    assert!(reachable(&lab));
+}
+
+#[test]
+fn what_a_killed_daemon_left_on_probation_is_decided_by_the_next_one() {
+    let (lab, server) = lab();
+    // The first daemon is killed before the second failure counts.
+    let node = node(&lab, "{window: 60s, interval: 100ms, failures: 100}");
+    apply(&node, &[]);
+    let before = node.status().unwrap()["digest"].clone();
+    let daemon = Daemon::start(&node);
+    node.write("web.yaml", &policy(false, 3)).unwrap();
+    wait_for(&node, "pending");
+    daemon.stop(Signal::KILL);
+    drop(server);
+    let daemon = Daemon::start(&node);
+    let status = wait_for(&node, "rolled-back-unhealthy");
+    assert_eq!(status["digest"], before, "{status:#}\n{}", daemon.log());
+    assert_eq!(status["health"], "rolled-back-unhealthy", "{status:#}");
+    assert_eq!(probation(&node, "unhealthy")[0]["probe"], "web");
+    drop(daemon);
+}
+
+#[test]
+fn the_last_of_a_hundred_pushes_wins_and_falls_back_to_what_had_proved_itself() {
+    let (lab, _server) = lab();
+    let node = node(&lab, "{window: 30s, interval: 100ms}");
+    apply(&node, &[]);
+    let proved = node.status().unwrap();
+    let daemon = Daemon::start(&node);
+    for push in 1..=100 {
+        node.write("web.yaml", &policy(false, push)).unwrap();
+        thread::sleep(Duration::from_millis(50));
+    }
+    let deadline = Instant::now() + 20 * SECOND;
+    loop {
+        let trace =
+            node.succeed(&["trace", "--src", "198.18.0.1", "--dst", "192.0.2.100", "--format", "json"]).unwrap().stdout;
+        if serde_json::from_str::<Value>(&trace).unwrap()["verdict"] == "forward" {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{}", daemon.log());
+        thread::sleep(Duration::from_millis(50));
+    }
+    let status = wait_for(&node, "pending");
+    assert_eq!(status["probation"]["fallback"], proved["generation"], "{:#}", status["probation"]);
+    // A hundred harmless changes later the first harmful one goes back to what had proved itself.
+    node.write("web.yaml", &policy(true, 100)).unwrap();
+    let status = wait_for(&node, "rolled-back");
+    assert_eq!(status["digest"], proved["digest"], "{status:#}\n{}", daemon.log());
+    assert!(reachable(&lab));
+}
