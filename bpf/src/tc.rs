@@ -5,8 +5,8 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_skb_load_bytes, bpf_skb_pull_data, bpf
 use fib::packet::{ETHERNET_BYTES, Link, Parsed, Tags};
 use fib::{Packet, PacketMut};
 
-use crate::Hook;
 use crate::frame::Headers;
+use crate::hook::Hook;
 use crate::maps::PORT_LINKS;
 
 /// Bytes at the front that are made readable: Ethernet, IPv6 with some extension headers, ports.
@@ -44,6 +44,10 @@ impl Packet for SkbFrame {
     #[inline(always)]
     fn be32(&self, at: u32) -> Option<u32> {
         self.headers.be32(at)
+    }
+    #[inline(always)]
+    fn first_le64(&self) -> Option<u64> {
+        self.headers.first_le64()
     }
     #[inline(always)]
     fn after(&self, bytes: u32) -> impl Packet {
@@ -88,8 +92,8 @@ impl PacketMut for SkbFrame {
         self.headers.set_be32(at, value)
     }
     #[inline(always)]
-    fn set_mac(&mut self, at: u32, mac: u64) -> Option<()> {
-        self.headers.set_mac(at, mac)
+    fn set_macs(&mut self, destination: u64, source: u64) -> Option<()> {
+        self.headers.set_macs(destination, source)
     }
     #[inline(always)]
     fn move_head(&mut self, _bytes: i32) -> Option<()> {

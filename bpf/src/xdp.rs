@@ -4,8 +4,8 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use fib::{Packet, PacketMut};
 
-use crate::Hook;
 use crate::frame::Headers;
+use crate::hook::Hook;
 use crate::maps::{PORTS, PORTS_FRAGS};
 
 /// The frame that the driver handed over. With `FRAGS` it may lie in several buffers, of which the first is readable.
@@ -42,6 +42,10 @@ impl<const FRAGS: bool> Packet for XdpFrame<FRAGS> {
         self.headers.be32(at)
     }
     #[inline(always)]
+    fn first_le64(&self) -> Option<u64> {
+        self.headers.first_le64()
+    }
+    #[inline(always)]
     fn after(&self, bytes: u32) -> impl Packet {
         Self { context: self.context, headers: self.headers.after(bytes), skipped: self.skipped + bytes }
     }
@@ -65,8 +69,8 @@ impl<const FRAGS: bool> PacketMut for XdpFrame<FRAGS> {
         self.headers.set_be32(at, value)
     }
     #[inline(always)]
-    fn set_mac(&mut self, at: u32, mac: u64) -> Option<()> {
-        self.headers.set_mac(at, mac)
+    fn set_macs(&mut self, destination: u64, source: u64) -> Option<()> {
+        self.headers.set_macs(destination, source)
     }
     #[inline(always)]
     fn move_head(&mut self, bytes: i32) -> Option<()> {

@@ -20,7 +20,7 @@ const COLOURS: usize = PALETTE_BYTES as usize / 2;
 /// Fewest prefixes for which a 12-bit direct table (16 KiB) is worth its bytes.
 const DIRECT_12_FROM: usize = 512;
 /// Fewest prefixes for which the 18-bit direct table (1 MiB) is worth its bytes.
-const DIRECT_18_FROM: usize = 4_096;
+const DIRECT_18_FROM: usize = 512;
 /// Fewest prefixes of IPv6 for which a 16-bit root (256 KiB) is worth its bytes; a 12-bit one from [`DIRECT_12_FROM`] on.
 const ROOT_16_FROM: usize = 8_192;
 /// Widest radix table, in bits.

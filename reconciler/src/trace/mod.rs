@@ -58,7 +58,7 @@ pub fn trace<'v, 'a, N: TraceNode>(
     let mut trace = Trace {
         view,
         packet,
-        reason: decision.reason,
+        reason: decision.reason(),
         met: None,
         next_hop: None,
         instead_of: None,
@@ -71,10 +71,12 @@ pub fn trace<'v, 'a, N: TraceNode>(
     }
     let address = packet.dst();
     let met = view.lookup(address);
-    let target = view.target(decision.target);
+    let target = view.target(decision.met.target());
     let disagrees = |lookup: String| TraceError::ImageDisagrees { address, routes: words(&met), lookup };
-    if decision.reason == Reason::BadImage || !target.is_some_and(|target| target.agrees_with(&met)) {
-        return Err(disagrees(target.map_or_else(|| format!("target {}", decision.target), |t| target_words(&t))));
+    if decision.reason() == Reason::BadImage || !target.is_some_and(|target| target.agrees_with(&met)) {
+        return Err(disagrees(
+            target.map_or_else(|| format!("target {}", decision.met.target()), |t| target_words(&t)),
+        ));
     }
     let member = |row: u32| match target {
         Some(TargetView::Route { action: RouteAction::Forward { group }, .. })

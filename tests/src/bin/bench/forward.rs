@@ -13,10 +13,11 @@ use crate::lookup::{Live, number_of};
 use crate::report::{Better, Report, Samples, number};
 
 /// Forwarders beside wayleave: the program, none for the kernel itself, and what tables call it.
-const PEERS: [(Option<&str>, &str); 4] = [
+const PEERS: [(Option<&str>, &str); 5] = [
     (None, "the kernel's own forwarding"),
     (Some("forward_trie"), "XDP with LPM_TRIE"),
     (Some("forward_kernel"), "XDP with bpf_fib_lookup"),
+    (Some("forward_age"), "XDP: parse, TTL and checksum only"),
     (Some("forward_rewrite"), "XDP without any lookup"),
 ];
 
@@ -29,8 +30,17 @@ const SMALL: usize = 1_000;
 /// Measures all forwarders. `lab` holds the routes of `table` in the kernel too.
 pub(crate) fn run(lab: &Lab, table: &Table, options: &Options, report: &mut Report) -> Result<()> {
     one_table(lab, table, &PEERS, options, report)?;
-    let small = Table { v4: table.sample(SMALL, 0, &mut Random(20_261_123)).v4, v6: Vec::new() };
-    one_table(lab, &small, &PEERS[PEERS.len() - 1..], options, report)
+    one_table(lab, &small(table), &PEERS[PEERS.len() - 2..], options, report)
+}
+
+fn small(table: &Table) -> Table {
+    Table { v4: table.sample(SMALL, 0, &mut Random(20_261_123)).v4, v6: Vec::new() }
+}
+
+/// Experiment.
+pub(crate) fn path(lab: &Lab, table: &Table, options: &Options, report: &mut Report) -> Result<()> {
+    one_table(lab, &small(table), &PEERS[PEERS.len() - 2..], options, report)?;
+    one_table(lab, table, &PEERS[PEERS.len() - 2..], options, report)
 }
 
 fn one_table(

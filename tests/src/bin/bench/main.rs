@@ -61,7 +61,7 @@ impl Options {
                 _ => bail!("{USAGE}"),
             }
         }
-        if only.as_deref().is_some_and(|only| !["live", "follow", "lookup", "forward"].contains(&only)) {
+        if only.as_deref().is_some_and(|only| !["live", "follow", "lookup", "forward", "path"].contains(&only)) {
             bail!("{USAGE}");
         }
         let (repetitions, live_repetitions, changes, forward_repetitions, frames) =
@@ -105,6 +105,9 @@ fn main() -> Result<()> {
     }
     if options.wants("forward") {
         forward::run(&lab, &table, &options, &mut report)?;
+    }
+    if options.only.as_deref() == Some("path") {
+        forward::path(&lab, &table, &options, &mut report)?;
     }
     report.finish(&options.out)
 }
