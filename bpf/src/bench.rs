@@ -247,27 +247,46 @@ fn forward_rewrite(context: XdpContext) -> u32 {
 /// to live goes down. No table is asked.
 #[xdp]
 fn forward_age(context: XdpContext) -> u32 {
-    let forward = || {
-        let frame = head(&context)?;
-        // SAFETY: `head` has checked the length.
-        let (ethertype, first, length) = unsafe {
-            (
-                read_volatile(frame.add(AT_ETHERTYPE).cast::<u16>()),
-                read_volatile(frame.add(AT_IP)),
-                read_volatile(frame.add(AT_IP + 2).cast::<u16>()),
-            )
-        };
-        if ethertype != ETHERTYPE_IPV4.to_be() || first != IPV4_WITHOUT_OPTIONS {
-            return None;
+    route_nothing(&context, |_| true).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// The same, and the header's checksum must be right, as RFC 1812 section 5.2.2 has it.
+#[xdp]
+fn forward_verify(context: XdpContext) -> u32 {
+    let is_right = |frame: *mut u8| {
+        let mut sum = 0u64;
+        for word in 0..5 {
+            // SAFETY: the caller has checked the length of the frame.
+            sum += u64::from(unsafe { read_volatile(frame.add(AT_IP + word * 4).cast::<u32>()) });
         }
-        if AT_IP + usize::from(u16::from_be(length)) > context.data_end() - context.data() {
-            return None;
-        }
-        let [first, second] = *MACS.get(0)?;
-        age(frame)?;
-        send(frame, first, second as u32)
+        sum = (sum & 0xffff_ffff) + (sum >> 32);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        (sum & 0xffff) + (sum >> 16) == 0xffff
     };
-    forward().unwrap_or(xdp_action::XDP_PASS)
+    route_nothing(&context, is_right).unwrap_or(xdp_action::XDP_PASS)
+}
+
+#[inline(always)]
+fn route_nothing(context: &XdpContext, is_right: impl Fn(*mut u8) -> bool) -> Option<u32> {
+    let frame = head(context)?;
+    // SAFETY: `head` has checked the length.
+    let (ethertype, first, length) = unsafe {
+        (
+            read_volatile(frame.add(AT_ETHERTYPE).cast::<u16>()),
+            read_volatile(frame.add(AT_IP)),
+            read_volatile(frame.add(AT_IP + 2).cast::<u16>()),
+        )
+    };
+    if ethertype != ETHERTYPE_IPV4.to_be() || first != IPV4_WITHOUT_OPTIONS {
+        return None;
+    }
+    if AT_IP + usize::from(u16::from_be(length)) > context.data_end() - context.data() || !is_right(frame) {
+        return None;
+    }
+    let [first, second] = *MACS.get(0)?;
+    age(frame)?;
+    send(frame, first, second as u32)
 }
 
 /// A forwarder on `LPM_TRIE`.

@@ -78,3 +78,49 @@ impl Headers {
         Self { data: unsafe { self.data.unchecked_add((bytes & Self::OFFSET_MASK) as usize) }, end: self.end }
     }
 }
+
+/// The methods of `fib::Packet` that read headers, for a frame with a field `headers`.
+macro_rules! reads_headers {
+    () => {
+        #[inline(always)]
+        fn be16(&self, at: u32) -> Option<u16> {
+            self.headers.be16(at)
+        }
+        #[inline(always)]
+        fn be32(&self, at: u32) -> Option<u32> {
+            self.headers.be32(at)
+        }
+        #[inline(always)]
+        fn first_le64(&self) -> Option<u64> {
+            self.headers.first_le64()
+        }
+        #[inline(always)]
+        fn after(&self, bytes: u32) -> impl Packet {
+            Self { context: self.context, headers: self.headers.after(bytes), skipped: self.skipped + bytes }
+        }
+        #[inline(always)]
+        fn again(&self) -> impl Packet {
+            Self { context: self.context, headers: headers(self.context), skipped: 0 }
+        }
+    };
+}
+
+/// The methods of `fib::PacketMut` that write headers, for the same.
+macro_rules! writes_headers {
+    () => {
+        #[inline(always)]
+        fn set_be16(&mut self, at: u32, value: u16) -> Option<()> {
+            self.headers.set_be16(at, value)
+        }
+        #[inline(always)]
+        fn set_be32(&mut self, at: u32, value: u32) -> Option<()> {
+            self.headers.set_be32(at, value)
+        }
+        #[inline(always)]
+        fn set_macs(&mut self, destination: u64, source: u64) -> Option<()> {
+            self.headers.set_macs(destination, source)
+        }
+    };
+}
+
+pub(crate) use {reads_headers, writes_headers};
