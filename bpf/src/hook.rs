@@ -79,15 +79,15 @@ fn forward<H: Hook>(
     if !met.is_forwarded() {
         return Err(met);
     }
-    let Some(neighbour) = decision.neighbour else { return Err(met.because(Reason::NoNeighbour)) };
+    let neighbour = decision.sent_to();
     // Redirect first: it touches no byte of the packet, so a port without a device still passes it unchanged.
     let Some(action) = frame.redirect(decision.port) else { return Err(met.because(Reason::NoPort)) };
     // Its pointers are read anew: none has to live through the lookup.
     let mut frame = H::of(context);
     let rewritten = if link.is_plain_v4() && neighbour.tags.outer == 0 {
-        packet::forward_plain_v4(&mut frame, &neighbour)
+        packet::forward_plain_v4(&mut frame, neighbour)
     } else {
-        packet::forward(&mut frame, &neighbour)
+        packet::forward(&mut frame, neighbour)
     };
     match rewritten {
         Some(()) => {

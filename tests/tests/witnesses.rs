@@ -237,7 +237,7 @@ fn agree(
         let decision = fib::decide(view.bytes(), frame.as_slice(), &TableNode(&tables));
         let mut expected = frame.clone();
         if decision.reason() == Reason::Forwarded {
-            let neighbour = decision.neighbour.unwrap();
+            let neighbour = decision.neighbour().unwrap();
             fib::packet::forward(&mut expected[..], &neighbour).unwrap();
         }
         let action = XDP_ACTIONS.iter().find(|(verdict, _)| *verdict == decision.reason().verdict()).unwrap().1;

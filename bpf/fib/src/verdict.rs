@@ -313,13 +313,30 @@ pub struct Decision {
     pub next_hop: Option<u32>,
     /// Id of the next hop's port.
     pub port: u32,
-    pub neighbour: Option<Neighbour>,
+    /// All zeros where [`Decision::neighbour`] knows none: no option, since what is undefined in `None` the compiler may
+    /// keep in a register that nothing has written, which the verifier refuses.
+    sent_to: Neighbour,
 }
 
 impl Decision {
     #[inline(always)]
     const fn early(reason: Reason) -> Self {
-        Self { met: Met::only(reason), family: 0, next_hop: None, port: 0, neighbour: None }
+        let sent_to =
+            Neighbour { destination: 0, source: 0, mtu: 0, tags: Tags { outer: 0, inner: 0 }, one_buffer: false };
+        Self { met: Met::only(reason), family: 0, next_hop: None, port: 0, sent_to }
+    }
+
+    /// Where the packet is sent, or would be if it could leave by that device.
+    #[inline(always)]
+    pub fn neighbour(&self) -> Option<Neighbour> {
+        let reached = [Reason::Forwarded as u8, Reason::OverMtu as u8, Reason::Scattered as u8];
+        reached.contains(&self.met.reason()).then_some(self.sent_to)
+    }
+
+    /// The neighbour of a packet that is forwarded.
+    #[inline(always)]
+    pub const fn sent_to(&self) -> &Neighbour {
+        &self.sent_to
     }
 
     pub fn reason(&self) -> Reason {
@@ -409,20 +426,21 @@ fn route<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
         return;
     }
     let neighbour = match Reach::decode(hop.reach) {
-        Reach::Up(neighbour) => Some(neighbour),
+        Reach::Up(neighbour) => neighbour,
         Reach::Unknown | Reach::Down => {
             cold_path();
             // Computed anew: an offset that lived on from where the entry was read would be kept on the stack, and the
             // verifier of 6.1 does not learn of a kept value what was checked of it.
             let Some(next_hops) = image.head(AT_NEXT_HOPS) else { return };
-            node.ask(image, next_hops.wrapping_add(hop.index.wrapping_mul(NEXT_HOP_BYTES)), hop.port)
+            let at = next_hops.wrapping_add(hop.index.wrapping_mul(NEXT_HOP_BYTES));
+            let Some(neighbour) = node.ask(image, at, hop.port) else {
+                decision.met = decision.met.because(Reason::NoNeighbour);
+                return;
+            };
+            neighbour
         }
     };
-    let Some(neighbour) = neighbour else {
-        decision.met = decision.met.because(Reason::NoNeighbour);
-        return;
-    };
-    decision.neighbour = Some(neighbour);
+    decision.sent_to = neighbour;
     if size.largest_segment > u32::from(neighbour.mtu) && neighbour.mtu != 0 {
         cold_path();
         decision.met = decision.met.because(Reason::OverMtu);

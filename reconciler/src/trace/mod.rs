@@ -90,7 +90,7 @@ pub fn trace<'v, 'a, N: TraceNode>(
     if let Some(hop) = trace.next_hop {
         let first = fib::decide(view.bytes(), frame.as_slice(), &AllUp(node));
         trace.instead_of = first.next_hop.filter(|row| Some(*row) != decision.next_hop).map(member).transpose()?;
-        trace.reach = Some(decision.neighbour.map_or_else(|| Reach::decode(node.reach(hop.id)), Reach::Up));
+        trace.reach = Some(decision.neighbour().map_or_else(|| Reach::decode(node.reach(hop.id)), Reach::Up));
         let egress = node.egress(decision.port);
         // The packet path finds that out when it sends.
         if trace.reason == Reason::Forwarded && egress == Egress::NoDevice {

@@ -55,7 +55,7 @@ pub fn run_library(themes: &[Theme]) -> Result<Report> {
             let decision = fib::decide(view.bytes(), &frame, &node);
             let mut reason = decision.reason();
             // What the program does with a decision, in the same order.
-            if let (Verdict::Forward, Some(neighbour)) = (reason.verdict(), decision.neighbour) {
+            if let (Verdict::Forward, Some(neighbour)) = (reason.verdict(), decision.neighbour()) {
                 if !ports.get(&decision.port).is_some_and(|has_device| *has_device) {
                     reason = Reason::NoPort;
                 } else if fib::packet::forward(&mut frame, &neighbour).is_none() {

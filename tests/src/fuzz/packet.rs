@@ -53,7 +53,7 @@ pub fn packet(bytes: &[u8]) {
     assert_eq!(decision.reason(), expected, "decided otherwise: {decision:?}");
 
     if let (Verdict::Forward, Some(neighbour), Ok((link, read, _))) =
-        (decision.reason().verdict(), decision.neighbour, read)
+        (decision.reason().verdict(), decision.neighbour(), read)
     {
         let mut sent = Frame::new(&frame);
         let done = fib::packet::forward(&mut sent, &neighbour);
