@@ -176,13 +176,15 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     assert_eq!(
         names("maps"),
         [
+            "CARRIED",
+            "CARRYING",
             "COUNTERS",
             "DEVICES",
             "EVENTS",
             "EVENTS_LOST",
             "NEIGHBOURS",
             "NEXT_HOP_COUNTERS",
-            "POLICY_COUNTERS",
+            "POLICY_STAYED",
             "PORTS",
             "PORTS_FRAGS",
             "PORT_LINKS",
@@ -199,9 +201,9 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     assert_eq!(pinned, generations, "{what}");
     let ports = status["interfaces"].as_array().unwrap().len();
     assert_eq!(names("link").len(), ports, "{what}");
-    // Twelve maps of the node, the outer map, the candidate's three, an image for each generation; two programs.
+    // Fourteen maps of the node, the outer map, the candidate's three, an image for each generation; two programs.
     let objects = BpfObjects::pinned(&node.pins()).unwrap();
-    assert_eq!((objects.maps.len(), objects.programs.len()), (16 + generations.len(), 2), "{what}: {objects:?}");
+    assert_eq!((objects.maps.len(), objects.programs.len()), (18 + generations.len(), 2), "{what}: {objects:?}");
 }
 
 /// Every image, outer map and program hangs on a pin; the kernel frees the others a while after their last reference.

@@ -12,7 +12,7 @@ use super::{Exit, Format, Global, print};
 use crate::daemon::node::Node;
 use crate::daemon::state::State;
 use crate::daemon::time::rfc3339;
-use crate::kernel::counters::{self, Count};
+use crate::kernel::counters::{self, Count, Owners};
 use crate::kernel::link::{Link, XdpMode, links, wire};
 use crate::kernel::observe::Observed;
 use crate::trace::tag_words;
@@ -52,6 +52,10 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         "digest": null, "published": null, "routes": {"ipv4": 0, "ipv6": 0}, "services": 0, "filters": 0,
     });
     let (mut any_down, mut words) = (false, String::new());
+    let objects = if node.pins.exist() { counters::Objects::open(&node.pins)? } else { None };
+    let views =
+        observed.live.iter().chain(&observed.retained).map(|g| g.image.view()).collect::<Result<Vec<_>, _>>()?;
+    let owners = Owners::of(&views);
     if let Some(live) = &observed.live {
         let view = live.image.view()?;
         status["generation"] = live.number.into();
@@ -60,7 +64,6 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         status["published"] = rfc3339(view.created_unix_ms()).into();
         status["routes"] = json!({"ipv4": view.count(Section::V4Routes), "ipv6": view.count(Section::V6Routes)});
         status["image"] = json!({"bytes": view.bytes().len(), "capacity": live.image.capacity()});
-        let objects = counters::Objects::open(&node.pins)?;
         let runtime = Runtime::read(node, &view, &state)?;
         let mut next_hops = Vec::new();
         for hop in &runtime.next_hops {
@@ -75,7 +78,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         for policy in view.policies() {
             let mut row = json!({"policy": policy.name, "file": policy.file, "line": policy.line});
             if let Some(objects) = &objects {
-                count(&mut row, objects.policy(policy.id)?);
+                count(&mut row, objects.policy(policy.id, &owners)?);
             }
             policies.push(row);
         }
@@ -103,8 +106,9 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         _ => "ok",
     }
     .into();
-    if node.pins.exist() {
-        let counters: Vec<_> = counters::read(&node.pins)?
+    if let Some(objects) = &objects {
+        let counters: Vec<_> = objects
+            .reasons(&owners)?
             .into_iter()
             .filter(|(_, count)| count.packets > 0)
             .map(|(reason, count)| {

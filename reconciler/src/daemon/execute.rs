@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 use crate::compile::{Image, View};
-use crate::kernel::counters;
+use crate::kernel::counters::{self, Owners};
 use crate::kernel::observe::{Generation, Observed};
 use crate::kernel::program::Programs;
 use crate::kernel::publish::{self, Staged, Verified};
@@ -45,7 +45,8 @@ pub async fn execute(
     progress: &mut dyn FnMut(&Step),
 ) -> Result<Report, NodeError> {
     let programs = OnceCell::new();
-    let mut run = Run { node, image, observed, facts, programs: &programs, candidate: Candidate::None };
+    let mut run =
+        Run { node, image, observed, facts, programs: &programs, candidate: Candidate::None, retired: BTreeSet::new() };
     let mut report = Report::default();
     for step in steps {
         progress(step);
@@ -65,6 +66,8 @@ struct Run<'a> {
     facts: &'a Facts,
     programs: &'a OnceCell<Programs>,
     candidate: Candidate<'a>,
+    /// Generations that are gone already.
+    retired: BTreeSet<u64>,
 }
 
 impl<'a> Run<'a> {
@@ -113,7 +116,11 @@ impl<'a> Run<'a> {
                 };
                 report.published = Some(verified.publish()?.number);
             }
-            Step::Retire { generation } => pins.remove(&pins.generation(*generation))?,
+            Step::Retire { generation } => {
+                self.carry_counts(*generation, report.published.is_some())?;
+                pins.remove(&pins.generation(*generation))?;
+                self.retired.insert(*generation);
+            }
         }
         Ok(())
     }
@@ -133,8 +140,24 @@ impl<'a> Run<'a> {
         }
         let Some(mut counters) = counters::Objects::open(&self.node.pins)? else { return Ok(()) };
         policies.into_iter().try_for_each(|id| counters.clear_policy(id))?;
-        next_hops.into_iter().try_for_each(|id| counters.clear_next_hop(id))?;
+        // Carried already where their last generation was retired in an orderly way.
+        next_hops.into_iter().try_for_each(|id| counters.carry(id, 0))?;
         Ok(())
+    }
+
+    /// Before a generation is retired: the counts of next hops that no other one knows go to their policies.
+    fn carry_counts(&self, generation: u64, published: bool) -> Result<(), NodeError> {
+        let Some(mut counters) = counters::Objects::open(&self.node.pins)? else { return Ok(()) };
+        let Some(gone) = self.observed.generation(generation) else { return Ok(()) };
+        let gone = Owners::of([&gone.image.view()?]);
+        let stays = |g: &&Generation| g.number != generation && !self.retired.contains(&g.number);
+        let others = self.observed.live.iter().chain(&self.observed.retained).filter(stays);
+        let mut views = others.map(|g| g.image.view()).collect::<Result<Vec<_>, _>>()?;
+        if published {
+            views.push(self.image.view()?);
+        }
+        let others = Owners::of(&views);
+        Ok(gone.without(&others).try_for_each(|(next_hop, policy)| counters.carry(next_hop, policy))?)
     }
 
     fn programs(&self) -> Result<&'a Programs, NodeError> {

@@ -8,6 +8,7 @@ use aya::maps::{Array, HashMap as AyaHashMap, Map, MapData, PerCpuArray};
 use aya::programs::{ProgramError, SchedClassifier, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, EbpfLoader, TestRun as _};
 use aya_obj::programs::XdpAttachType;
+use fib::Reason;
 
 use super::pins::Pins;
 use super::{KernelError, counters, sys};
@@ -29,14 +30,24 @@ const LIVE_MAPS: [&str; 3] = ["DEVICES", "VLANS", "COUNTERS"];
 
 /// Maps of live packets that the candidate has only in name, with so many entries: none of its packets has an index that
 /// they hold, so it counts nothing there, and nobody listens to it.
-const LIVE_ONLY_MAPS: [(&str, u32); 5] =
-    [("POLICY_COUNTERS", 1), ("NEXT_HOP_COUNTERS", 1), ("SAMPLING", 1), ("EVENTS_LOST", 1), ("EVENTS", PAGE_BYTES_MAX)];
+const LIVE_ONLY_MAPS: [(&str, u32); 7] = [
+    ("POLICY_STAYED", 1),
+    ("NEXT_HOP_COUNTERS", 1),
+    ("CARRIED", 1),
+    ("CARRYING", 1),
+    ("SAMPLING", 1),
+    ("EVENTS_LOST", 1),
+    ("EVENTS", PAGE_BYTES_MAX),
+];
 
 /// Largest page of any architecture: a ring buffer is a multiple of pages.
 const PAGE_BYTES_MAX: u32 = 1 << 16;
 
 /// `LOOPBACK_IFINDEX` of the kernel: test runs come in by this device.
 const LOOPBACK: u32 = 1;
+
+/// `XDP_REDIRECT` and `TC_ACT_REDIRECT` of the kernel.
+const REDIRECTS: [u32; 2] = [4, 7];
 
 /// Slot of the published generation.
 pub(super) const LIVE: u32 = 0;
@@ -64,7 +75,8 @@ pub const TEST_INGRESS: fib::Ingress = fib::Ingress { mac: 0, port: 0 };
 pub struct TestRunOutcome {
     /// `XDP_*` action.
     pub action: u32,
-    /// Index of the counter that went up, as `fib::Reason` numbers them.
+    /// Number of the `fib::Reason`: that of the counter that went up. None does for a forwarded packet, which counts for its
+    /// next hop alone.
     pub reason: u32,
     /// The frame afterwards.
     pub frame: Vec<u8>,
@@ -214,7 +226,11 @@ impl Programs {
         let result = run(options).map_err(KernelError::program("test"))?;
         out.truncate(result.data_size_out as usize);
         let after = self.candidate_packets()?;
-        let reason = before.iter().zip(&after).position(|(b, a)| b != a).ok_or(KernelError::NotCounted)?;
+        let reason = match before.iter().zip(&after).position(|(b, a)| b != a) {
+            Some(reason) => reason,
+            None if REDIRECTS.contains(&result.return_value) => Reason::Forwarded as usize,
+            None => return Err(KernelError::NotCounted),
+        };
         Ok(TestRunOutcome {
             action: result.return_value,
             reason: u32::try_from(reason).unwrap_or(u32::MAX),

@@ -17,6 +17,7 @@ mod live;
 mod lookup;
 mod programs;
 mod report;
+mod watch;
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,7 @@ use internet::{Random, Table};
 use lab::Lab;
 use report::Report;
 
-const USAGE: &str = "usage: bench [--quick] [--only live|follow|lookup|forward] [--out DIRECTORY]
+const USAGE: &str = "usage: bench [--quick] [--only live|follow|lookup|forward|watch] [--out DIRECTORY]
 
   --quick  small tables and few repetitions: shows that everything works, measures little
   --only   one part instead of all
@@ -61,7 +62,7 @@ impl Options {
                 _ => bail!("{USAGE}"),
             }
         }
-        if only.as_deref().is_some_and(|only| !["live", "follow", "lookup", "forward"].contains(&only)) {
+        if only.as_deref().is_some_and(|only| !["live", "follow", "lookup", "forward", "watch"].contains(&only)) {
             bail!("{USAGE}");
         }
         let (repetitions, live_repetitions, changes, forward_repetitions, frames) =
@@ -105,6 +106,9 @@ fn main() -> Result<()> {
     }
     if options.wants("forward") {
         forward::run(&lab, &table, &options, &mut report)?;
+    }
+    if options.wants("watch") {
+        watch::run(&lab, &table, &options, &mut report)?;
     }
     report.finish(&options.out)
 }
