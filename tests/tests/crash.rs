@@ -168,7 +168,8 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     };
     let capacity = status["image"]["capacity"].as_u64().unwrap();
     let class = format!("class-{}", capacity.trailing_zeros());
-    assert_eq!(names(""), [class.as_str(), "generation", "link", "maps"], "{what}");
+    assert_eq!(fs::read_dir(node.place()).unwrap().count(), 1, "{what}: one layout");
+    assert_eq!(names(""), [class.as_str(), "generation", "link", "maps", "version"], "{what}");
     let object = object_id();
     let mut expected = OBJECTS.map(|role| format!("{role}{object}")).to_vec();
     expected.insert(3, "GENERATIONS".to_owned());
@@ -198,7 +199,7 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     let pinned: Vec<u64> = names("generation").iter().map(|name| name.parse().unwrap()).collect();
     assert_eq!(pinned, generations, "{what}");
     let ports = status["interfaces"].as_array().unwrap().len();
-    assert_eq!(names("link").len(), ports, "{what}");
+    assert_eq!((names("link/xdp").len(), names("link/tc").len()), (ports, 0), "{what}");
     // Twelve maps of the node, the outer map, the candidate's three, an image for each generation; two programs.
     let objects = BpfObjects::pinned(&node.pins()).unwrap();
     assert_eq!((objects.maps.len(), objects.programs.len()), (16 + generations.len(), 2), "{what}: {objects:?}");
@@ -280,6 +281,15 @@ fn a_killed_process_leaves_the_old_or_the_new_rules() {
             let other = class.join(format!("{role}0123456789abcdef"));
             fs::rename(class.join(format!("{role}{}", object_id())), other).unwrap();
         }
+    };
+    total += kill_everywhere(&lab, &node, &scenario, change);
+
+    // The older layout's program forwards until this one's has its generation.
+    let scenario = Scenario { name: "an older layout", arguments: APPLY, live_before: false };
+    let change = |_| {
+        node.succeed(&["detach", "--auto-approve"]).unwrap();
+        node.apply().unwrap();
+        fs::rename(node.pins(), node.place().join("layout-1")).unwrap();
     };
     total += kill_everywhere(&lab, &node, &scenario, change);
 

@@ -63,6 +63,7 @@ impl Proposal {
 
 /// Proposes what `source` says; every port of the config must have its device.
 pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
+    node.refuse_newer_layout()?;
     let facts = node.facts().await?;
     if let Some((port, device)) = facts.missing.first().cloned() {
         return Err(NodeError::Kernel(KernelError::NoDevice { port, device }));
@@ -72,6 +73,7 @@ pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> 
 
 /// Proposes what `source` says for the devices that exist: a lost device must not keep the others from their rules.
 pub async fn propose_degraded(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
+    node.refuse_newer_layout()?;
     let facts = node.facts().await?;
     for (port, device) in &facts.missing {
         tracing::warn!(port, device, "the port's device does not exist; its packets pass to the kernel");
@@ -87,6 +89,7 @@ fn propose_with(node: &Node, source: &Path, facts: Facts) -> Result<Proposal, No
 
 /// Proposes the rules of an older generation again: the newest retained one, or the one named.
 pub async fn propose_rollback(node: &Node, number: Option<u64>) -> Result<Proposal, NodeError> {
+    node.refuse_newer_layout()?;
     let observed = node.observe()?;
     let facts = node.facts().await?;
     let generation = match number {
@@ -97,6 +100,7 @@ pub async fn propose_rollback(node: &Node, number: Option<u64>) -> Result<Propos
     proposal(node, image, Vec::new(), observed, facts, Event::RolledBack)
 }
 
+/// Both the plan and the steps are made against what is there; a newer layout is nothing that this version can read.
 fn proposal(
     node: &Node,
     image: Image,
@@ -109,7 +113,7 @@ fn proposal(
         let live = observed.live.as_ref().map(|g| g.image.view()).transpose()?;
         Plan::between(live.as_ref(), &image.view()?)
     };
-    let steps = steps(&node.found(&observed)?, &node.wanted(&image, &facts)?);
+    let steps = steps(&node.found(&observed, &facts)?, &node.wanted(&image, &facts)?);
     Ok(Proposal { plan, steps, diagnostics, image, observed, facts, event })
 }
 
@@ -126,7 +130,7 @@ pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut
         return Err(NodeError::Stale { expected: live, found: observed.live_number() });
     }
     proposal.observed = observed;
-    let found = node.found(&proposal.observed)?;
+    let found = node.found(&proposal.observed, &proposal.facts)?;
     proposal.steps = steps(&found, &node.wanted(&proposal.image, &proposal.facts)?);
     if let Some(Step::Publish { generation }) = proposal.steps.iter().find(|s| matches!(s, Step::Publish { .. })) {
         proposal.image.stamp(*generation, live, unix_ms());

@@ -98,7 +98,7 @@ pub fn neighbour(link: &Link, destination: u64) -> Neighbour {
         source: mac(link.mac.unwrap_or_default()),
         mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
         tags: Tags::default(),
-        one_buffer: true,
+        one_buffer: !link.driver.is_some_and(|driver| driver.target_frags),
     }
 }
 

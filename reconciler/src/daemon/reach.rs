@@ -116,7 +116,7 @@ mod tests {
     });
 
     fn link(up: bool, carrier: bool) -> Link {
-        Link { index: 2, name: "eth0".into(), mac: Some([2; 6]), mtu: 1500, up, carrier, xdp: None }
+        Link { index: 2, name: "eth0".into(), mac: Some([2; 6]), mtu: 1500, up, carrier, xdp: None, driver: None }
     }
 
     fn entry(state: NeighbourState) -> Neighbour {

@@ -6,6 +6,7 @@ use futures_util::TryStreamExt;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached};
 
 use super::neighbour::{NeighbourError, connect};
+use super::xdp_features::XdpFeatures;
 
 /// A network device of the calling thread's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Link {
     /// The other end answers; a veth whose peer is down has none.
     pub carrier: bool,
     pub xdp: Option<XdpAttachment>,
+    /// What the driver can do for XDP; `None` where nobody has asked, and where the kernel does not say (before Linux 6.3).
+    pub driver: Option<XdpFeatures>,
 }
 
 /// The XDP program of a device, whoever attached it.
@@ -67,6 +70,7 @@ impl Link {
             up: message.header.flags.contains(LinkFlags::Up),
             carrier: message.header.flags.contains(LinkFlags::LowerUp),
             xdp: None,
+            driver: None,
         };
         for attribute in &message.attributes {
             match attribute {
