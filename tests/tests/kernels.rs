@@ -34,7 +34,8 @@ const MODULES: [&str; 6] = ["veth", "llc", "stp", "bridge", "sch_ingress", "cls_
 /// They apply, publish, roll back, detach and change classes; send packets of every kind through veth; run packets of
 /// random policies through the candidate; follow devices and neighbours.
 /// The packet corpus goes through all three programs.
-const TESTS: [(&str, &[&str]); 8] = [
+const TESTS: [(&str, &[&str]); 9] = [
+    ("attach", &["another_version_of_the_program_takes_over_without_loss"]),
     ("counters", &[]),
     ("doctor", &[]),
     ("packets", &[]),
@@ -160,9 +161,11 @@ impl Machine {
         for program in tests.iter().map(|(_, path)| path.clone()).chain([binary()?]) {
             disk.program(&program, &strip(&program, directory)?)?;
         }
-        let ip = ["/sbin/ip", "/usr/sbin/ip", "/bin/ip", "/usr/bin/ip"].map(Path::new);
-        let ip = ip.into_iter().find(|path| path.exists()).context("no `ip` (package iproute2)")?;
-        disk.program(Path::new("/bin/ip"), ip)?;
+        for tool in ["ip", "tc"] {
+            let places = ["/sbin", "/usr/sbin", "/bin", "/usr/bin"].map(|place| Path::new(place).join(tool));
+            let found = places.iter().find(|path| path.exists());
+            disk.program(&Path::new("/bin").join(tool), found.context("no `ip` and `tc` (package iproute2)")?)?;
+        }
         let mut modules = Vec::new();
         for module in MODULES {
             let file = find(&unpacked, &|name| name.split_once(".ko").is_some_and(|(stem, _)| stem == module))?;
