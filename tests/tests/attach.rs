@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fib::layout::LAYOUT_VERSION;
 use serde_json::Value;
 use wayleave::kernel::program::object_id;
 use wayleave_tests::{
@@ -291,6 +292,27 @@ fn bulk_tcp_with_segmentation_offload_arrives_intact_through_tc() {
     assert!(reasons.get("pass/over-mtu") >= 1, "{reasons:?}");
 }
 
+#[test]
+fn generic_xdp_leaves_to_the_kernel_what_tc_forwards() {
+    let lab = lab();
+    let mut node = node(&lab, "generic");
+    lab.route_in_kernel("198.51.100.0/24", &lab.upstreams[0]).unwrap();
+    for (namespace, device) in [(&lab.client.namespace, "eth0"), (&lab.router, "lan"), (&lab.router, "upa")] {
+        OFFLOADS.into_iter().for_each(|offload| namespace.set_offload(device, offload, true).unwrap());
+    }
+    let mut too_large = [0; 2];
+    for (at, attach) in ["generic", "tc"].into_iter().enumerate() {
+        set_all(&mut node, attach);
+        node.apply().unwrap();
+        let before = node.counters().unwrap();
+        let took = transfer(&lab, 4 << 20);
+        let counted = node.counters().unwrap().since(&before);
+        println!("{attach}: 4 MiB in {took:?}, {counted:?}");
+        too_large[at] = counted.get("pass/over-mtu");
+    }
+    assert!(too_large[0] > 50 && too_large[1] == 0, "{too_large:?}");
+}
+
 /// Packets and bytes of the one policy.
 fn counted(status: &Value) -> (u64, u64) {
     let row = &status["policies"][0];
@@ -425,7 +447,8 @@ fn another_version_of_the_program_takes_over_without_loss() {
 fn refused(node: &TestNode, arguments: &[&str]) {
     let outcome = node.run(arguments).unwrap();
     assert_eq!(outcome.code, Some(1), "{arguments:?}: {outcome:?}");
-    for word in ["layout 9", "written by wayleave 9.9.9", "layout 2", "newer wayleave"] {
+    let ours = format!("(layout {LAYOUT_VERSION})");
+    for word in ["layout 99", "written by wayleave 9.9.9", &ours, "newer wayleave"] {
         assert!(outcome.stderr.contains(word), "{arguments:?}: {outcome:?}");
     }
 }
@@ -438,7 +461,7 @@ fn a_newer_layout_is_left_alone() {
     node.write("probe.yaml", &rules(1)).unwrap();
     node.apply().unwrap();
     // As a newer version would have left it: its own directory, and who made it.
-    let newer = node.place().join("layout-9");
+    let newer = node.place().join("layout-99");
     fs::rename(node.pins(), &newer).unwrap();
     fs::remove_file(newer.join("version")).unwrap();
     symlink("9.9.9", newer.join("version")).unwrap();
@@ -454,13 +477,13 @@ fn a_newer_layout_is_left_alone() {
         refused(&node, &["detach"]);
         let status = node.status().unwrap();
         assert_eq!((&status["state"], &status["health"]), (&"newer-layout".into(), &"newer-layout".into()));
-        let other = serde_json::json!([{"version": 9, "directory": newer, "newer": true, "written_by": "9.9.9"}]);
+        let other = serde_json::json!([{"version": 99, "directory": newer, "newer": true, "written_by": "9.9.9"}]);
         assert_eq!(status["other_layouts"], other);
         let human = node.succeed(&["status"]).unwrap().stdout;
         assert!(human.contains("only a newer wayleave can read or change what is live"), "{human}");
         assert!(!human.contains("no generation is live") && !human.contains("NOT ATTACHED"), "{human}");
         let doctor = node.run(&["doctor"]).unwrap();
-        assert!(doctor.code == Some(1) && doctor.stdout.contains("layout 9"), "{doctor:?}");
+        assert!(doctor.code == Some(1) && doctor.stdout.contains("layout 99"), "{doctor:?}");
     });
     assert_eq!(BpfObjects::pinned(&node.place()).unwrap(), held, "nothing was made or freed");
     assert_eq!(fs::read_dir(node.place()).unwrap().count(), 1, "no directory was made");

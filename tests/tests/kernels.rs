@@ -35,7 +35,14 @@ const MODULES: [&str; 6] = ["veth", "llc", "stp", "bridge", "sch_ingress", "cls_
 /// random policies through the candidate; follow devices and neighbours.
 /// The packet corpus goes through all three programs.
 const TESTS: [(&str, &[&str]); 9] = [
-    ("attach", &["another_version_of_the_program_takes_over_without_loss"]),
+    (
+        "attach",
+        &[
+            "a_newer_layout_is_left_alone",
+            "an_older_layout_is_taken_over_without_loss",
+            "another_version_of_the_program_takes_over_without_loss",
+        ],
+    ),
     ("counters", &[]),
     ("doctor", &[]),
     ("packets", &[]),

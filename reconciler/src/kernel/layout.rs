@@ -91,3 +91,35 @@ pub fn remove(pins: &Pins, directory: &Path) -> Result<(), KernelError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+    use std::fmt::Write as _;
+
+    use super::*;
+    use crate::kernel::program::OBJECT;
+
+    /// The committed text names the layout; another shape of a map under the same version is a fault that no bless mends.
+    #[test]
+    fn the_layout_version_changes_with_the_shapes_of_maps() {
+        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        let mut maps: Vec<_> = object.maps.iter().filter(|(name, _)| !name.starts_with('.')).collect();
+        maps.sort_by_key(|(name, _)| name.as_str());
+        let mut text = format!("layout {LAYOUT_VERSION}\n");
+        for (name, map) in maps {
+            let (key, value, entries) = (map.key_size(), map.value_size(), map.max_entries());
+            writeln!(text, "{name}: type {}, key {key}, value {value}, entries {entries}", map.map_type()).unwrap();
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/kernel/layout-maps.txt");
+        let committed = std::fs::read_to_string(path).unwrap_or_default();
+        let same_version = committed.lines().next() == text.lines().next();
+        if std::env::var_os("WAYLEAVE_BLESS").is_some() && !same_version {
+            std::fs::write(path, &text).unwrap();
+        } else {
+            let advice = if same_version { "raise LAYOUT_VERSION, then run" } else { "run" };
+            assert_eq!(committed, text, "{path}: {advice} this test with WAYLEAVE_BLESS=1");
+        }
+    }
+}

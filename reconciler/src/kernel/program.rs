@@ -13,7 +13,7 @@ use super::pins::Pins;
 use super::{KernelError, counters, sys};
 
 /// The compiled BPF object, as `build.rs` made it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BPF_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BPF_OBJECT"));
 
 /// The program's name in the object.
 pub(super) const ENTRY: &str = "wayleave";
