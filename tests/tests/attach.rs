@@ -40,7 +40,9 @@ fn rules(third: u8) -> String {
 }
 
 fn set_all(node: &mut TestNode, attach: &'static str) {
-    PORTS.into_iter().for_each(|port| node.set_attach(port, attach).unwrap());
+    for port in PORTS {
+        node.set_attach(port, attach).unwrap();
+    }
 }
 
 fn node<'l>(lab: &'l Topology, attach: &'static str) -> TestNode<'l> {
@@ -116,15 +118,18 @@ fn every_mode_forwards_and_says_why() {
     }
     // The daemon says it, too.
     node.succeed(&["detach", "--auto-approve"]).unwrap();
-    let log = run_for(&node, SECOND);
+    let log = run_until(&node, "published");
     assert!(log.contains("attached") && log.contains("the driver takes XDP"), "{log}");
 }
 
-/// What `wayleave run` logs in so long.
-fn run_for(node: &TestNode, time: Duration) -> String {
+/// What `wayleave run` logs until it says this word.
+fn run_until(node: &TestNode, word: &str) -> String {
     let path = node.scratch().join("log");
     let mut daemon = node.command(&["run"]).unwrap().stderr(fs::File::create(&path).unwrap()).spawn().unwrap();
-    thread::sleep(time);
+    let deadline = Instant::now() + 30 * SECOND;
+    while !fs::read_to_string(&path).unwrap().contains(word) && Instant::now() < deadline {
+        thread::sleep(SECOND / 20);
+    }
     daemon.kill().unwrap();
     daemon.wait().unwrap();
     fs::read_to_string(&path).unwrap()
@@ -265,7 +270,9 @@ fn bulk_tcp_with_segmentation_offload_arrives_intact_through_tc() {
         (&lab.router, "upa"),
         (&lab.upstreams[0].namespace, "eth0"),
     ] {
-        OFFLOADS.into_iter().for_each(|offload| namespace.set_offload(device, offload, true).unwrap());
+        for offload in OFFLOADS {
+            namespace.set_offload(device, offload, true).unwrap();
+        }
     }
     let bytes = if kernel_is_at_least(6, 13) { 64 << 20 } else { 8 << 20 };
     let average = |node: &TestNode, what: &str| {
@@ -298,7 +305,9 @@ fn generic_xdp_leaves_to_the_kernel_what_tc_forwards() {
     let mut node = node(&lab, "generic");
     lab.route_in_kernel("198.51.100.0/24", &lab.upstreams[0]).unwrap();
     for (namespace, device) in [(&lab.client.namespace, "eth0"), (&lab.router, "lan"), (&lab.router, "upa")] {
-        OFFLOADS.into_iter().for_each(|offload| namespace.set_offload(device, offload, true).unwrap());
+        for offload in OFFLOADS {
+            namespace.set_offload(device, offload, true).unwrap();
+        }
     }
     let mut too_large = [0; 2];
     for (at, attach) in ["generic", "tc"].into_iter().enumerate() {
@@ -573,7 +582,7 @@ fn an_older_layout_is_taken_over_without_loss() {
                 thread::sleep(Duration::from_millis(20));
             }
             // Detaching takes an older layout out, too.
-            make_older(&node_with_sink(&mut node, &text));
+            make_older(node_with_sink(&mut node, &text));
             node.succeed(&["detach", "--auto-approve"]).unwrap();
             assert!(!node.place().exists(), "{what}");
             assert!(!lab.router.ip("-d link show").unwrap().contains("prog/xdp"), "{what}");

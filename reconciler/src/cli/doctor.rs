@@ -250,7 +250,7 @@ fn layouts(node: &Node, checks: &mut Checks) {
     match layout::refuse_newer(&node.pins) {
         Ok(()) => {}
         Err(error @ KernelError::NewerLayout { .. }) => {
-            checks.fail(chain(error), "use the newer wayleave on this node")
+            checks.fail(chain(error), "use the newer wayleave on this node");
         }
         Err(error) => checks.fail(chain(error), "run doctor as root"),
     }

@@ -246,7 +246,7 @@ fn tc(pins: &Pins, programs: &Programs, target: &Target, why: String) -> Tried {
 fn classify(pins: &Pins, target: &Target, program: BorrowedFd<'_>) -> Result<(), Result<io::Error, KernelError>> {
     let made_qdisc = !clsact::has_qdisc(target.index).map_err(Ok)?;
     let classifier = Classifier { index: target.index, made_qdisc };
-    pins.set_classifier(&pins.link(Hook::Tc, &target.device), &classifier).map_err(Err)?;
+    pins.set_classifier(&pins.link(Hook::Tc, &target.device), classifier).map_err(Err)?;
     clsact::make_qdisc(target.index).map_err(Ok)?;
     clsact::set_filter(target.index, program).map_err(Ok)
 }
@@ -281,7 +281,7 @@ pub fn update(programs: &Programs, pin: &Path) -> Result<(), KernelError> {
 pub fn take(pins: &Pins, programs: &Programs, device: &str, from: &Path) -> Result<(), KernelError> {
     let to = if let Some(classifier) = Classifier::read(from)? {
         let to = pins.link(Hook::Tc, device);
-        pins.set_classifier(&to, &classifier)?;
+        pins.set_classifier(&to, classifier)?;
         to
     } else {
         let Some(link) = sys::pinned(from)? else { return Ok(()) };

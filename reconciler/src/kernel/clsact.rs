@@ -28,6 +28,9 @@ const TCA_BPF_FLAGS: u16 = 8;
 const TCA_BPF_ID: u16 = 11;
 const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 
+/// Every protocol.
+const ETH_P_ALL: u16 = 3;
+
 /// Bytes of `tcmsg`: family u8, zero [u8; 3], device i32, handle u32, parent u32, and u32 of priority and protocol.
 const TCMSG_BYTES: usize = 20;
 const INGRESS: u32 = TC_H_CLSACT & TC_H_MAJ_MASK | TC_H_MIN_INGRESS;
@@ -39,7 +42,7 @@ const PRIORITY: u16 = 0x7761;
 const HANDLE: u32 = 0x7761_7901;
 
 fn tcmsg(device: u32, handle: u32, parent: u32, priority: u16) -> [u8; TCMSG_BYTES] {
-    let protocol = if priority == 0 { 0 } else { (libc::ETH_P_ALL as u16).to_be() };
+    let protocol = if priority == 0 { 0 } else { ETH_P_ALL.to_be() };
     let mut bytes = [0; TCMSG_BYTES];
     let words = [device, handle, parent, u32::from(priority) << 16 | u32::from(protocol)];
     for (to, word) in bytes.chunks_exact_mut(4).skip(1).zip(words) {

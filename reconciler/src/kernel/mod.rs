@@ -79,7 +79,7 @@ pub enum KernelError {
     DeviceIndex { port: String, device: String, index: u32, max: u32 },
     #[error(
         "{} holds layout {version}{}, which this version of wayleave (layout {ours}) does not know; it was left as it is. Use the newer wayleave, or take that out with its `wayleave detach` first",
-        path.display(), by(written_by)
+        path.display(), by(written_by.as_deref())
     )]
     NewerLayout { path: PathBuf, version: u32, ours: u32, written_by: Option<String> },
     #[error("cannot attach to `{device}`: {detail}")]
@@ -87,8 +87,8 @@ pub enum KernelError {
 }
 
 /// Who wrote a layout, where that is known.
-fn by(version: &Option<String>) -> String {
-    version.as_ref().map_or_else(String::new, |version| format!(", written by wayleave {version}"))
+fn by(version: Option<&str>) -> String {
+    version.map_or_else(String::new, |version| format!(", written by wayleave {version}"))
 }
 
 /// What to do about an error of bpf(2), where that is known.

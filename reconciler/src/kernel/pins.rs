@@ -119,7 +119,7 @@ impl Pins {
     }
 
     /// Says that a device has a filter of ours; what said so before is replaced.
-    pub(super) fn set_classifier(&self, pin: &Path, classifier: &Classifier) -> Result<(), KernelError> {
+    pub(super) fn set_classifier(&self, pin: &Path, classifier: Classifier) -> Result<(), KernelError> {
         self.remove(pin)?;
         std::os::unix::fs::symlink(classifier.text(), pin)
             .map_err(|source| KernelError::Directory { path: pin.to_owned(), source })

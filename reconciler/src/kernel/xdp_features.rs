@@ -28,6 +28,7 @@ const GENERIC_BYTES: usize = 4;
 
 /// What a driver can do, as the device is set up now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an answer of the kernel by itself")]
 pub struct XdpFeatures {
     /// A program can run in the driver, and send packets to other devices.
     pub native: bool,
