@@ -106,6 +106,9 @@ pub struct Programs {
     generations: OwnedFd,
     pins: Pins,
     live: OwnedFd,
+    /// The object with the live slot's maps, once a program of it had to be loaded: to make one takes 45 ms, most of which is
+    /// aya's reading of the kernel's types.
+    live_object: RefCell<Option<Ebpf>>,
     /// Loaded when the first device needs them.
     live_frags: OnceCell<OwnedFd>,
     live_tc: OnceCell<OwnedFd>,
@@ -125,8 +128,6 @@ impl std::fmt::Debug for Programs {
 pub(super) fn load_object(pins: &Pins, bits: u32, slot: u32) -> Result<Ebpf, KernelError> {
     let capacity = 1u32 << bits;
     let mut loader = EbpfLoader::new();
-    // The object has nothing to relocate by the kernel's types, whose reading takes 45 ms and 17 MiB.
-    loader.btf(None);
     loader.override_global("SLOT", &slot, true).override_global("CAPACITY", &capacity, true);
     loader.map_pin_path("GENERATIONS", pins.generations(bits));
     for name in SHARED_MAPS {
@@ -179,7 +180,8 @@ impl Programs {
             generations
         };
         // Opened in this order, so that a kill between two pins leaves something that the next start completes.
-        let live = Self::live(pins, bits, Entry::Xdp)?;
+        let mut object = None;
+        let live = Self::live(pins, bits, Entry::Xdp, &mut object)?;
         let candidate = Self::candidate(pins, bits)?;
         let own = |name: &'static str| {
             MapData::from_pin(Self::candidate_map(pins, bits, name)).map_err(KernelError::map(name))
@@ -193,6 +195,7 @@ impl Programs {
             generations,
             pins: pins.clone(),
             live,
+            live_object: RefCell::new(object),
             live_frags: OnceCell::new(),
             live_tc: OnceCell::new(),
             candidate,
@@ -219,13 +222,16 @@ impl Programs {
     }
 
     /// Opens the live instance for a hook; loads and pins it where it is not there yet.
-    fn live(pins: &Pins, bits: u32, entry: Entry) -> Result<OwnedFd, KernelError> {
+    fn live(pins: &Pins, bits: u32, entry: Entry, object: &mut Option<Ebpf>) -> Result<OwnedFd, KernelError> {
         let path = pins.class(bits).join(entry.live_pin());
         if let Some(program) = sys::pinned(&path)? {
             return Ok(program);
         }
-        let mut object = load_object(pins, bits, LIVE)?;
-        sys::pin(load(&mut object, entry)?.as_fd(), &path)?;
+        let object = match object {
+            Some(object) => object,
+            None => object.insert(load_object(pins, bits, LIVE)?),
+        };
+        sys::pin(load(object, entry)?.as_fd(), &path)?;
         sys::pinned(&path)?.ok_or(KernelError::NoProgram { name: entry.name() })
     }
 
@@ -241,7 +247,8 @@ impl Programs {
             Entry::Tc => &self.live_tc,
         };
         if cell.get().is_none() {
-            let _ = cell.set(Self::live(&self.pins, self.bits, entry)?);
+            let program = Self::live(&self.pins, self.bits, entry, &mut self.live_object.borrow_mut())?;
+            let _ = cell.set(program);
         }
         cell.get().map(OwnedFd::as_fd).ok_or(KernelError::NoProgram { name: entry.name() })
     }
