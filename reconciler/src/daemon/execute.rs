@@ -9,11 +9,12 @@ use crate::kernel::observe::{Generation, Observed};
 use crate::kernel::program::Programs;
 use crate::kernel::publish::{self, Staged, Verified};
 use crate::kernel::tables::Tables;
-use crate::kernel::{KernelError, attach, check};
+use crate::kernel::{KernelError, attach, check, layout};
 use crate::reconcile::{Attachment, Step};
 
 use super::neighbours::{self, Unresolved};
 use super::node::{Facts, Node, NodeError};
+use super::state::{AttachmentRecord, State};
 
 /// What an execution did.
 #[derive(Debug, Default)]
@@ -84,12 +85,14 @@ impl<'a> Run<'a> {
                 assert!(self.programs.set(programs).is_ok(), "programs are loaded once");
             }
             Step::CopyLive { .. } => publish::copy_live(self.programs()?, self.live()?)?,
-            Step::UpdateLink { device } => attach::update(pins, self.programs()?, device)?,
-            Step::Detach { device } => attach::detach(pins, device)?,
+            Step::UpdateLink { link } => attach::update(self.programs()?, &link.pin)?,
+            Step::TakeLink { link, device } => attach::take(pins, self.programs()?, device, &link.pin)?,
+            Step::Detach { link } => attach::detach(&link.pin)?,
+            Step::RemoveLayout { layout } => layout::remove(pins, &layout.directory)?,
             Step::Attach { attachment } => {
-                let Attachment { device, index, mode, .. } = attachment;
-                let mode = attach::attach(pins, self.programs()?, device, *index, *mode)?;
-                report.attached.push((attachment.clone(), mode));
+                let attached = attach::attach(pins, self.programs()?, &attachment.target)?;
+                self.remember(attachment, &attached);
+                report.attached.push((attachment.clone(), attached));
             }
             Step::WriteTables => {
                 let mut tables = Tables::open(pins)?;
@@ -158,6 +161,21 @@ impl<'a> Run<'a> {
         }
         let others = Owners::of(&views);
         Ok(gone.without(&others).try_for_each(|(next_hop, policy)| counters.carry(next_hop, policy))?)
+    }
+
+    /// Leaves for `status` how a device was attached, and why so. What it is attached by, the kernel says.
+    fn remember(&self, attachment: &Attachment, attached: &attach::Attached) {
+        let target = &attachment.target;
+        let record = AttachmentRecord {
+            device: target.device.clone(),
+            index: target.index,
+            configured: target.mode.word().to_owned(),
+            mode: attached.mode.word().to_owned(),
+            why: attached.why.clone(),
+        };
+        if let Err(error) = State::new(&self.node.config.state_dir).add_attachment(record) {
+            tracing::warn!(%error, "the state directory cannot be written");
+        }
     }
 
     fn programs(&self) -> Result<&'a Programs, NodeError> {
