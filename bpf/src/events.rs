@@ -9,7 +9,9 @@ use aya_ebpf::{
 };
 use fib::event::{CAPTURE_MAX, EVENT_BYTES, Event, RING_BYTES, Sampling, SamplingWords, WORDS};
 
-use crate::{Hook, Met};
+use fib::Met;
+
+use crate::hook::Hook;
 
 /// Where events go.
 #[btf_map]
@@ -25,7 +27,7 @@ static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Makes an event of the packet if somebody listens and wants it: `count` is its number among those of its reason.
 #[inline(always)]
-pub(crate) fn offer<H: Hook>(context: *mut H::Context, met: &Met, count: u64) {
+pub(crate) fn offer<H: Hook>(context: *mut H::Context, met: Met, generation: u64, count: u64) {
     let Some(sampling) = SAMPLING.get_ptr_mut(0) else { return };
     let sampling = sampling.cast::<u64>();
     // SAFETY: the entry is three words; the listener writes them while they are read, and a mixture of two wishes is a
@@ -36,7 +38,7 @@ pub(crate) fn offer<H: Hook>(context: *mut H::Context, met: &Met, count: u64) {
     }
     // SAFETY: as above.
     let wanted = unsafe { Sampling::decode([first, read_volatile(sampling.add(1)), read_volatile(sampling.add(2))]) };
-    if !wanted.wants(met.reason as u8, met.policy, count) {
+    if !wanted.wants(met.reason(), met.policy(), count) {
         return;
     }
     // SAFETY: no pointers are involved.
@@ -47,12 +49,13 @@ pub(crate) fn offer<H: Hook>(context: *mut H::Context, met: &Met, count: u64) {
         unsafe { write_volatile(sampling, 0) };
         return;
     }
-    write::<H>(context, met, now);
+    write::<H>(context, met.word(), generation, now);
 }
 
 /// Not inlined: the verifier follows it apart from the paths that lead to it.
 #[inline(never)]
-fn write<H: Hook>(context: *mut H::Context, met: &Met, now: u64) {
+fn write<H: Hook>(context: *mut H::Context, met: u64, generation: u64, now: u64) {
+    let met = Met::from_word(met);
     let Some(mut room) = EVENTS.reserve(0) else {
         if let Some(lost) = EVENTS_LOST.get_ptr_mut(0) {
             // SAFETY: the entry belongs to this CPU.
@@ -68,13 +71,13 @@ fn write<H: Hook>(context: *mut H::Context, met: &Met, now: u64) {
     // SAFETY: the captured bytes have their room behind the words.
     let copied = length != 0 && frame.copy(unsafe { words.add(WORDS).cast() }, bytes + 1);
     let event = Event {
-        generation: met.generation,
+        generation,
         monotonic_ns: now,
-        reason: met.reason as u8,
-        target: met.target,
-        policy: met.policy,
-        next_hop: met.next_hop,
-        in_port: met.in_port,
+        reason: met.reason(),
+        target: met.target(),
+        policy: met.policy(),
+        next_hop: met.next_hop(),
+        in_port: met.in_port(),
         device: frame.ingress_device(),
         length,
         captured: if copied { bytes + 1 } else { 0 },

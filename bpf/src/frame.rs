@@ -42,6 +42,12 @@ impl Headers {
     }
 
     #[inline(always)]
+    pub(crate) fn first_le64(&self) -> Option<u64> {
+        // SAFETY: as in `be16`.
+        self.at(0).map(|p| u64::from_le(unsafe { read_volatile(p) }))
+    }
+
+    #[inline(always)]
     pub(crate) fn set_be16(&self, at: u32, value: u16) -> Option<()> {
         // SAFETY: as in `be16`; the kernel gives the frame to this program alone.
         self.at(at).map(|p| unsafe { write_volatile(p, value.to_be()) })
@@ -54,11 +60,15 @@ impl Headers {
     }
 
     #[inline(always)]
-    pub(crate) fn set_mac(&self, at: u32, mac: u64) -> Option<()> {
-        // SAFETY: as in `set_be16`.
-        self.at(at).map(|p| unsafe { write_volatile(p, mac as u32) })?;
-        // SAFETY: as in `set_be16`.
-        self.at(at + 4).map(|p| unsafe { write_volatile(p, (mac >> 32) as u16) })
+    pub(crate) fn set_macs(&self, destination: u64, source: u64) -> Option<()> {
+        const MAC: u64 = (1 << 48) - 1;
+        let rest = self.at::<u32>(8)?;
+        // SAFETY: as in `set_be16`; the check of the last bytes holds for those before them.
+        unsafe {
+            write_volatile(self.data as *mut u64, destination & MAC | source << 48);
+            write_volatile(rest, (source >> 16) as u32);
+        }
+        Some(())
     }
 
     /// The frame without its first `bytes`.
@@ -68,3 +78,49 @@ impl Headers {
         Self { data: unsafe { self.data.unchecked_add((bytes & Self::OFFSET_MASK) as usize) }, end: self.end }
     }
 }
+
+/// The methods of `fib::Packet` that read headers, for a frame with a field `headers`.
+macro_rules! reads_headers {
+    () => {
+        #[inline(always)]
+        fn be16(&self, at: u32) -> Option<u16> {
+            self.headers.be16(at)
+        }
+        #[inline(always)]
+        fn be32(&self, at: u32) -> Option<u32> {
+            self.headers.be32(at)
+        }
+        #[inline(always)]
+        fn first_le64(&self) -> Option<u64> {
+            self.headers.first_le64()
+        }
+        #[inline(always)]
+        fn after(&self, bytes: u32) -> impl Packet {
+            Self { context: self.context, headers: self.headers.after(bytes), skipped: self.skipped + bytes }
+        }
+        #[inline(always)]
+        fn again(&self) -> impl Packet {
+            Self { context: self.context, headers: headers(self.context), skipped: 0 }
+        }
+    };
+}
+
+/// The methods of `fib::PacketMut` that write headers, for the same.
+macro_rules! writes_headers {
+    () => {
+        #[inline(always)]
+        fn set_be16(&mut self, at: u32, value: u16) -> Option<()> {
+            self.headers.set_be16(at, value)
+        }
+        #[inline(always)]
+        fn set_be32(&mut self, at: u32, value: u32) -> Option<()> {
+            self.headers.set_be32(at, value)
+        }
+        #[inline(always)]
+        fn set_macs(&mut self, destination: u64, source: u64) -> Option<()> {
+            self.headers.set_macs(destination, source)
+        }
+    };
+}
+
+pub(crate) use {reads_headers, writes_headers};

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use fib::layout::{NEXT_HOP_FAMILY, NEXT_HOP_IDS_MAX, NEXT_HOP_VIA, POLICY_IDS_MAX, PORT_IDS_MAX};
 use fib::packet::Tags;
 use fib::verdict::REASONS_MAX;
-use fib::{Image, Ingress, Neighbour, Node, ReachWords, Reason};
+use fib::{Image, Ingress, Neighbour, Node, ReachWords};
 
 /// `BPF_FIB_LOOKUP_OUTPUT`: look from the egress device.
 const FIB_LOOKUP_OUTPUT: u32 = 1 << 1;
@@ -46,17 +46,27 @@ static DEVICES: Array<u64, DEVICES_MAX> = Array::new();
 #[btf_map]
 static VLANS: HashMap<u64, u64, { PORT_IDS_MAX as usize * 2 }> = HashMap::new();
 
-/// Packets and bytes by reason.
+/// Packets and bytes by reason, but for forwarded packets: those count for their next hop alone, and what was forwarded in
+/// all is the sum over next hops. So the path of a forwarded packet touches one counter.
 #[btf_map]
 static COUNTERS: PerCpuArray<[u64; 2], { REASONS_MAX as usize }> = PerCpuArray::new();
 
-/// Packets and bytes by policy id: of every packet that met one of its routes. The candidate's has no entry for any id.
+/// Packets and bytes by policy id: of every packet that met one of its routes and was not forwarded. The candidate's has no
+/// entry for any id.
 #[btf_map]
-static POLICY_COUNTERS: PerCpuArray<[u64; 2], { POLICY_IDS_MAX as usize }> = PerCpuArray::new();
+static POLICY_STAYED: PerCpuArray<[u64; 2], { POLICY_IDS_MAX as usize }> = PerCpuArray::new();
 
 /// Packets and bytes by next-hop id: of those that were sent to it. The candidate's has no entry for any id.
 #[btf_map]
 static NEXT_HOP_COUNTERS: PerCpuArray<[u64; 2], { NEXT_HOP_IDS_MAX as usize }> = PerCpuArray::new();
+
+/// The daemon's: packets and bytes that next hops which are gone have left to the policy with this id; at 0, those of all.
+#[btf_map]
+static CARRIED: Array<[u64; 2], { POLICY_IDS_MAX as usize }> = Array::new();
+
+/// The daemon's: the count that is being moved there.
+#[btf_map]
+static CARRYING: Array<[u64; 5], 1> = Array::new();
 
 /// The node, seen from a packet.
 pub(crate) struct KernelNode {
@@ -147,14 +157,14 @@ fn mac(bytes: [u8; 6]) -> u64 {
 
 /// Counts a packet of a reason; returns how many of them this CPU has seen.
 #[inline(always)]
-pub(crate) fn count(reason: Reason, bytes: u64) -> u64 {
-    add(COUNTERS.get_ptr_mut(reason as u32), bytes)
+pub(crate) fn count(reason: u32, bytes: u64) -> u64 {
+    add(COUNTERS.get_ptr_mut(reason), bytes)
 }
 
-/// Counts a packet that met a route of this policy.
+/// Counts a packet that met a route of this policy and is not forwarded.
 #[inline(always)]
 pub(crate) fn count_policy(id: u32, bytes: u64) {
-    add(POLICY_COUNTERS.get_ptr_mut(id), bytes);
+    add(POLICY_STAYED.get_ptr_mut(id), bytes);
 }
 
 /// Counts a packet that was sent to this next hop.

@@ -5,8 +5,8 @@ use aya_ebpf::helpers::{bpf_redirect, bpf_skb_load_bytes, bpf_skb_pull_data, bpf
 use fib::packet::{ETHERNET_BYTES, Link, Parsed, Tags};
 use fib::{Packet, PacketMut};
 
-use crate::Hook;
-use crate::frame::Headers;
+use crate::frame::{Headers, reads_headers, writes_headers};
+use crate::hook::Hook;
 use crate::maps::PORT_LINKS;
 
 /// Bytes at the front that are made readable: Ethernet, IPv6 with some extension headers, ports.
@@ -37,22 +37,8 @@ impl Packet for SkbFrame {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.context).len }.wrapping_sub(self.skipped)
     }
-    #[inline(always)]
-    fn be16(&self, at: u32) -> Option<u16> {
-        self.headers.be16(at)
-    }
-    #[inline(always)]
-    fn be32(&self, at: u32) -> Option<u32> {
-        self.headers.be32(at)
-    }
-    #[inline(always)]
-    fn after(&self, bytes: u32) -> impl Packet {
-        Self { context: self.context, headers: self.headers.after(bytes), skipped: self.skipped + bytes }
-    }
-    #[inline(always)]
-    fn again(&self) -> impl Packet {
-        Self { context: self.context, headers: headers(self.context), skipped: 0 }
-    }
+    reads_headers!();
+
     #[inline(always)]
     fn offloaded_tag(&self) -> u32 {
         // SAFETY: the context is valid while the program runs.
@@ -79,18 +65,8 @@ impl Packet for SkbFrame {
 }
 
 impl PacketMut for SkbFrame {
-    #[inline(always)]
-    fn set_be16(&mut self, at: u32, value: u16) -> Option<()> {
-        self.headers.set_be16(at, value)
-    }
-    #[inline(always)]
-    fn set_be32(&mut self, at: u32, value: u32) -> Option<()> {
-        self.headers.set_be32(at, value)
-    }
-    #[inline(always)]
-    fn set_mac(&mut self, at: u32, mac: u64) -> Option<()> {
-        self.headers.set_mac(at, mac)
-    }
+    writes_headers!();
+
     #[inline(always)]
     fn move_head(&mut self, _bytes: i32) -> Option<()> {
         None

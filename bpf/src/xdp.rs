@@ -4,8 +4,8 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use fib::{Packet, PacketMut};
 
-use crate::Hook;
-use crate::frame::Headers;
+use crate::frame::{Headers, reads_headers, writes_headers};
+use crate::hook::Hook;
 use crate::maps::{PORTS, PORTS_FRAGS};
 
 /// The frame that the driver handed over. With `FRAGS` it may lie in several buffers, of which the first is readable.
@@ -33,22 +33,8 @@ impl<const FRAGS: bool> Packet for XdpFrame<FRAGS> {
             self.headers.bytes()
         }
     }
-    #[inline(always)]
-    fn be16(&self, at: u32) -> Option<u16> {
-        self.headers.be16(at)
-    }
-    #[inline(always)]
-    fn be32(&self, at: u32) -> Option<u32> {
-        self.headers.be32(at)
-    }
-    #[inline(always)]
-    fn after(&self, bytes: u32) -> impl Packet {
-        Self { context: self.context, headers: self.headers.after(bytes), skipped: self.skipped + bytes }
-    }
-    #[inline(always)]
-    fn again(&self) -> impl Packet {
-        Self { context: self.context, headers: headers(self.context), skipped: 0 }
-    }
+    reads_headers!();
+
     #[inline(always)]
     fn is_scattered(&self) -> bool {
         FRAGS && self.length() > self.headers.bytes()
@@ -56,18 +42,8 @@ impl<const FRAGS: bool> Packet for XdpFrame<FRAGS> {
 }
 
 impl<const FRAGS: bool> PacketMut for XdpFrame<FRAGS> {
-    #[inline(always)]
-    fn set_be16(&mut self, at: u32, value: u16) -> Option<()> {
-        self.headers.set_be16(at, value)
-    }
-    #[inline(always)]
-    fn set_be32(&mut self, at: u32, value: u32) -> Option<()> {
-        self.headers.set_be32(at, value)
-    }
-    #[inline(always)]
-    fn set_mac(&mut self, at: u32, mac: u64) -> Option<()> {
-        self.headers.set_mac(at, mac)
-    }
+    writes_headers!();
+
     #[inline(always)]
     fn move_head(&mut self, bytes: i32) -> Option<()> {
         // SAFETY: the context is valid while the program runs; the pointers into the frame are read anew.

@@ -20,6 +20,9 @@ const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 
+/// Names of the programs, one for each hook.
+const PROGRAMS: [&[u8]; 3] = [b"wayleave", b"wayleave_frags", b"wayleave_tc"];
+
 /// Kernel ids of maps and programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BpfObjects {
@@ -41,7 +44,7 @@ impl BpfObjects {
         }
         for id in ids(BPF_PROG_GET_NEXT_ID) {
             if let Some(program) = open(BPF_PROG_GET_FD_BY_ID, id)
-                && info(&program)?.name(64) == b"wayleave"
+                && PROGRAMS.contains(&info(&program)?.name(64))
             {
                 objects.programs.insert(id);
             }

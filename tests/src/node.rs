@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use fib::layout::LAYOUT_VERSION;
 use serde_json::Value;
 use tempfile::TempDir;
 use wayleave::daemon::node::Node;
@@ -107,7 +108,7 @@ impl<'n> TestNode<'n> {
         let text = format!(
             "apiVersion: wayleave/v1\nkind: NodeConfig\nmetadata: {{name: lab}}\nspec:\n  source: {{directory: policies}}\n\
              \x20 bpffs: {}\n  stateDir: {}\n  ports:\n{ports}{guards}{}",
-            self.pins().display(),
+            self.place().display(),
             self.state().display(),
             self.settings
         );
@@ -132,9 +133,14 @@ impl<'n> TestNode<'n> {
         self.directory.path()
     }
 
-    /// Where the node pins; not made yet.
-    pub fn pins(&self) -> PathBuf {
+    /// What the configuration names as the place of the pins; not made yet.
+    pub fn place(&self) -> PathBuf {
         self.bpffs.path().join("node")
+    }
+
+    /// Where this version pins in it.
+    pub fn pins(&self) -> PathBuf {
+        self.place().join(format!("layout-{LAYOUT_VERSION}"))
     }
 
     /// Writes one file of the source in place.
@@ -155,7 +161,12 @@ impl<'n> TestNode<'n> {
 
     /// The command line `wayleave --config … ARGUMENTS` in the node's namespace.
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = self.namespace.command(binary()?);
+        self.command_of(&binary()?, arguments)
+    }
+
+    /// The same of another build of wayleave.
+    pub fn command_of(&self, binary: &Path, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.namespace.command(binary);
         command.arg("--config").arg(self.config()).args(arguments).stdin(Stdio::null()).env_remove("NOTIFY_SOCKET");
         Ok(command)
     }

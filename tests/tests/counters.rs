@@ -212,6 +212,113 @@ fn a_count_is_never_that_of_another_object() {
     settled(&node, "heir", 3);
 }
 
+/// Packets that were forwarded, as `status` sums them up.
+fn forwarded(status: &Value) -> u64 {
+    let rows = status["counters"].as_array().unwrap();
+    rows.iter().find(|row| row["reason"] == "forwarded").map_or(0, |row| row["packets"].as_u64().unwrap())
+}
+
+/// A policy of one next hop, for one prefix.
+fn to(hop: &str, via: &str, port: &str) -> String {
+    format!(
+        "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {{name: one}}\nspec:\n  nextHops:\n    - {{name: {hop}, via: \
+         {via}, port: {port}}}\n  routes:\n    - {{prefix: 198.51.100.0/24, nextHops: [{{name: {hop}}}]}}\n    - {{prefix: \
+         192.0.100.0/24, action: drop}}\n"
+    )
+}
+
+#[test]
+fn what_a_next_hop_sent_stays_with_its_policy_when_it_is_gone() {
+    let lab = lab();
+    let mut node = TestNode::router(&lab).unwrap();
+    node.set_spec("retain: {generations: 1}").unwrap();
+    let hops = [to("a", "10.77.1.2", "uplink-a"), to("b", "10.77.2.2", "uplink-b")];
+    node.write("one.yaml", &hops[0]).unwrap();
+    node.apply().unwrap();
+    let mut wire = Wire::new(&lab);
+    let mut sent = 0;
+    // Each next hop comes and goes, and takes the id of the one before the last.
+    for (round, hop) in (1u16..).zip(hops.iter().cycle().take(6)) {
+        node.write("one.yaml", hop).unwrap();
+        node.apply().unwrap();
+        let name = if round % 2 == 1 { "one/a" } else { "one/b" };
+        if round > 2 {
+            assert_eq!(hop_count(&node.status().unwrap(), name), 0, "another object, round {round}");
+        }
+        wire.send("198.51.100.9", 10 * round);
+        wire.send("192.0.100.9", 1);
+        sent += u64::from(10 * round) + 1;
+        let status = settled(&node, "one", sent);
+        assert_eq!(hop_count(&status, name), u64::from(10 * round), "round {round}: {status}");
+        assert_eq!(forwarded(&status), sent - u64::from(round), "round {round}: {status}");
+    }
+    // The policy goes too: what was forwarded stays forwarded, and its heir begins at zero.
+    fs::remove_file(node.source().join("one.yaml")).unwrap();
+    for third in [101, 102] {
+        node.write("more.yaml", &policy("more", third)).unwrap();
+        node.apply().unwrap();
+    }
+    node.write("heir.yaml", &hops[0].replace("name: one}", "name: heir}")).unwrap();
+    node.apply().unwrap();
+    let status = node.status().unwrap();
+    assert_eq!(policy_count(&status, "heir"), (0, 0), "{status}");
+    assert_eq!(forwarded(&status), sent - 6, "{status}");
+}
+
+#[test]
+fn a_count_that_was_being_moved_counts_once() {
+    let lab = lab();
+    let mut node = TestNode::router(&lab).unwrap();
+    node.set_spec("retain: {generations: 1}").unwrap();
+    node.write("one.yaml", &policy("one", 100)).unwrap();
+    node.write("gone.yaml", &policy("gone", 101)).unwrap();
+    node.apply().unwrap();
+    let mut wire = Wire::new(&lab);
+    wire.send("198.51.101.9", 40);
+    wire.send("198.51.100.9", 7);
+    let status = settled(&node, "gone", 40);
+    let (ids, policy) = lab
+        .router
+        .enter(|| {
+            let observed = node.library().unwrap().observe().unwrap();
+            let view = observed.live.as_ref().unwrap().image.view().unwrap();
+            let hop = |name: &str| view.next_hops().find(|hop| hop.policy == "gone" && hop.name == name).unwrap().id;
+            ((hop("a"), hop("b")), view.policies().find(|policy| policy.name == "gone").unwrap().id)
+        })
+        .unwrap();
+    let (a, b) = (hop_count(&status, "gone/a"), hop_count(&status, "gone/b"));
+    // As a process leaves it that is killed after the first of its writes: next hop and policy, then what all next hops and
+    // those of the policy have left behind.
+    let carrying = [u64::from(ids.0) | u64::from(policy) << 32, a, a * FRAME_BYTES, a, a * FRAME_BYTES];
+    set_map(&lab, &node, "CARRYING", 0, carrying);
+    let interrupted = |status: &Value| {
+        assert_eq!(policy_count(status, "gone"), (40, 40 * FRAME_BYTES), "{status}");
+        assert_eq!((hop_count(status, "gone/a"), hop_count(status, "gone/b")), (0, b), "{status}");
+        assert_eq!(forwarded(status), 47, "{status}");
+    };
+    interrupted(&node.status().unwrap());
+    // And after the second.
+    set_map(&lab, &node, "CARRIED", 0, [a, a * FRAME_BYTES]);
+    interrupted(&node.status().unwrap());
+    fs::remove_file(node.source().join("gone.yaml")).unwrap();
+    node.apply().unwrap();
+    let status = node.status().unwrap();
+    assert_eq!(forwarded(&status), 47, "{status}");
+    settled(&node, "one", 7);
+}
+
+/// Writes an entry of one of the node's arrays.
+fn set_map<T: aya::Pod + Send + Sync>(lab: &Topology, node: &TestNode, name: &str, index: u32, value: T) {
+    let pin = node.pins().join("maps").join(name);
+    lab.router
+        .enter(|| {
+            let map = aya::maps::MapData::from_pin(&pin).unwrap();
+            let mut map: aya::maps::Array<_, T> = aya::maps::Map::Array(map).try_into().unwrap();
+            map.set(index, value, 0).unwrap();
+        })
+        .unwrap();
+}
+
 /// A running `wayleave watch --format json`, whose lines are read one by one.
 struct Watch {
     child: Child,

@@ -14,7 +14,7 @@ use fib::layout::RULES_START;
 use serde_json::Value;
 use wayleave_tests::{
     Blaster, BpfObjects, Host, Namespace, Packet, PacketSocket, Seen, TestNode, Topology, attach_xdp_drop, binary,
-    require_root_and_bpf, veth,
+    lossless, require_root_and_bpf, veth,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -152,8 +152,15 @@ fn a_status_says_what_is_live() {
     // A device without native XDP falls back by itself: the loopback's driver has none.
     node.set_port("loop", "lo").unwrap();
     let applied = node.apply().unwrap();
-    assert!(applied.stderr.contains("lo attached for loop, generic"), "{applied:?}");
-    assert_eq!(mode(&node.status().unwrap(), "loop"), "generic");
+    let why = "the driver has no XDP (Operation not supported)";
+    assert!(applied.stderr.contains(&format!("lo attached for loop, tc: {why}")), "{applied:?}");
+    let status = node.status().unwrap();
+    assert_eq!(mode(&status, "loop"), "tc");
+    let interfaces = status["interfaces"].as_array().unwrap();
+    let loopback = interfaces.iter().find(|i| i["port"] == "loop").unwrap();
+    assert_eq!((&loopback["configured"], &loopback["why"]), (&"auto".into(), &why.into()));
+    let human = node.succeed(&["status"]).unwrap().stdout;
+    assert!(human.contains(&format!("loop on lo: attached, tc ({why})")), "{human}");
 }
 
 #[test]
@@ -343,7 +350,7 @@ fn errors_name_what_to_do() {
     let elsewhere = TestNode::router(&lab).unwrap();
     elsewhere.write("probe.yaml", &rules('a', "")).unwrap();
     let text = fs::read_to_string(elsewhere.config()).unwrap();
-    let wrong = text.replace(&elsewhere.pins().display().to_string(), "/tmp/not-a-bpffs");
+    let wrong = text.replace(&elsewhere.place().display().to_string(), "/tmp/not-a-bpffs");
     fs::write(elsewhere.config(), wrong).unwrap();
     let outcome = elsewhere.run(&["apply", "--auto-approve"]).unwrap();
     assert_eq!(outcome.code, Some(1));
@@ -378,44 +385,6 @@ fn a_second_process_waits_for_the_lock() {
     assert_eq!(probe_arrives_at(&lab), Some('b'));
 }
 
-/// Sends probes without pause from the client, and counts what an upstream gets in XDP: nothing that was sent may be lost.
-fn lossless(lab: &Topology, upstreams: &[&Host], during: impl FnOnce()) {
-    let sinks: Vec<_> = upstreams.iter().map(|one| attach_xdp_drop(&one.namespace, "eth0").unwrap()).collect();
-    let count = || -> u64 { upstreams.iter().map(|o| o.namespace.counters("eth0").unwrap().rx_packets).sum() };
-    let taken_by_router = || lab.router.counters("lan").unwrap().rx_packets;
-    let (before, router_before) = (count(), taken_by_router());
-    // A pace that the ring takes: the question is what publishing loses, not what a full ring does.
-    let frame = probe(lab).frame();
-    let sender = PacketSocket::open(&lab.client.namespace, "eth0").unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let sent = thread::scope(|scope| {
-        let sending = scope.spawn(|| {
-            let mut sent = 0u64;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                for _ in 0..16 {
-                    sender.send(&frame).unwrap();
-                    sent += 1;
-                }
-                thread::sleep(Duration::from_millis(1));
-            }
-            sent
-        });
-        during();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        sending.join().unwrap()
-    });
-    let deadline = Instant::now() + 2 * SECOND;
-    while count() - before < sent && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(10));
-    }
-    let (arrived, taken) = (count() - before, taken_by_router() - router_before);
-    println!("{sent} packets sent, {taken} came to the router, {arrived} to the upstreams");
-    assert!(sent > 500 && taken >= sent, "sent {sent}, the router took {taken}");
-    // The kernels' own neighbour discovery may add some; none may be missing.
-    assert!(arrived >= sent && arrived < sent + 50, "sent {sent}, arrived {arrived}");
-    drop(sinks);
-}
-
 #[test]
 fn a_larger_class_is_entered_and_left_without_loss() {
     let lab = lab();
@@ -428,7 +397,7 @@ fn a_larger_class_is_entered_and_left_without_loss() {
     fs::write(node.source().join("many.txt"), many_prefixes()).unwrap();
     node.write("probe.yaml", &many_rules('b')).unwrap();
     let both: Vec<&Host> = lab.upstreams.iter().collect();
-    lossless(&lab, &both, || drop(node.apply().unwrap()));
+    lossless(&lab, &both, &probe(&lab).frame(), || drop(node.apply().unwrap()));
     let large = node.status().unwrap();
     assert!(capacity(&large) > 1 << 20, "{large}");
     assert_eq!(
@@ -437,18 +406,18 @@ fn a_larger_class_is_entered_and_left_without_loss() {
     );
     assert_eq!(probe_arrives_at(&lab), Some('b'));
     assert!(!node.pins().join("class-20").exists(), "the class that was left is gone");
-    lossless(&lab, &both, || drop(node.succeed(&["rollback", "--auto-approve"]).unwrap()));
+    lossless(&lab, &both, &probe(&lab).frame(), || drop(node.succeed(&["rollback", "--auto-approve"]).unwrap()));
     let back = node.status().unwrap();
     assert_eq!(back["digest"], small["digest"]);
     assert_eq!(probe_arrives_at(&lab), Some('a'));
     let images = rules_in_kernel(&lab, &node);
     assert_eq!(images.iter().find(|(n, _)| *n == 3).unwrap().1, images.iter().find(|(n, _)| *n == 1).unwrap().1);
-    lossless(&lab, &both, || drop(node.succeed(&["rollback", "--auto-approve"]).unwrap()));
+    lossless(&lab, &both, &probe(&lab).frame(), || drop(node.succeed(&["rollback", "--auto-approve"]).unwrap()));
     assert_eq!(node.status().unwrap()["digest"], large["digest"]);
     assert_eq!(probe_arrives_at(&lab), Some('b'));
     assert_eq!(node.status().unwrap()["leftovers"], 0);
     // Nothing but publishing: the control, with the same counting.
-    lossless(&lab, &both, || thread::sleep(SECOND));
+    lossless(&lab, &both, &probe(&lab).frame(), || thread::sleep(SECOND));
 }
 
 #[test]
@@ -466,7 +435,7 @@ fn detach_frees_everything() {
     assert_eq!(refused.code, Some(4), "{refused:?}");
     assert_eq!(probe_arrives_at(&lab), Some('b'), "the process is gone, forwarding goes on");
     node.succeed(&["detach", "--auto-approve"]).unwrap();
-    assert!(!node.pins().exists());
+    assert!(!node.place().exists());
     wait_until_gone(&held);
     assert_eq!(probe_arrives_at(&lab), None);
     lab.route_in_kernel("198.51.100.0/24", lab.upstream(0).unwrap()).unwrap();

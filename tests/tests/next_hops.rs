@@ -539,7 +539,7 @@ fn what_is_left_of_a_group_keeps_its_flows_and_its_weights() {
                 packet.macs(wayleave_tests::Mac::default(), wayleave_tests::Mac([2, 0, 0, 0, 0, 0])).udp(1, 2).frame();
             let decision = fib::decide(view.bytes(), &frame[..], &Reaches { down });
             let expected = if down.len() == ids.len() { Reason::AllDown } else { Reason::Forwarded };
-            assert_eq!(decision.reason, expected);
+            assert_eq!(decision.reason(), expected);
             decision.next_hop
         };
         (0..ALL).map(flow).collect()

@@ -236,14 +236,14 @@ fn agree(
         // The library over the same bytes.
         let decision = fib::decide(view.bytes(), frame.as_slice(), &TableNode(&tables));
         let mut expected = frame.clone();
-        if decision.reason == Reason::Forwarded {
-            let neighbour = decision.neighbour.unwrap();
+        if decision.reason() == Reason::Forwarded {
+            let neighbour = decision.neighbour().unwrap();
             fib::packet::forward(&mut expected[..], &neighbour).unwrap();
         }
-        let action = XDP_ACTIONS.iter().find(|(verdict, _)| *verdict == decision.reason.verdict()).unwrap().1;
-        assert_eq!((ran.reason, ran.action), (decision.reason as u32, action), "{}", what());
+        let action = XDP_ACTIONS.iter().find(|(verdict, _)| *verdict == decision.reason().verdict()).unwrap().1;
+        assert_eq!((ran.reason, ran.action), (decision.reason() as u32, action), "{}", what());
         assert_eq!(ran.frame, expected, "{}", what());
-        *seen.entry(decision.reason.name()).or_default() += 1;
+        *seen.entry(decision.reason().name()).or_default() += 1;
         if !plain {
             continue;
         }
@@ -251,11 +251,11 @@ fn agree(
         let hop = decision.next_hop.map(|row| view.next_hop(row));
         let name = hop.map(|hop| format!("{}/{}", hop.policy, hop.name));
         match naive(&rules, destination) {
-            None => assert_eq!(decision.reason, Reason::NoRoute, "{}", what()),
-            Some(Does::Drop) => assert_eq!(decision.reason, Reason::RouteDrop, "{}", what()),
-            Some(Does::Pass) => assert_eq!(decision.reason, Reason::RoutePass, "{}", what()),
+            None => assert_eq!(decision.reason(), Reason::NoRoute, "{}", what()),
+            Some(Does::Drop) => assert_eq!(decision.reason(), Reason::RouteDrop, "{}", what()),
+            Some(Does::Pass) => assert_eq!(decision.reason(), Reason::RoutePass, "{}", what()),
             Some(Does::Forward(members)) => {
-                let name = name.unwrap_or_else(|| panic!("{}: {:?}", what(), decision.reason));
+                let name = name.unwrap_or_else(|| panic!("{}: {:?}", what(), decision.reason()));
                 assert!(members.contains(&name), "{}: {name} is none of {members:?}", what());
                 let neighbour = neighbour(hop.unwrap().id);
                 let reason = match neighbour {
@@ -263,7 +263,7 @@ fn agree(
                     Some(neighbour) if neighbour.mtu != 0 && frame.len() - 14 > neighbour.mtu.into() => Reason::OverMtu,
                     Some(_) => Reason::Forwarded,
                 };
-                assert_eq!(decision.reason, reason, "{}", what());
+                assert_eq!(decision.reason(), reason, "{}", what());
                 if let (Reason::Forwarded, Some(neighbour)) = (reason, neighbour) {
                     assert_eq!(ran.frame[..6], neighbour.destination.to_le_bytes()[..6], "{}", what());
                 }

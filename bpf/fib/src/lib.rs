@@ -27,4 +27,4 @@ mod tests;
 
 pub use image::Image;
 pub use packet::{Packet, PacketMut};
-pub use verdict::{Decision, Ingress, Neighbour, Node, Reach, ReachWords, Reason, Verdict, decide};
+pub use verdict::{Decision, Ingress, Met, Neighbour, Node, Reach, ReachWords, Reason, Verdict, decide};

@@ -13,6 +13,8 @@ pub trait Packet {
     fn be16(&self, at: u32) -> Option<u16>;
     /// Network-order 32 bits.
     fn be32(&self, at: u32) -> Option<u32>;
+    /// The first eight bytes, the first of them lowest.
+    fn first_le64(&self) -> Option<u64>;
     /// The frame without its first `bytes`; every offset counts from there.
     fn after(&self, bytes: u32) -> impl Packet;
     /// The frame again, from its beginning: with pointers of its own where they would else have to live until now.
@@ -39,8 +41,8 @@ pub trait Packet {
 pub trait PacketMut: Packet {
     fn set_be16(&mut self, at: u32, value: u16) -> Option<()>;
     fn set_be32(&mut self, at: u32, value: u32) -> Option<()>;
-    /// Writes the six bytes of a MAC address, the low 48 bits of `mac` with its first byte lowest.
-    fn set_mac(&mut self, at: u32, mac: u64) -> Option<()>;
+    /// Writes the twelve bytes of both MAC addresses, each the low 48 bits of its word with its first byte lowest.
+    fn set_macs(&mut self, destination: u64, source: u64) -> Option<()>;
     /// Takes bytes away from the front (`bytes` > 0) or adds room there; `None`: nothing has changed.
     fn move_head(&mut self, bytes: i32) -> Option<()>;
 
@@ -77,6 +79,10 @@ impl<T: Packet + ?Sized> Packet for &T {
         (**self).be32(at)
     }
     #[inline(always)]
+    fn first_le64(&self) -> Option<u64> {
+        (**self).first_le64()
+    }
+    #[inline(always)]
     fn after(&self, bytes: u32) -> impl Packet {
         (**self).after(bytes)
     }
@@ -108,6 +114,9 @@ impl Packet for [u8] {
     fn be32(&self, at: u32) -> Option<u32> {
         Some(u32::from_be_bytes(*self.get(at as usize..)?.first_chunk()?))
     }
+    fn first_le64(&self) -> Option<u64> {
+        Some(u64::from_le_bytes(*self.first_chunk()?))
+    }
     fn after(&self, bytes: u32) -> impl Packet {
         self.get(bytes as usize..).unwrap_or_default()
     }
@@ -126,8 +135,10 @@ impl PacketMut for [u8] {
         *self.get_mut(at as usize..)?.first_chunk_mut()? = value.to_be_bytes();
         Some(())
     }
-    fn set_mac(&mut self, at: u32, mac: u64) -> Option<()> {
-        *self.get_mut(at as usize..)?.first_chunk_mut::<6>()? = *mac.to_le_bytes().first_chunk()?;
+    fn set_macs(&mut self, destination: u64, source: u64) -> Option<()> {
+        let macs = self.first_chunk_mut::<12>()?;
+        macs[..6].copy_from_slice(&destination.to_le_bytes()[..6]);
+        macs[6..].copy_from_slice(&source.to_le_bytes()[..6]);
         Some(())
     }
     fn move_head(&mut self, _bytes: i32) -> Option<()> {
@@ -167,6 +178,8 @@ pub const EXTENSION_HEADERS_MAX: u32 = 6;
 
 /// Most-significant-first bits of a MAC's first byte: set for group addresses.
 const MAC_GROUP_BIT: u16 = 0x0100;
+/// The six bytes of a MAC address in a word.
+const MAC_MASK: u64 = (1 << 48) - 1;
 
 /// VLAN tags of a frame, outermost first: tag protocol identifier in the high half, control information in the low half;
 /// 0: none.
@@ -206,6 +219,16 @@ pub struct Link {
     pub tag_bytes: u32,
 }
 
+impl Link {
+    /// IPv4 without a tag.
+    pub const PLAIN_V4: Self = Self { tags: Tags { outer: 0, inner: 0 }, ethertype: ETHERTYPE_IPV4, tag_bytes: 0 };
+
+    #[inline(always)]
+    pub const fn is_plain_v4(&self) -> bool {
+        self.ethertype == ETHERTYPE_IPV4 && self.tags.outer == 0
+    }
+}
+
 /// What the verdict needs to know of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parsed {
@@ -223,9 +246,7 @@ pub struct Parsed {
 /// The frame's destination MAC, as [`Neighbour`] holds them.
 #[inline(always)]
 pub fn destination_mac<P: Packet + ?Sized>(packet: &P) -> Option<u64> {
-    let high = packet.be32(0)?.swap_bytes();
-    let low = packet.be16(4)?.swap_bytes();
-    Some(u64::from(low) << 32 | u64::from(high))
+    Some(packet.first_le64()? & MAC_MASK)
 }
 
 /// Reads the link layer, or says why the frame is not for the routes.
@@ -328,7 +349,12 @@ pub(crate) fn ports_v4<P: Packet + ?Sized>(packet: &P) -> Option<u32> {
 /// broadcast (RFC 1812 section 5.3.7, RFC 3927 section 7, RFC 6890).
 #[inline(always)]
 const fn stays_v4(address: u32) -> bool {
-    address >> 24 == 0 || address >> 24 == 127 || address >> 16 == 0xa9fe || address >> 28 == 0xe || address == u32::MAX
+    let first = address >> 24;
+    // Few comparisons for the addresses that do not stay.
+    if first.wrapping_sub(1) >= 0xdf {
+        return first >> 4 == 0xe || first == 0 || address == u32::MAX;
+    }
+    first == 127 || address >> 16 == 0xa9fe
 }
 
 /// The same for IPv6: multicast `ff00::/8`, link-local `fe80::/10`, unspecified and loopback (`::/127`), and IPv4-mapped
@@ -419,6 +445,12 @@ pub fn forward<P: PacketMut + ?Sized>(packet: &mut P, neighbour: &Neighbour) -> 
     rewrite(packet, ETHERNET_BYTES + tag_bytes, link.ethertype, neighbour)
 }
 
+/// [`forward`] for a frame whose link layer is [`Link::PLAIN_V4`], to a neighbour behind an untagged port.
+#[inline(always)]
+pub fn forward_plain_v4<P: PacketMut + ?Sized>(packet: &mut P, neighbour: &Neighbour) -> Option<()> {
+    rewrite(packet, ETHERNET_BYTES, ETHERTYPE_IPV4, neighbour)
+}
+
 #[inline(always)]
 fn rewrite<P: PacketMut + ?Sized>(packet: &mut P, l3: u32, ethertype: u16, neighbour: &Neighbour) -> Option<()> {
     if ethertype == ETHERTYPE_IPV4 {
@@ -434,6 +466,5 @@ fn rewrite<P: PacketMut + ?Sized>(packet: &mut P, l3: u32, ethertype: u16, neigh
         let word = packet.be16(l3 + 6)?;
         packet.set_be16(l3 + 6, word & 0xff00 | word.wrapping_sub(1) & 0x00ff)?;
     }
-    packet.set_mac(0, neighbour.destination)?;
-    packet.set_mac(6, neighbour.source)
+    packet.set_macs(neighbour.destination, neighbour.source)
 }

@@ -1,10 +1,12 @@
 //! The verdict: what happens to a packet, and the one reason why.
 
+use core::hint::cold_path;
+
 use crate::image::Image;
 use crate::layout::{
     AT_HASH_SEED, AT_NEXT_HOPS, AT_SLOTS, AT_TARGETS, GROUP_BYTES, GROUP_FIRST_MEMBER, GROUP_MEMBERS,
-    GROUP_MEMBERS_MAX, MEMBER_BYTES, NEXT_HOP_BYTES, NEXT_HOP_ID, NEXT_HOP_PORT, SLOT_BYTES, Section, TARGET_BYTES,
-    TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
+    GROUP_MEMBERS_MAX, MEMBER_BYTES, NEXT_HOP_BYTES, NEXT_HOP_ID, NEXT_HOP_IDS_MAX, NEXT_HOP_PORT, POLICY_IDS_MAX,
+    PORT_IDS_MAX, SLOT_BYTES, Section, TARGET_BYTES, TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
 };
 use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse_route, ports_v4};
 use crate::{hash, lookup};
@@ -32,6 +34,10 @@ macro_rules! reasons {
             pub const fn verdict(self) -> Verdict {
                 match self { $(Self::$variant => Verdict::$verdict,)* }
             }
+
+            /// Numbers of the reasons for which packets are dropped, as bits.
+            pub const DROPS: u64 =
+                0 $(| if matches!(Self::$variant.verdict(), Verdict::Drop) { 1 << $number } else { 0 })*;
 
             /// The reason's name in command output and metrics.
             pub const fn name(self) -> &'static str {
@@ -143,11 +149,8 @@ impl Reach {
 
     #[inline(always)]
     pub const fn decode(words: ReachWords) -> Self {
-        if words[0] & Self::DOWN != 0 {
-            return Self::Down;
-        }
-        if words[0] & Self::UP == 0 {
-            return Self::Unknown;
+        if !Self::is_up(words) {
+            return if Self::is_down(words) { Self::Down } else { Self::Unknown };
         }
         Self::Up(Neighbour {
             destination: words[0] & Self::MAC,
@@ -156,6 +159,12 @@ impl Reach {
             tags: Tags { outer: words[2] as u32, inner: (words[2] >> 32) as u32 },
             one_buffer: words[0] & Self::ONE_BUFFER != 0,
         })
+    }
+
+    /// Whether an entry says [`Reach::Up`].
+    #[inline(always)]
+    pub const fn is_up(words: ReachWords) -> bool {
+        words[0] & (Self::UP | Self::DOWN) == Self::UP
     }
 
     /// Whether an entry says [`Reach::Down`].
@@ -217,63 +226,170 @@ pub trait Node {
     }
 }
 
+/// What a packet met, in one word: the reason, the port that it came in by, target, policy and next hop.
+///
+/// One word, since every check of the packet path can be its last: what it would have to say in several registers, each
+/// check would have to load first, also for the packets that pass it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Met(u64);
+
+const _: () = assert!(PORT_IDS_MAX <= 1 << 8 && POLICY_IDS_MAX <= 1 << 16 && NEXT_HOP_IDS_MAX <= 1 << 16);
+
+impl Met {
+    const IN_PORT: u32 = 8;
+    const TARGET: u32 = 16;
+    const POLICY: u32 = 32;
+    const NEXT_HOP: u32 = 48;
+    const REASON_MASK: u64 = 0xff;
+
+    /// Nothing but a reason.
+    #[inline(always)]
+    pub const fn only(reason: Reason) -> Self {
+        Self(reason as u64)
+    }
+
+    /// The same with this reason.
+    #[inline(always)]
+    pub const fn because(self, reason: Reason) -> Self {
+        Self(self.0 & !Self::REASON_MASK | reason as u64)
+    }
+
+    #[inline(always)]
+    const fn and(self, value: u64, at: u32) -> Self {
+        Self(self.0 | value << at)
+    }
+
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    /// Number of the reason.
+    #[inline(always)]
+    pub const fn reason(self) -> u8 {
+        self.0 as u8
+    }
+
+    #[inline(always)]
+    pub const fn is_forwarded(self) -> bool {
+        self.reason() == Reason::Forwarded as u8
+    }
+
+    /// Id of the port that the packet came in by; 0: none that the image names, or the packet was not read that far.
+    #[inline(always)]
+    pub const fn in_port(self) -> u32 {
+        (self.0 >> Self::IN_PORT) as u8 as u32
+    }
+
+    /// The target that the longest matching prefix names; 0: none.
+    #[inline(always)]
+    pub const fn target(self) -> u16 {
+        (self.0 >> Self::TARGET) as u16
+    }
+
+    /// Id of the policy that the target belongs to; 0: none.
+    #[inline(always)]
+    pub const fn policy(self) -> u32 {
+        (self.0 >> Self::POLICY) as u16 as u32
+    }
+
+    /// Id of the next hop that was chosen; 0: none.
+    #[inline(always)]
+    pub const fn next_hop(self) -> u32 {
+        (self.0 >> Self::NEXT_HOP) as u32
+    }
+}
+
 /// The verdict on one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    pub reason: Reason,
+    pub met: Met,
     /// 4 or 6; 0 when the packet was not read that far.
     pub family: u8,
-    pub link: Link,
-    /// Id of the port that the packet came in by; 0: none that the image names.
-    pub in_port: u32,
-    /// The target that the longest matching prefix names; 0: none.
-    pub target: u16,
-    /// Id of the policy that the target belongs to; 0: none.
-    pub policy: u32,
     /// The chosen next hop (index into the image's table), where one was chosen.
     pub next_hop: Option<u32>,
-    /// Its id; 0: none.
-    pub next_hop_id: u32,
     /// Id of the next hop's port.
     pub port: u32,
-    pub neighbour: Option<Neighbour>,
+    /// All zeros where [`Decision::neighbour`] knows none: no option, since what is undefined in `None` the compiler may
+    /// keep in a register that nothing has written, which the verifier refuses.
+    sent_to: Neighbour,
 }
 
 impl Decision {
-    const fn early(reason: Reason, link: Link) -> Self {
-        Self {
-            reason,
-            family: 0,
-            link,
-            in_port: 0,
-            target: 0,
-            policy: 0,
-            next_hop: None,
-            next_hop_id: 0,
-            port: 0,
-            neighbour: None,
-        }
+    #[inline(always)]
+    const fn early(reason: Reason) -> Self {
+        let sent_to =
+            Neighbour { destination: 0, source: 0, mtu: 0, tags: Tags { outer: 0, inner: 0 }, one_buffer: false };
+        Self { met: Met::only(reason), family: 0, next_hop: None, port: 0, sent_to }
+    }
+
+    /// Where the packet is sent, or would be if it could leave by that device.
+    #[inline(always)]
+    pub fn neighbour(&self) -> Option<Neighbour> {
+        let reached = [Reason::Forwarded as u8, Reason::OverMtu as u8, Reason::Scattered as u8];
+        reached.contains(&self.met.reason()).then_some(self.sent_to)
+    }
+
+    /// The neighbour of a packet that is forwarded.
+    #[inline(always)]
+    pub const fn sent_to(&self) -> &Neighbour {
+        &self.sent_to
+    }
+
+    pub fn reason(&self) -> Reason {
+        Reason::ALL.get(usize::from(self.met.reason())).copied().unwrap_or(Reason::BadImage)
     }
 }
 
 /// Decides on a frame. Reads only: the caller rewrites with [`crate::packet::forward`] and sends.
 #[inline(always)]
 pub fn decide<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> Decision {
-    let link = match link(packet) {
-        Ok(link) => link,
-        Err(reason) => return Decision::early(reason, Link::default()),
-    };
-    let Some(ingress) = node.ingress(link.tags) else { return Decision::early(Reason::Vlan, link) };
-    let headers = packet.after(link.tag_bytes);
-    let parsed = match parse_route(&headers, link.ethertype) {
+    match link(packet) {
+        Ok(link) if link.is_plain_v4() => decide_plain_v4(image, packet, node),
+        Ok(link) => decide_linked(image, packet, &link, node),
+        Err(reason) => Decision::early(reason),
+    }
+}
+
+/// [`decide`] for a frame whose link layer is [`Link::PLAIN_V4`]: most frames are such, and all offsets are constants.
+#[inline(always)]
+pub fn decide_plain_v4<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> Decision {
+    under(image, packet, packet, &Link::PLAIN_V4, node)
+}
+
+/// [`decide`] for a frame whose link layer has been read.
+#[inline(always)]
+pub fn decide_linked<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
+    image: &I,
+    packet: &P,
+    link: &Link,
+    node: &N,
+) -> Decision {
+    under(image, packet, &packet.after(link.tag_bytes), link, node)
+}
+
+/// Decides on what lies under the link layer.
+#[inline(always)]
+fn under<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
+    image: &I,
+    packet: &P,
+    headers: &(impl Packet + ?Sized),
+    link: &Link,
+    node: &N,
+) -> Decision {
+    let Some(ingress) = node.ingress(link.tags) else { return Decision::early(Reason::Vlan) };
+    let parsed = match parse_route(headers, link.ethertype) {
         Ok(parsed) => parsed,
-        Err(reason) => return Decision::early(reason, link),
+        Err(reason) => return Decision::early(reason),
     };
     if !node.takes(&ingress, destination_mac(packet)) {
-        return Decision::early(Reason::LinkNotOurs, link);
+        return Decision::early(Reason::LinkNotOurs);
     }
-    let mut decision =
-        Decision { family: parsed.family, in_port: ingress.port, ..Decision::early(Reason::BadImage, link) };
+    let mut decision = Decision { family: parsed.family, ..Decision::early(Reason::BadImage) };
+    decision.met = decision.met.and(u64::from(ingress.port as u8), Met::IN_PORT);
     // Read here, so that no pointer into the frame has to live through the lookup.
     let size = Size { largest_segment: headers.largest_segment(&parsed), is_scattered: packet.is_scattered() };
     route(image, packet, &size, &parsed, node, &mut decision);
@@ -300,36 +416,42 @@ fn route<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     let target =
         if parsed.family == 4 { lookup::v4(image, (dst[0] >> 32) as u32) } else { lookup::v6(image, dst[0], dst[1]) };
     let Some(target) = target else { return };
-    decision.target = target;
+    decision.met = decision.met.and(target.into(), Met::TARGET);
     let Some(hop) = choose(image, packet, target, parsed, node, decision) else { return };
     decision.next_hop = Some(hop.index);
-    decision.next_hop_id = hop.id;
+    decision.met = decision.met.and(u64::from(hop.id as u16), Met::NEXT_HOP);
     decision.port = hop.port;
     if parsed.ttl <= 1 {
-        decision.reason = Reason::TtlExpired;
+        decision.met = decision.met.because(Reason::TtlExpired);
         return;
     }
     let neighbour = match Reach::decode(hop.reach) {
-        Reach::Up(neighbour) => Some(neighbour),
+        Reach::Up(neighbour) => neighbour,
         Reach::Unknown | Reach::Down => {
+            cold_path();
             // Computed anew: an offset that lived on from where the entry was read would be kept on the stack, and the
             // verifier of 6.1 does not learn of a kept value what was checked of it.
             let Some(next_hops) = image.head(AT_NEXT_HOPS) else { return };
-            node.ask(image, next_hops.wrapping_add(hop.index.wrapping_mul(NEXT_HOP_BYTES)), hop.port)
+            let at = next_hops.wrapping_add(hop.index.wrapping_mul(NEXT_HOP_BYTES));
+            let Some(neighbour) = node.ask(image, at, hop.port) else {
+                decision.met = decision.met.because(Reason::NoNeighbour);
+                return;
+            };
+            neighbour
         }
     };
-    let Some(neighbour) = neighbour else {
-        decision.reason = Reason::NoNeighbour;
+    decision.sent_to = neighbour;
+    if size.largest_segment > u32::from(neighbour.mtu) && neighbour.mtu != 0 {
+        cold_path();
+        decision.met = decision.met.because(Reason::OverMtu);
         return;
-    };
-    decision.neighbour = Some(neighbour);
-    decision.reason = if neighbour.mtu != 0 && size.largest_segment > u32::from(neighbour.mtu) {
-        Reason::OverMtu
-    } else if neighbour.one_buffer && size.is_scattered {
-        Reason::Scattered
-    } else {
-        Reason::Forwarded
-    };
+    }
+    if neighbour.one_buffer && size.is_scattered {
+        cold_path();
+        decision.met = decision.met.because(Reason::Scattered);
+        return;
+    }
+    decision.met = decision.met.because(Reason::Forwarded);
 }
 
 /// A next hop of the image.
@@ -365,15 +487,17 @@ fn choose<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     let at = image.head(AT_TARGETS)?.wrapping_add(u32::from(target).wrapping_mul(TARGET_BYTES));
     let head = image.u64(at)?;
     let tail = image.u64(at.wrapping_add(8))?;
-    let next_hops = image.head(AT_NEXT_HOPS)?;
-    decision.policy = u32::from((head >> 16) as u16);
+    decision.met = decision.met.and(u64::from((head >> 16) as u16), Met::POLICY);
+    // Before the others, of which there may be any number.
+    if head as u8 == kind::FORWARD_ONE {
+        let index = (head >> 32) as u32;
+        let id = tail as u32;
+        let hop = Hop { index, id, port: (tail >> 32) as u32, reach: node.reach(id) };
+        return unless_down(hop, head, decision);
+    }
     let hop = match head as u8 {
-        kind::FORWARD_ONE => {
-            let index = (head >> 32) as u32;
-            let id = tail as u32;
-            Hop { index, id, port: (tail >> 32) as u32, reach: node.reach(id) }
-        }
         kind::FORWARD_GROUP => {
+            let next_hops = image.head(AT_NEXT_HOPS)?;
             let flow = hash::Flow { ports: ports(packet, parsed), ..parsed.flow };
             let hash = hash::flow(&flow, image.head(AT_HASH_SEED)?);
             let slots = Slots {
@@ -394,18 +518,26 @@ fn choose<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
             }
         }
         other => {
-            decision.reason = match other {
+            decision.met = decision.met.because(match other {
                 kind::NONE => Reason::NoRoute,
                 kind::DROP => Reason::RouteDrop,
                 kind::PASS => Reason::RoutePass,
                 kind::LOCAL => Reason::Local,
                 _ => Reason::BadImage,
-            };
+            });
             return None;
         }
     };
-    if Reach::is_down(hop.reach) {
-        decision.reason = if head & TARGET_FLAGS_ON_ALL_DOWN_DROP != 0 { Reason::AllDownDrop } else { Reason::AllDown };
+    unless_down(hop, head, decision)
+}
+
+/// The next hop, or the reason of a target whose next hops are all down.
+#[inline(always)]
+fn unless_down(hop: Hop, head: u64, decision: &mut Decision) -> Option<Hop> {
+    if !Reach::is_up(hop.reach) && Reach::is_down(hop.reach) {
+        cold_path();
+        let drop = head & TARGET_FLAGS_ON_ALL_DOWN_DROP != 0;
+        decision.met = decision.met.because(if drop { Reason::AllDownDrop } else { Reason::AllDown });
         return None;
     }
     Some(hop)

@@ -152,9 +152,9 @@ fn prove(node: &Node, generation: u64, watcher: &mut Watcher) -> anyhow::Result<
 
 /// Says what was done, on stderr.
 fn report(applied: &Applied) {
-    for (attachment, mode) in &applied.report.attached {
-        let ports = attachment.ports.join(", ");
-        note(&format!("{} attached for {ports}, {}", attachment.device, format!("{mode:?}").to_lowercase()));
+    for (attachment, attached) in &applied.report.attached {
+        let (device, ports) = (&attachment.target.device, attachment.ports.join(", "));
+        note(&format!("{device} attached for {ports}, {}: {}", attached.mode.word(), attached.why));
     }
     for next_hop in &applied.report.unresolved {
         note(&format!(

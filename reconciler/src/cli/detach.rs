@@ -13,6 +13,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let node = node::load(global)?;
+    node.refuse_newer_layout()?;
     if !args.auto_approve {
         let live = node.observe()?.live_number();
         note(&format!(

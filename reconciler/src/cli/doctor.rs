@@ -8,10 +8,11 @@ use serde_json::json;
 use super::node::block_on;
 use super::{Exit, Format, Global, print};
 use crate::daemon::node::Node;
+use crate::kernel::attach::ONE_BUFFER_MTU_MAX;
 use crate::kernel::link::{Link, XdpMode, links};
-use crate::kernel::probe;
 use crate::kernel::tables::DEVICE_INDEX_MAX;
 use crate::kernel::xdp_features::xdp_features;
+use crate::kernel::{KernelError, layout, probe};
 use crate::policy::{self, Attach, Port};
 use crate::source::{self, Limits};
 
@@ -216,6 +217,7 @@ fn node(global: &Global, checks: &mut Checks) -> anyhow::Result<()> {
     checks.ok(format!("configuration {} of node {}", path.display(), config.name));
     let node = Node::new(config);
     bpffs(&node, checks);
+    layouts(&node, checks);
     match block_on(links())? {
         Ok(links) => {
             for (name, port) in &node.config.ports {
@@ -236,11 +238,21 @@ fn default_places() -> anyhow::Result<policy::NodeConfig> {
 
 fn bpffs(node: &Node, checks: &mut Checks) {
     match node.pins.check_file_system() {
-        Ok(()) => checks.ok(format!("{} lies on a bpf file system", node.pins.root().display())),
+        Ok(()) => checks.ok(format!("{} lies on a bpf file system", node.pins.place().display())),
         Err(_) => checks.fail(
-            format!("{} does not lie on a bpf file system", node.pins.root().display()),
+            format!("{} does not lie on a bpf file system", node.pins.place().display()),
             "mount -t bpf bpf /sys/fs/bpf, or set `bpffs` in the configuration",
         ),
+    }
+}
+
+fn layouts(node: &Node, checks: &mut Checks) {
+    match layout::refuse_newer(&node.pins) {
+        Ok(()) => {}
+        Err(error @ KernelError::NewerLayout { .. }) => {
+            checks.fail(chain(error), "use the newer wayleave on this node");
+        }
+        Err(error) => checks.fail(chain(error), "run doctor as root"),
     }
 }
 
@@ -279,22 +291,29 @@ fn check_port(name: &str, port: &Port, link: Option<&Link>, checks: &mut Checks)
         );
     }
     if checks.0.len() == failed {
-        checks.ok(format!("{here}: up, Ethernet, native XDP"));
+        let how = if port.attach == Attach::Tc { "TC" } else { "native XDP" };
+        checks.ok(format!("{here}: up, Ethernet, {how}"));
     }
 }
 
 fn native_xdp(here: &str, port: &Port, link: &Link, checks: &mut Checks) {
     match xdp_features(link.index) {
         Ok(features) => {
-            if !features.native && port.attach != Attach::Generic {
+            if !features.native && matches!(port.attach, Attach::Native | Attach::Auto) {
                 let what = format!("{here}: its driver has no native XDP");
                 match port.attach {
-                    Attach::Native => checks.fail(what, "use `attach: auto` or `attach: generic`"),
-                    _ => {
-                        checks
-                            .warn(what, "it works in generic mode, slower; `attach: generic` says that this is meant");
-                    }
+                    Attach::Native => checks.fail(what, "use `attach: auto` or `attach: tc`"),
+                    _ => checks.warn(what, "it works by TC, slower; `attach: tc` says that this is meant"),
                 }
+            }
+            if port.attach != Attach::Tc && features.native && link.mtu > ONE_BUFFER_MTU_MAX && !features.native_frags {
+                checks.warn(
+                    format!(
+                        "{here}: its driver may refuse XDP at MTU {}, as it takes no frames of several buffers",
+                        link.mtu
+                    ),
+                    "a smaller MTU, or `attach: tc`",
+                );
             }
             // A device that carries the program natively already is a target in most drivers; veth asks its peer.
             if features.native && !features.target && link.xdp.is_none_or(|xdp| xdp.mode != XdpMode::Generic) {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use fib::Verdict;
-use fib::layout::Section;
+use fib::layout::{LAYOUT_VERSION, Section};
 use serde_json::{Value, json};
 
 use super::confirm::in_words;
@@ -14,7 +14,9 @@ use crate::daemon::node::Node;
 use crate::daemon::probation::{self, Standing};
 use crate::daemon::state::State;
 use crate::daemon::time::rfc3339;
-use crate::kernel::counters::{self, Count};
+use crate::kernel::attach::Hook;
+use crate::kernel::counters::{self, Count, Owners};
+use crate::kernel::layout::OtherLayout;
 use crate::kernel::link::{Link, XdpMode, links, wire};
 use crate::kernel::observe::Observed;
 use crate::trace::tag_words;
@@ -54,6 +56,10 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         "digest": null, "published": null, "routes": {"ipv4": 0, "ipv6": 0}, "services": 0, "filters": 0,
     });
     let (mut any_down, mut words) = (false, String::new());
+    let objects = if node.pins.exist() { counters::Objects::open(&node.pins)? } else { None };
+    let views =
+        observed.live.iter().chain(&observed.retained).map(|g| g.image.view()).collect::<Result<Vec<_>, _>>()?;
+    let owners = Owners::of(&views);
     if let Some(live) = &observed.live {
         let view = live.image.view()?;
         status["generation"] = live.number.into();
@@ -63,7 +69,6 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         status["published"] = rfc3339(view.created_unix_ms()).into();
         status["routes"] = json!({"ipv4": view.count(Section::V4Routes), "ipv6": view.count(Section::V6Routes)});
         status["image"] = json!({"bytes": view.bytes().len(), "capacity": live.image.capacity()});
-        let objects = counters::Objects::open(&node.pins)?;
         let runtime = Runtime::read(node, &view, &state)?;
         let mut next_hops = Vec::new();
         for hop in &runtime.next_hops {
@@ -78,7 +83,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         for policy in view.policies() {
             let mut row = json!({"policy": policy.name, "file": policy.file, "line": policy.line});
             if let Some(objects) = &objects {
-                count(&mut row, objects.policy(policy.id)?);
+                count(&mut row, objects.policy(policy.id, &owners)?);
             }
             policies.push(row);
         }
@@ -93,8 +98,19 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         status["state"] = if attached && !any_down { "forwarding" } else { "degraded" }.into();
     }
     status["interfaces"] = interfaces.into();
+    status["layout"] = LAYOUT_VERSION.into();
+    status["other_layouts"] = observed.layouts.iter().map(other_layout).collect();
+    let other = match (observed.live.is_some(), observed.layouts.last()) {
+        (_, Some(last)) if last.is_newer() => Some("newer-layout"),
+        (false, Some(_)) => Some("older-layout"),
+        _ => None,
+    };
+    if let Some(other) = other {
+        status["state"] = other.into();
+    }
     status["retained"] = observed.retained.iter().map(|g| g.number).collect::<Vec<_>>().into();
-    status["leftovers"] = observed.strays.len().into();
+    let older = observed.layouts.iter().filter(|layout| !layout.is_newer() && observed.live.is_some()).count();
+    status["leftovers"] = (observed.strays.len() + older).into();
     status["source"] = json!({"directory": node.config.source_directory});
     status["sync"] = sync(&state);
     let unresolved = status["next_hops"].as_array().is_some_and(|all| all.iter().any(|h| h["resolved"] == false));
@@ -110,6 +126,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         record.standing == Standing::RolledBackUnhealthy && status["parent"] == record.generation
     });
     status["health"] = match (observed.live.is_some(), attached, unresolved) {
+        _ if other.is_some() => other.unwrap_or_default(),
         (false, ..) => "no-generation",
         _ if unhealthy => "rolled-back-unhealthy",
         (_, false, _) => "port-not-attached",
@@ -118,8 +135,9 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         _ => "ok",
     }
     .into();
-    if node.pins.exist() {
-        let counters: Vec<_> = counters::read(&node.pins)?
+    if let Some(objects) = &objects {
+        let counters: Vec<_> = objects
+            .reasons(&owners)?
             .into_iter()
             .filter(|(_, count)| count.packets > 0)
             .map(|(reason, count)| {
@@ -130,6 +148,11 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         status["counters"] = counters.into();
     }
     Ok((status, words))
+}
+
+fn other_layout(layout: &OtherLayout) -> Value {
+    json!({"version": layout.version, "directory": layout.directory, "newer": layout.is_newer(),
+        "written_by": layout.written_by})
 }
 
 fn count(row: &mut Value, count: Count) {
@@ -160,6 +183,8 @@ fn sync(state: &State) -> Value {
 }
 
 fn interfaces(node: &Node, observed: &Observed, links: &[Link]) -> Vec<Value> {
+    let decided = State::new(&node.config.state_dir).attachments();
+    let newer = observed.layouts.iter().any(OtherLayout::is_newer);
     node.config
         .ports
         .iter()
@@ -169,10 +194,15 @@ fn interfaces(node: &Node, observed: &Observed, links: &[Link]) -> Vec<Value> {
             let wire = link.and_then(|link| wire(links, link).ok());
             let below = wire.map(|wire| wire.link);
             let held = below.and_then(|link| observed.links.iter().find(|held| held.index == link.index));
-            let ours = |l: &&Link| held.is_some_and(|h| h.tc || l.xdp.is_some_and(|x| Some(h.program) == x.program_id));
+            let ours = |l: &&Link| {
+                held.is_some_and(|h| match h.hook {
+                    Hook::Tc => h.program != 0,
+                    Hook::Xdp => l.xdp.is_some_and(|x| Some(h.program) == x.program_id),
+                })
+            };
             let attached = below.filter(ours);
             let vlan = wire.filter(|wire| wire.tags.vids() != 0);
-            let tc = attached.is_some() && held.is_some_and(|h| h.tc);
+            let tc = attached.is_some() && held.is_some_and(|h| h.hook == Hook::Tc);
             let xdp = attached.filter(|_| !tc).and_then(|l| l.xdp).map(|x| match x.mode {
                 XdpMode::Native => "native",
                 XdpMode::Generic => "generic",
@@ -180,7 +210,14 @@ fn interfaces(node: &Node, observed: &Observed, links: &[Link]) -> Vec<Value> {
                 XdpMode::Multiple => "multiple",
             });
             let mode = if tc { Some("tc") } else { xdp };
-            json!({"port": name, "device": port.device, "attached": attached.is_some(), "mode": mode,
+            // What another attached later, by other means, was not decided here.
+            let why = attached.and_then(|link| {
+                let decided = decided.iter().find(|one| one.index == link.index && Some(one.mode.as_str()) == mode)?;
+                Some(json!({"configured": decided.configured, "why": decided.why}))
+            });
+            let why = why.unwrap_or_else(|| json!({"configured": null, "why": null}));
+            json!({"port": name, "device": port.device, "attached": (!newer).then_some(attached.is_some()), "mode": mode,
+                "configured": why["configured"], "why": why["why"],
                 "vlan": vlan.map(|wire| json!({"of": wire.link.name, "tags": tag_words(wire.tags)})),
                 "up": link.is_some_and(|l| l.up && l.carrier)})
         })
@@ -199,9 +236,19 @@ fn human(status: &Value, next_hops: &str) -> String {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let mut out = format!("node {}: {}\n", text(&status["node"]), text(&status["state"]));
-    if status["generation"].is_null() {
+    for layout in list(&status["other_layouts"]) {
+        let version = layout["version"].as_u64().map_or("without a version".to_owned(), |version| version.to_string());
+        let by = layout["written_by"].as_str().map(|by| format!(", written by wayleave {by}")).unwrap_or_default();
+        let what = if layout["newer"] == true {
+            "newer than this version's: only a newer wayleave can read or change what is live"
+        } else {
+            "older than this version's: the next apply takes it over"
+        };
+        let _ = writeln!(out, "  layout      {version} in {}{by}; {what}", text(&layout["directory"]));
+    }
+    if status["generation"].is_null() && list(&status["other_layouts"]).is_empty() {
         out.push_str("  no generation is live; packets pass to the kernel\n");
-    } else {
+    } else if !status["generation"].is_null() {
         let _ = writeln!(out, "  generation  {}, published {}", status["generation"], text(&status["published"]));
         let _ = writeln!(out, "  revision    {}", text(&status["revision"]));
         let _ = writeln!(out, "  digest      {}", text(&status["digest"]));
@@ -221,16 +268,18 @@ fn human(status: &Value, next_hops: &str) -> String {
     for interface in list(&status["interfaces"]) {
         let attached = match interface["mode"].as_str() {
             Some(mode) => format!("attached, {mode}"),
+            None if interface["attached"].is_null() => "not known to this version".to_owned(),
             None => "NOT ATTACHED".to_owned(),
         };
         let vlan = match &interface["vlan"] {
             Value::Object(vlan) => format!(" (VLAN {} of {})", text(&vlan["tags"]), text(&vlan["of"])),
             _ => String::new(),
         };
+        let why = interface["why"].as_str().map(|why| format!(" ({why})")).unwrap_or_default();
         let down = if interface["up"] == false { ", link down" } else { "" };
         let _ = writeln!(
             out,
-            "  port        {} on {}{vlan}: {attached}{down}",
+            "  port        {} on {}{vlan}: {attached}{why}{down}",
             text(&interface["port"]),
             text(&interface["device"])
         );

@@ -190,7 +190,7 @@ fn ingress(name: &str, view: &View<'_>, tables: Option<&Tables>, facts: &Facts) 
         let known: Vec<&str> = facts.ports.iter().map(|(device, _)| device.port.as_str()).collect();
         bail!("this node has no port `{name}` with a device; it has {}", known.join(", "));
     };
-    let (index, tags) = (device.wire.index, device.wire.tags);
+    let (index, tags) = (device.wire.link.index, device.wire.tags);
     let written = tables.map(|tables| tables.ingress(index, tags.vids())).transpose()?.flatten();
     let id = view.ports().find(|port| port.name == name).map_or(0, |port| port.id);
     let mut mac = [0; 8];

@@ -90,6 +90,7 @@ impl Proposal {
 
 /// Proposes what `source` says; every port of the config must have its device.
 pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
+    node.refuse_newer_layout()?;
     let facts = node.facts().await?;
     if let Some(fault) = facts.missing.first() {
         return Err(fault.clone().into());
@@ -99,6 +100,7 @@ pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> 
 
 /// Proposes what `source` says for the devices that exist: a lost device must not keep the others from their rules.
 pub async fn propose_degraded(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
+    node.refuse_newer_layout()?;
     let facts = node.facts().await?;
     for fault in &facts.missing {
         tracing::warn!("{fault}; its packets pass to the kernel");
@@ -140,6 +142,7 @@ fn was_live_before(node: &Node, proposal: &Proposal) -> Result<bool, NodeError> 
 
 /// Proposes the rules of an older generation again: the newest retained one, or the one named.
 pub async fn propose_rollback(node: &Node, number: Option<u64>) -> Result<Proposal, NodeError> {
+    node.refuse_newer_layout()?;
     let observed = node.observe()?;
     let facts = node.facts().await?;
     let generation = match number {
@@ -150,6 +153,7 @@ pub async fn propose_rollback(node: &Node, number: Option<u64>) -> Result<Propos
     proposal(node, image, Vec::new(), observed, facts, Event::RolledBack)
 }
 
+/// Both the plan and the steps are made against what is there; a newer layout is nothing that this version can read.
 fn proposal(
     node: &Node,
     image: Image,

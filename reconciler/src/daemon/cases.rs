@@ -76,22 +76,17 @@ pub fn run_beside(
     facts: &Facts,
     tests: &[PolicyTest],
 ) -> Result<Vec<Outcome>, NodeError> {
-    let mut root = node.pins.root().as_os_str().to_owned();
-    root.push("-test");
-    let pins = Pins::new(Path::new(&root));
+    let mut place = node.pins.place().as_os_str().to_owned();
+    place.push("-test");
+    let pins = Pins::new(Path::new(&place));
     pins.check_file_system()?;
     pins.create()?;
     // Also against what a killed process left.
     let lock = pins.lock()?;
     let outcomes = beside(&pins, image, facts, tests);
-    for bits in pins.classes()? {
-        pins.remove_directory(&pins.class(bits))?;
-    }
-    for directory in ["generation", "link", "maps"] {
-        pins.remove_directory(&pins.root().join(directory))?;
-    }
+    pins.remove_all()?;
     drop(lock);
-    pins.remove_directory(pins.root())?;
+    pins.remove_directory(pins.place())?;
     outcomes
 }
 
@@ -126,7 +121,7 @@ fn one(programs: &Programs, view: &View<'_>, tables: &Tables, facts: &Facts, cas
             let mut mac = [0; 8];
             mac[..6].copy_from_slice(&link.mac.unwrap_or_default());
             let id = view.ports().find(|port| port.name == device.port).map_or(0, |port| port.id);
-            let written = tables.ingress(device.wire.index, tags.vids())?;
+            let written = tables.ingress(device.wire.link.index, tags.vids())?;
             let ingress = written.unwrap_or(Ingress { mac: u64::from_le_bytes(mac), port: id });
             frame[..6].copy_from_slice(&ingress.mac.to_le_bytes()[..6]);
             ingress

@@ -1,6 +1,8 @@
 //! Taking everything out of the kernel again.
 
-use crate::kernel::attach;
+use std::collections::BTreeSet;
+
+use crate::kernel::{attach, layout};
 
 use super::journal::{Entry, Event};
 use super::node::{Node, NodeError, operator, unix_ms};
@@ -12,28 +14,29 @@ pub struct Removed {
     pub generations: usize,
 }
 
-/// Detaches every device, then frees programs, maps and generations. Works on what a killed process left, too.
+/// Detaches every device, then frees programs, maps and generations, those of older layouts included. Works on what a killed
+/// process left, too.
 pub fn detach(node: &Node) -> Result<Removed, NodeError> {
-    if !node.pins.exist() {
+    let pins = &node.pins;
+    node.refuse_newer_layout()?;
+    if !pins.exist() && layout::others(pins)?.is_empty() {
         return Ok(Removed { devices: 0, generations: 0 });
     }
     let lock = node.lock()?;
-    let pins = &node.pins;
     let observed = node.observe()?;
-    let devices = pins.links()?;
-    for device in &devices {
-        attach::detach(pins, device)?;
+    for link in &observed.links {
+        attach::detach(&link.pin)?;
     }
-    for bits in pins.classes()? {
-        pins.remove_directory(&pins.class(bits))?;
-    }
+    // A killed migration leaves a link pinned in two layouts.
+    let devices: BTreeSet<_> = observed.links.iter().map(|link| (link.index, link.hook)).collect();
     let generations = pins.generation_numbers()?.len();
-    for directory in ["generation", "link", "maps"] {
-        pins.remove_directory(&pins.root().join(directory))?;
+    for layout in &observed.layouts {
+        layout::remove(pins, &layout.directory)?;
     }
+    pins.remove_all()?;
     drop(lock);
     // The directory itself may be the operator's.
-    let _ = std::fs::remove_dir(pins.root());
+    let _ = std::fs::remove_dir(pins.place());
     let entry = Entry { generation: observed.live_number(), by: operator(), ..Entry::new(Event::Detached, unix_ms()) };
     node.journal.append(&entry).map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })?;
     Ok(Removed { devices: devices.len(), generations })

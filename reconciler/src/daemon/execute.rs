@@ -4,18 +4,19 @@ use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 use crate::compile::{Image, View};
-use crate::kernel::counters;
+use crate::kernel::counters::{self, Owners};
 use crate::kernel::observe::{Generation, Observed};
 use crate::kernel::program::Programs;
 use crate::kernel::publish::{self, Staged, Verified};
 use crate::kernel::tables::Tables;
-use crate::kernel::{KernelError, attach, check};
+use crate::kernel::{KernelError, attach, check, layout};
 use crate::policy::PolicyTest;
 use crate::reconcile::{Attachment, Step};
 
 use super::cases;
 use super::neighbours::{self, Unresolved};
 use super::node::{Facts, Node, NodeError};
+use super::state::{AttachmentRecord, State};
 
 /// What an execution did.
 #[derive(Debug, Default)]
@@ -48,7 +49,16 @@ pub async fn execute(
     progress: &mut dyn FnMut(&Step),
 ) -> Result<Report, NodeError> {
     let programs = OnceCell::new();
-    let mut run = Run { node, image, observed, facts, tests, programs: &programs, candidate: Candidate::None };
+    let mut run = Run {
+        node,
+        image,
+        observed,
+        facts,
+        tests,
+        programs: &programs,
+        candidate: Candidate::None,
+        retired: BTreeSet::new(),
+    };
     let mut report = Report::default();
     for step in steps {
         progress(step);
@@ -69,6 +79,8 @@ struct Run<'a> {
     tests: &'a [PolicyTest],
     programs: &'a OnceCell<Programs>,
     candidate: Candidate<'a>,
+    /// Generations that are gone already.
+    retired: BTreeSet<u64>,
 }
 
 impl<'a> Run<'a> {
@@ -85,12 +97,14 @@ impl<'a> Run<'a> {
                 assert!(self.programs.set(programs).is_ok(), "programs are loaded once");
             }
             Step::CopyLive { .. } => publish::copy_live(self.programs()?, self.live()?)?,
-            Step::UpdateLink { device } => attach::update(pins, self.programs()?, device)?,
-            Step::Detach { device } => attach::detach(pins, device)?,
+            Step::UpdateLink { link } => attach::update(self.programs()?, &link.pin)?,
+            Step::TakeLink { link, device } => attach::take(pins, self.programs()?, device, &link.pin)?,
+            Step::Detach { link } => attach::detach(&link.pin)?,
+            Step::RemoveLayout { layout } => layout::remove(pins, &layout.directory)?,
             Step::Attach { attachment } => {
-                let Attachment { device, index, mode, .. } = attachment;
-                let mode = attach::attach(pins, self.programs()?, device, *index, *mode)?;
-                report.attached.push((attachment.clone(), mode));
+                let attached = attach::attach(pins, self.programs()?, &attachment.target)?;
+                self.remember(attachment, &attached);
+                report.attached.push((attachment.clone(), attached));
             }
             Step::WriteTables => {
                 let mut tables = Tables::open(pins)?;
@@ -120,7 +134,11 @@ impl<'a> Run<'a> {
                 };
                 report.published = Some(verified.publish()?.number);
             }
-            Step::Retire { generation } => pins.remove(&pins.generation(*generation))?,
+            Step::Retire { generation } => {
+                self.carry_counts(*generation, report.published.is_some())?;
+                pins.remove(&pins.generation(*generation))?;
+                self.retired.insert(*generation);
+            }
         }
         Ok(())
     }
@@ -140,8 +158,39 @@ impl<'a> Run<'a> {
         }
         let Some(mut counters) = counters::Objects::open(&self.node.pins)? else { return Ok(()) };
         policies.into_iter().try_for_each(|id| counters.clear_policy(id))?;
-        next_hops.into_iter().try_for_each(|id| counters.clear_next_hop(id))?;
+        // Carried already where their last generation was retired in an orderly way.
+        next_hops.into_iter().try_for_each(|id| counters.carry(id, 0))?;
         Ok(())
+    }
+
+    /// Before a generation is retired: the counts of next hops that no other one knows go to their policies.
+    fn carry_counts(&self, generation: u64, published: bool) -> Result<(), NodeError> {
+        let Some(mut counters) = counters::Objects::open(&self.node.pins)? else { return Ok(()) };
+        let Some(gone) = self.observed.generation(generation) else { return Ok(()) };
+        let gone = Owners::of([&gone.image.view()?]);
+        let stays = |g: &&Generation| g.number != generation && !self.retired.contains(&g.number);
+        let others = self.observed.live.iter().chain(&self.observed.retained).filter(stays);
+        let mut views = others.map(|g| g.image.view()).collect::<Result<Vec<_>, _>>()?;
+        if published {
+            views.push(self.image.view()?);
+        }
+        let others = Owners::of(&views);
+        Ok(gone.without(&others).try_for_each(|(next_hop, policy)| counters.carry(next_hop, policy))?)
+    }
+
+    /// Leaves for `status` how a device was attached, and why so. What it is attached by, the kernel says.
+    fn remember(&self, attachment: &Attachment, attached: &attach::Attached) {
+        let target = &attachment.target;
+        let record = AttachmentRecord {
+            device: target.device.clone(),
+            index: target.index,
+            configured: target.mode.word().to_owned(),
+            mode: attached.mode.word().to_owned(),
+            why: attached.why.clone(),
+        };
+        if let Err(error) = State::new(&self.node.config.state_dir).add_attachment(record) {
+            tracing::warn!(%error, "the state directory cannot be written");
+        }
     }
 
     fn programs(&self) -> Result<&'a Programs, NodeError> {

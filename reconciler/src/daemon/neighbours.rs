@@ -58,8 +58,8 @@ fn stale_devices(tables: &Tables, view: &View<'_>, facts: &Facts) -> Result<Vec<
     for port in view.ports() {
         // Without a device: it is gone, or a rolled-back policy names a port that the node no longer has.
         let egress = facts.ports.iter().find(|(p, _)| p.port == port.name).map(|(device, _)| {
-            let Wire { index, tags, .. } = device.wire;
-            Egress { device: index, address_device: device.index, tags }
+            let Wire { link, tags, .. } = &device.wire;
+            Egress { device: link.index, address_device: device.index, tags: *tags }
         });
         if tables.port(port.id)? != egress {
             stale.push(Entry::Port(port.id, egress));
@@ -67,11 +67,11 @@ fn stale_devices(tables: &Tables, view: &View<'_>, facts: &Facts) -> Result<Vec<
     }
     // Frames of a device by their tags. A device that carries only VLANs takes no untagged frames.
     let mut wanted: BTreeMap<(u32, u32), Option<Ingress>> =
-        facts.ports.iter().map(|(device, _)| ((device.wire.index, 0), None)).collect();
+        facts.ports.iter().map(|(device, _)| ((device.wire.link.index, 0), None)).collect();
     for (device, link) in &facts.ports {
         let port = view.ports().find(|port| port.name == device.port).map_or(0, |port| port.id);
         let ingress = Ingress { mac: mac(link.mac.unwrap_or_default()), port };
-        wanted.insert((device.wire.index, device.wire.tags.vids()), Some(ingress));
+        wanted.insert((device.wire.link.index, device.wire.tags.vids()), Some(ingress));
     }
     let mut vlans: BTreeMap<(u32, u32), Option<Ingress>> =
         tables.vlans()?.into_iter().map(|(device, vids, ingress)| ((device, vids), ingress)).collect();
@@ -133,7 +133,7 @@ pub fn neighbour(port: &PortDevice, link: &Link, destination: u64) -> Neighbour 
         source: mac(link.mac.unwrap_or_default()),
         mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
         tags: port.wire.tags,
-        one_buffer: true,
+        one_buffer: !port.wire.link.driver.is_some_and(|driver| driver.target_frags),
     }
 }
 

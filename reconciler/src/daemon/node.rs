@@ -9,16 +9,19 @@ use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capaci
 use crate::guard::Refusal;
 use crate::kernel::KernelError;
 use crate::kernel::address::{device_addresses, local_addresses};
-use crate::kernel::attach::Mode;
+use crate::kernel::attach::{Hook, Mode, Target};
 use crate::kernel::ethtool;
-use crate::kernel::link::{Link, links};
+use crate::kernel::layout;
+use crate::kernel::link::{Link, XdpMode, links};
 use crate::kernel::neighbour::NeighbourError;
-use crate::kernel::observe::{Observed, observe};
+use crate::kernel::observe::{LinkState, Observed, observe};
 use crate::kernel::pins::{Lock, Pins};
+use crate::kernel::program::Entry;
 use crate::kernel::tables::Tables;
+use crate::kernel::xdp_features::all_xdp_features;
 use crate::policy::{self, Diagnostic, NodeConfig, PolicyTest, Probe};
 use crate::policy_test::Outcome;
-use crate::reconcile::{Attachment, Found, PortDevice, Wanted};
+use crate::reconcile::{Attachment, Found, Held, PortDevice, Wanted};
 use crate::source::{self, Limits, SourceError};
 
 use super::journal::Journal;
@@ -148,19 +151,35 @@ impl Node {
     /// Takes the lock on this node's pins, making their directories; waits a while for another process.
     pub fn lock(&self) -> Result<Lock, NodeError> {
         self.pins.check_file_system()?;
-        self.pins.create()?;
+        self.refuse_newer_layout()?;
+        self.pins.create_place()?;
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
             match self.pins.lock() {
                 Err(KernelError::Locked { .. }) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
-                result => return Ok(result?),
+                result => {
+                    let lock = result?;
+                    // A newer one may have come while this process waited.
+                    self.refuse_newer_layout()?;
+                    self.pins.create()?;
+                    return Ok(lock);
+                }
             }
         }
     }
 
+    /// An error where a newer version of wayleave has its layout on this node.
+    pub fn refuse_newer_layout(&self) -> Result<(), NodeError> {
+        Ok(layout::refuse_newer(&self.pins)?)
+    }
+
     /// Reads devices and addresses from the kernel, and finds the device of every port.
     pub async fn facts(&self) -> Result<Facts, NodeError> {
-        let links = links().await?;
+        let mut links = links().await?;
+        let mut drivers = all_xdp_features().unwrap_or_default();
+        for link in &mut links {
+            link.driver = drivers.remove(&link.index);
+        }
         let mut hiding = trunks(&links);
         // One that is gone by now hides nothing.
         hiding.retain(|index| {
@@ -204,21 +223,24 @@ impl Node {
         let state = |source| NodeError::State { path: self.config.state_dir.clone(), source };
         let journalled = self.journal.read().map_err(state)?.iter().map(|e| e.generation).max();
         let pinned = self.pins.generation_numbers()?.last().copied();
+        let other_layouts = observed.layouts.iter().map(|layout| layout.newest);
         Ok(Found {
             live: observed.live_number(),
             live_digest,
             class_bits: observed.class_bits,
             retained: observed.retained.iter().map(|g| (g.number, g.image.capacity())).collect(),
-            links: observed.links.clone(),
-            program: observed.program,
-            program_tc: observed.program_tc,
+            links: observed.links.iter().map(|link| Held { mode: mode_of(link, facts), link: link.clone() }).collect(),
+            programs: observed.programs.clone(),
+            layouts: observed.layouts.clone(),
             strays: observed.strays.clone(),
             ports_differ: match observed.live {
-                Some(_) => devices_differ(&Tables::open(&self.pins)?, &image.view()?, facts)?,
-                // Written with the first generation anyway.
-                None => false,
+                Some(_) if observed.programs.contains_key(&Entry::Xdp) => {
+                    devices_differ(&Tables::open(&self.pins)?, &image.view()?, facts)?
+                }
+                // Written with the first generation anyway, and with the first of a layout.
+                _ => false,
             },
-            newest: journalled.into_iter().chain(pinned).max().unwrap_or(0),
+            newest: journalled.into_iter().chain(pinned).chain(other_layouts).max().unwrap_or(0),
         })
     }
 
@@ -227,7 +249,7 @@ impl Node {
         Ok(Wanted {
             digest: image.digest().0,
             class_bits: capacity_class(image.bytes().len())?.trailing_zeros(),
-            attachments: attachments(facts.ports.iter().map(|(port, _)| port))?,
+            attachments: attachments(&facts.ports)?,
             retain_generations: self.config.retain_generations.into(),
             retain_bytes: self.config.retain_memory_bytes,
             // What a change on probation would be rolled back to.
@@ -236,30 +258,78 @@ impl Node {
     }
 }
 
+/// How a link's program is attached now, as far as it can be seen.
+fn mode_of(link: &LinkState, facts: &Facts) -> Option<Mode> {
+    if link.hook == Hook::Tc {
+        return (link.program != 0).then_some(Mode::Tc);
+    }
+    let device = facts.ports.iter().map(|(port, _)| &port.wire.link).find(|device| device.index == link.index)?;
+    match device.xdp.filter(|xdp| xdp.program_id == Some(link.program))?.mode {
+        XdpMode::Native => Some(Mode::Native),
+        XdpMode::Generic => Some(Mode::Generic),
+        XdpMode::Hardware | XdpMode::Multiple => None,
+    }
+}
+
 /// What to attach for these ports: each device once. `auto` yields to a port of the same device that says how.
-fn attachments<'p>(ports: impl Iterator<Item = &'p PortDevice>) -> Result<Vec<Attachment>, NodeError> {
+fn attachments(ports: &[(PortDevice, Link)]) -> Result<Vec<Attachment>, NodeError> {
     let mut attachments: Vec<(Attachment, &PortDevice)> = Vec::new();
-    for port in ports {
-        // Of hidden tags XDP sees nothing; a port that asks for XDP is not carried then.
-        let mode = if port.mode == Mode::Auto && port.wire.hides_tags { Mode::Tc } else { port.mode };
-        let Some((attachment, decides)) = attachments.iter_mut().find(|(a, _)| a.index == port.wire.index) else {
-            let (device, index) = (port.wire.device.clone(), port.wire.index);
-            attachments.push((Attachment { device, index, mode, ports: vec![port.port.clone()] }, port));
+    for (port, _) in ports {
+        let link = &port.wire.link;
+        // A port that asks for XDP is not carried then.
+        let only_tc = port.wire.hides_tags.then(|| {
+            format!(
+                "{0} takes VLAN tags out of frames, which XDP cannot see then; `ethtool -K {0} rxvlan off` leaves them in",
+                link.name
+            )
+        });
+        let Some((attachment, decides)) = attachments.iter_mut().find(|(a, _)| a.target.index == link.index) else {
+            let target = Target {
+                device: link.name.clone(),
+                index: link.index,
+                mode: port.mode,
+                mtu: link.mtu,
+                driver: link.driver,
+                not_native: None,
+                only_tc,
+            };
+            attachments.push((Attachment { target, ports: vec![port.port.clone()] }, port));
             continue;
         };
         attachment.ports.push(port.port.clone());
-        if attachment.mode == Mode::Auto {
-            attachment.mode = mode;
+        if attachment.target.mode == Mode::Auto {
+            attachment.target.mode = port.mode;
             *decides = port;
-        } else if mode != Mode::Auto && mode != attachment.mode {
+        } else if port.mode != Mode::Auto && port.mode != attachment.target.mode {
             return Err(NodeError::AttachTwoWays {
-                device: attachment.device.clone(),
+                device: attachment.target.device.clone(),
                 ports: [decides.port.clone(), port.port.clone()],
                 modes: [decides.mode, port.mode],
             });
         }
     }
-    Ok(attachments.into_iter().map(|(attachment, _)| attachment).collect())
+    let mut attachments: Vec<_> = attachments.into_iter().map(|(attachment, _)| attachment).collect();
+    keep_off_native(&mut attachments);
+    Ok(attachments)
+}
+
+/// From native XDP, packets leave only by devices whose drivers take them, and are lost on the way to others. So where a port
+/// has another device, `auto` stays with TC, from which packets leave by any.
+fn keep_off_native(attachments: &mut [Attachment]) {
+    // Many drivers become able to send for others when a program is attached to them natively.
+    let cannot_send = |target: &Target| {
+        let becomes_able = |native: bool| native && matches!(target.mode, Mode::Auto | Mode::Native);
+        target.driver.is_some_and(|driver| !driver.target && !becomes_able(driver.native))
+    };
+    let Some(first) = attachments.iter().find(|a| cannot_send(&a.target)).map(|a| a.target.clone()) else { return };
+    for Attachment { target, .. } in attachments {
+        if target.index != first.index {
+            target.not_native = Some(format!(
+                "from native XDP no packet could leave by {}, whose driver does not send for others",
+                first.device
+            ));
+        }
+    }
 }
 
 /// Milliseconds since 1970.
@@ -284,17 +354,47 @@ mod tests {
     use fib::packet::Tags;
 
     use super::*;
+    use crate::kernel::xdp_features::XdpFeatures;
     use crate::reconcile::Wire;
 
-    fn port(name: &str, device: &str, mode: Mode) -> PortDevice {
+    /// Two names of the same length are the same device.
+    fn port(name: &str, device: &str, mode: Mode) -> (PortDevice, Link) {
         let index = device.len().try_into().unwrap_or(u32::MAX);
-        let wire = Wire { device: device.into(), index, tags: Tags::default(), hides_tags: false };
-        PortDevice { port: name.into(), device: device.into(), index, wire, mode }
+        let link = Link {
+            index,
+            name: device.into(),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            xdp: None,
+            driver: Some(XdpFeatures { native: true, target: true, ..XdpFeatures::default() }),
+            vlan: None,
+        };
+        let wire = Wire { link: link.clone(), tags: Tags::default(), hides_tags: false };
+        (PortDevice { port: name.into(), device: device.into(), index, wire, mode }, link)
     }
 
-    fn of(ports: &[PortDevice]) -> Result<Vec<(String, Mode, Vec<String>)>, String> {
-        let all = attachments(ports.iter()).map_err(|e| e.to_string())?;
-        Ok(all.into_iter().map(|a| (a.device, a.mode, a.ports)).collect())
+    fn of(ports: &[(PortDevice, Link)]) -> Result<Vec<(String, Mode, Vec<String>)>, String> {
+        let all = attachments(ports).map_err(|e| e.to_string())?;
+        Ok(all.into_iter().map(|a| (a.target.device, a.target.mode, a.ports)).collect())
+    }
+
+    #[test]
+    fn auto_keeps_off_native_where_a_port_could_not_send_for_it() {
+        let drivers = |native: bool, target: bool, mode: Mode| {
+            let mut ports = [port("a", "eth0", Mode::Auto), port("b", "dummy", mode)];
+            ports[1].0.wire.link.driver = Some(XdpFeatures { native, target, ..XdpFeatures::default() });
+            let all = attachments(&ports).map_err(|e| e.to_string())?;
+            Ok::<_, String>([all[0].target.not_native.is_some(), all[1].target.not_native.is_some()])
+        };
+        assert_eq!(drivers(false, false, Mode::Auto), Ok([true, false]), "no XDP at all");
+        assert_eq!(drivers(true, false, Mode::Tc), Ok([true, false]), "it would, if it were attached natively");
+        for able in
+            [drivers(true, false, Mode::Auto), drivers(true, false, Mode::Native), drivers(false, true, Mode::Tc)]
+        {
+            assert_eq!(able, Ok([false, false]));
+        }
     }
 
     #[test]

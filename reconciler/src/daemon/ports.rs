@@ -45,12 +45,12 @@ pub fn carried(
     for (name, port) in ports {
         match one(name, port, links, hiding) {
             Ok((device, link)) => {
-                let key = |d: &PortDevice| (d.wire.index, d.wire.tags.vids());
+                let key = |d: &PortDevice| (d.wire.link.index, d.wire.tags.vids());
                 match carried.iter().find(|(other, _)| key(other) == key(&device)) {
                     Some((first, _)) => faults.push(PortFault::SameVlan {
                         port: device.port,
                         first: first.port.clone(),
-                        device: device.wire.device,
+                        device: device.wire.link.name,
                         vlan: vlan(device.wire.tags.vids()),
                     }),
                     None => carried.push((device, link.clone())),
@@ -89,7 +89,7 @@ fn one<'l>(
     if hides_tags && let Mode::Native | Mode::Generic = mode {
         return Err(PortFault::HiddenTags { port: name.to_owned(), device: wire.link.name.clone() });
     }
-    let wire = Wire { device: wire.link.name.clone(), index: wire.link.index, tags: wire.tags, hides_tags };
+    let wire = Wire { link: wire.link.clone(), tags: wire.tags, hides_tags };
     let device = PortDevice { port: name.to_owned(), device: port.device.clone(), index: link.index, wire, mode };
     Ok((device, link))
 }
@@ -116,7 +116,17 @@ mod tests {
             let tag = u32::from(protocol) << 16 | u32::from(id);
             Vlan { lower, lower_elsewhere: false, tag }
         });
-        Link { index, name: name.into(), mac: Some([2; 6]), mtu: 1500, up: true, carrier: true, xdp: None, vlan }
+        Link {
+            index,
+            name: name.into(),
+            mac: Some([2; 6]),
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            xdp: None,
+            driver: None,
+            vlan,
+        }
     }
 
     fn check(links: &[Link], expected: &[&str]) {
@@ -126,7 +136,8 @@ mod tests {
         ports.extend([port("none".to_owned())]);
         let (carried, faults) = carried(&ports, links, &BTreeSet::new());
         let carried = carried.iter().map(|(d, _)| {
-            let Wire { device, tags, .. } = &d.wire;
+            let Wire { link, tags, .. } = &d.wire;
+            let device = &link.name;
             format!("{} on {device} {:08x} {:08x}", d.port, tags.outer, tags.inner)
         });
         let all: Vec<String> = carried.chain(faults.iter().map(ToString::to_string)).collect();
@@ -168,7 +179,7 @@ mod tests {
             let ports = BTreeMap::from([port("eth0", attach), port("a", attach), port("eth1", attach)]);
             let (carried, faults) = carried(&ports, &links, &trunks(&links));
             assert_eq!([carried.len(), faults.len()], expected, "{attach:?}");
-            assert!(carried.iter().all(|(d, _)| d.wire.hides_tags == (d.wire.index == 2)), "{attach:?}");
+            assert!(carried.iter().all(|(d, _)| d.wire.hides_tags == (d.wire.link.index == 2)), "{attach:?}");
         };
         check(Attach::Auto, [3, 0]);
         check(Attach::Tc, [3, 0]);

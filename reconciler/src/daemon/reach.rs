@@ -116,7 +116,8 @@ mod tests {
     });
 
     fn link(up: bool, carrier: bool) -> Link {
-        Link { index: 2, name: "eth0".into(), mac: Some([2; 6]), mtu: 1500, up, carrier, xdp: None, vlan: None }
+        let (mac, vlan) = (Some([2; 6]), None);
+        Link { index: 2, name: "eth0".into(), mac, mtu: 1500, up, carrier, xdp: None, driver: None, vlan }
     }
 
     fn entry(state: NeighbourState) -> Neighbour {

@@ -26,6 +26,8 @@ use super::state::{Attempt, State, Sync};
 
 /// Runs until SIGTERM or SIGINT. SIGHUP looks at once.
 pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
+    // Here it is an error; later, when a newer version takes the node over, this one waits and says so.
+    node.refuse_newer_layout()?;
     let signal_error = |source| NodeError::State { path: PathBuf::from("signals"), source };
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
@@ -200,8 +202,9 @@ impl Daemon<'_> {
     async fn apply(&self, proposal: Proposal) -> Result<Applied, NodeError> {
         let summary = summary(&proposal.plan);
         let applied = apply(self.node, proposal, &mut |_| {}).await?;
-        for (attachment, mode) in &applied.report.attached {
-            tracing::info!(device = attachment.device, ports = attachment.ports.join(", "), ?mode, "attached");
+        for (attachment, attached) in &applied.report.attached {
+            let (device, ports) = (&attachment.target.device, attachment.ports.join(", "));
+            tracing::info!(device, ports, mode = attached.mode.word(), why = attached.why, "attached");
         }
         if let Some(generation) = applied.report.published {
             tracing::info!(generation, %summary, "published");

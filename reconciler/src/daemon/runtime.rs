@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use fib::Reach;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::kernel::attach::Hook;
 use crate::kernel::link::Link;
 use crate::kernel::neighbour::{Neighbour, Question, ask_all, neighbours};
 use crate::kernel::observe;
@@ -220,7 +221,8 @@ impl Follower {
         let locals_differ = self.live.as_ref().is_some_and(|live| live.locals != facts.node.local_addresses);
         let attached = self.node.observe()?.links;
         let moved = |port: &PortDevice| {
-            !attached.iter().any(|link| link.index == port.wire.index && (link.tc || !port.wire.hides_tags))
+            let fits = |hook| hook == Hook::Tc || !port.wire.hides_tags;
+            !attached.iter().any(|link| link.index == port.wire.link.index && fits(link.hook))
         };
         if locals_differ || facts.ports.iter().any(|(port, _)| moved(port)) {
             // A full channel holds a hint already.
@@ -376,5 +378,10 @@ fn remember(
 
 fn devices(facts: &Facts) -> Devices {
     let same = |link: &Link| Link { up: true, carrier: true, ..link.clone() };
-    facts.ports.iter().map(|(port, link)| (port.clone(), same(link))).collect()
+    let port_of = |port: &PortDevice| {
+        let mut port = port.clone();
+        port.wire.link = same(&port.wire.link);
+        port
+    };
+    facts.ports.iter().map(|(port, link)| (port_of(port), same(link))).collect()
 }

@@ -52,6 +52,17 @@ pub struct NextHopRecord {
     pub why: Option<String>,
 }
 
+/// How a device was attached, and why so. Indexes mean something until the next start of the machine, as attachments do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AttachmentRecord {
+    pub device: String,
+    pub index: u32,
+    /// What the configuration said: `auto` or a mode.
+    pub configured: String,
+    pub mode: String,
+    pub why: String,
+}
+
 /// A source state that an operator rolled back from.
 ///
 /// A source is the same while either says so: a comment beside the policies makes another revision, and another address of
@@ -115,6 +126,34 @@ impl State {
             })
         };
         value["next_hops"].as_array().into_iter().flatten().filter_map(record).collect()
+    }
+
+    /// Records how a device was attached; what was recorded of the same device before is forgotten.
+    pub fn add_attachment(&self, record: AttachmentRecord) -> io::Result<()> {
+        let mut all = self.attachments();
+        all.retain(|one| one.device != record.device && one.index != record.index);
+        all.push(record);
+        all.sort_by(|a, b| a.device.cmp(&b.device));
+        self.replace("attachments.json", json!({ "attachments": all }).to_string().as_bytes())
+    }
+
+    /// How devices were attached when they were, by name; nothing where nobody wrote it.
+    pub fn attachments(&self) -> Vec<AttachmentRecord> {
+        let read = || -> Option<Value> {
+            serde_json::from_slice(&std::fs::read(self.directory.join("attachments.json")).ok()?).ok()
+        };
+        let value = read().unwrap_or_default();
+        let record = |entry: &Value| {
+            let text = |key: &str| entry[key].as_str().map(str::to_owned);
+            Some(AttachmentRecord {
+                device: text("device")?,
+                index: u32::try_from(entry["index"].as_u64()?).ok()?,
+                configured: text("configured")?,
+                mode: text("mode")?,
+                why: text("why")?,
+            })
+        };
+        value["attachments"].as_array().into_iter().flatten().filter_map(record).collect()
     }
 
     /// Sets a source state aside: `run` does not apply it until another one comes. What was set aside before stays so, or a

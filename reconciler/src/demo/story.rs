@@ -14,7 +14,7 @@ use super::network::{self, BLOCKED_V4, Network, SERVICE_V4, SERVICE_V6};
 use super::repository::{CHANGE, Repository, UPLINKS, uplinks};
 use super::traffic::{self, Answered, PORT, Stream};
 use crate::daemon::node::Node;
-use crate::kernel::counters;
+use crate::kernel::counters::{Objects, Owners};
 use crate::policy;
 use crate::trace::{Fields, Offline, PacketDescription, trace};
 
@@ -226,7 +226,10 @@ impl<'t> Stage<'t> {
     }
 
     fn counter(&self, wanted: Reason) -> anyhow::Result<u64> {
-        let counters = counters::read(&self.node.pins)?;
+        let observed = self.node.observe()?;
+        let views = observed.live.iter().chain(&observed.retained).map(|g| g.image.view());
+        let owners = Owners::of(&views.collect::<Result<Vec<_>, _>>()?);
+        let counters = Objects::open(&self.node.pins)?.context("nothing is loaded")?.reasons(&owners)?;
         counters.iter().find(|(reason, _)| *reason == wanted).map(|(_, count)| count.packets).context("a counter")
     }
 

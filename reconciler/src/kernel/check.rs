@@ -71,8 +71,8 @@ pub fn by_library(
 ) -> Result<TestRunOutcome, KernelError> {
     let mut frame = Frame::new(frame);
     let decision = fib::decide(view.bytes(), &frame, node);
-    let mut reason = decision.reason;
-    if let (Verdict::Forward, Some(neighbour)) = (reason.verdict(), decision.neighbour) {
+    let mut reason = decision.reason();
+    if let (Verdict::Forward, Some(neighbour)) = (reason.verdict(), decision.neighbour()) {
         // In the program's order.
         if tables.port(decision.port)?.is_none() {
             reason = Reason::NoPort;

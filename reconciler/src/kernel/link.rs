@@ -9,6 +9,7 @@ use netlink_packet_route::link::{
 };
 
 use super::neighbour::{NeighbourError, connect};
+use super::xdp_features::XdpFeatures;
 
 /// A network device of the calling thread's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct Link {
     /// The other end answers; a veth whose peer is down has none.
     pub carrier: bool,
     pub xdp: Option<XdpAttachment>,
+    /// What the driver can do for XDP; `None` where nobody has asked, and where the kernel does not say (before Linux 6.3).
+    pub driver: Option<XdpFeatures>,
     /// Only for VLAN devices.
     pub vlan: Option<Vlan>,
 }
@@ -127,6 +130,7 @@ impl Link {
             carrier: message.header.flags.contains(LinkFlags::LowerUp),
             xdp: None,
             vlan: None,
+            driver: None,
         };
         let (mut lower, mut lower_elsewhere) = (None, false);
         let mut tag = None;
@@ -193,7 +197,7 @@ mod tests {
             let tag = u32::from(protocol) << 16 | u32::from(id);
             Vlan { lower, lower_elsewhere: false, tag }
         });
-        Link { index, name, mac: None, mtu: 1500, up: true, carrier: true, xdp: None, vlan }
+        Link { index, name, mac: None, mtu: 1500, up: true, carrier: true, xdp: None, driver: None, vlan }
     }
 
     fn check(links: &[Link], expected: Result<(u32, u32, u32), &str>) {

@@ -11,12 +11,15 @@ use crate::compile::ImageError;
 pub mod address;
 pub mod attach;
 pub mod check;
+mod clsact;
 pub mod counters;
 pub mod ethtool;
 pub mod events;
 pub mod image_map;
+pub mod layout;
 pub mod link;
 pub mod neighbour;
+mod netlink;
 pub mod observe;
 pub mod pins;
 pub mod probe;
@@ -69,8 +72,18 @@ pub enum KernelError {
     Verify { detail: String },
     #[error("after publishing generation {generation}, the kernel holds {found}")]
     ReadBack { generation: u64, found: String },
+    #[error(
+        "{} holds layout {version}{}, which this version of wayleave (layout {ours}) does not know; it was left as it is. Use the newer wayleave, or take that out with its `wayleave detach` first",
+        path.display(), by(written_by.as_deref())
+    )]
+    NewerLayout { path: PathBuf, version: u32, ours: u32, written_by: Option<String> },
     #[error("cannot attach to `{device}`: {detail}")]
     Attach { device: String, detail: String, source: io::Error },
+}
+
+/// Who wrote a layout, where that is known.
+fn by(version: Option<&str>) -> String {
+    version.map_or_else(String::new, |version| format!(", written by wayleave {version}"))
 }
 
 /// What to do about an error of bpf(2), where that is known.

@@ -3,14 +3,17 @@
 //! Reads only. What it finds beside the live state (a candidate, an image that was never published, another class's
 //! programs) is the trace of a process that was killed; [`Observed::strays`] names it for the next apply to remove.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use crate::compile::ImageError;
 
+use super::attach::{self, Facts, Hook};
 use super::image_map::ImageMap;
+use super::layout::{self, OtherLayout};
 use super::pins::{Pins, names};
-use super::program::{CANDIDATE, LIVE, live_tc_pin, object_id};
+use super::program::{CANDIDATE, Entry, LIVE, object_id};
 use super::{KernelError, sys};
 
 /// One generation that the kernel holds.
@@ -23,13 +26,16 @@ pub struct Generation {
 /// An attachment of the program to a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkState {
-    /// Name of the device when it was attached.
+    /// Name of the device when it was attached; of the oldest layout, of one of its ports.
     pub device: String,
     /// Kernel index of the device; 0 when it is gone.
     pub index: u32,
+    /// Id of the program that gets its packets; 0: none does any more.
     pub program: u32,
-    /// Attached by TC, not by XDP.
-    pub tc: bool,
+    pub hook: Hook,
+    pub pin: PathBuf,
+    /// It is pinned in an older layout.
+    pub older: bool,
 }
 
 /// Something that a killed process left behind.
@@ -53,10 +59,10 @@ pub struct Observed {
     /// The capacity class of the live generation: images of 2^bits bytes.
     pub class_bits: Option<u32>,
     pub links: Vec<LinkState>,
-    /// Id of the program that should be attached, when it is loaded.
-    pub program: Option<u32>,
-    /// The same for TC.
-    pub program_tc: Option<u32>,
+    /// Ids of the programs that should be attached, for the hooks that they are loaded for.
+    pub programs: BTreeMap<Entry, u32>,
+    /// Layouts of other versions, oldest first.
+    pub layouts: Vec<OtherLayout>,
     pub strays: Vec<Stray>,
     /// Retained pins whose images this version cannot read.
     pub unreadable: Vec<(u64, String)>,
@@ -81,7 +87,8 @@ pub fn generation(pins: &Pins, number: u64) -> Result<Option<Generation>, Kernel
 
 /// Reads everything below `pins`; nothing pinned is an empty result.
 pub fn observe(pins: &Pins) -> Result<Observed, KernelError> {
-    let mut observed = Observed::default();
+    let mut observed = Observed { layouts: layout::others(pins)?, ..Observed::default() };
+    observe_links(pins, &mut observed)?;
     if !pins.exist() {
         return Ok(observed);
     }
@@ -173,23 +180,25 @@ fn observe_programs(pins: &Pins, observed: &mut Observed) -> Result<(), KernelEr
         let class = pins.class(bits);
         let object = object_id();
         for name in names(&class)? {
-            if name == format!("live-{object}") {
+            if let Some(entry) = Entry::ALL.into_iter().find(|entry| entry.live_pin() == name) {
                 if let Some(program) = sys::pinned(&class.join(&name))? {
-                    observed.program = Some(sys::program_id(program.as_fd())?);
-                }
-            } else if name == live_tc_pin() {
-                if let Some(program) = sys::pinned(&class.join(&name))? {
-                    observed.program_tc = Some(sys::program_id(program.as_fd())?);
+                    observed.programs.insert(entry, sys::program_id(program.as_fd())?);
                 }
             } else if name != "GENERATIONS" && !name.ends_with(&object) {
                 observed.strays.push(Stray::Pin(class.join(name)));
             }
         }
     }
-    for device in pins.links()? {
-        if let Some(link) = sys::pinned(&pins.link(&device))? {
-            let (program, index, tc) = sys::link_facts(link.as_fd())?;
-            observed.links.push(LinkState { device, index, program, tc });
+    Ok(())
+}
+
+fn observe_links(pins: &Pins, observed: &mut Observed) -> Result<(), KernelError> {
+    let older = observed.layouts.iter().filter(|layout| !layout.is_newer());
+    let older: Vec<_> = older.map(OtherLayout::links).collect::<Result<_, _>>()?;
+    let links = pins.links()?.into_iter().map(|link| (link, false));
+    for ((device, pin), older) in links.chain(older.into_iter().flatten().map(|link| (link, true))) {
+        if let Some(Facts { hook, index, program }) = attach::facts(&pin)? {
+            observed.links.push(LinkState { device, index, program, hook, pin, older });
         }
     }
     Ok(())

@@ -1,25 +1,61 @@
-//! The program: loaded twice, once for the live slot and once for the candidate, and kept by pins.
+//! The programs: for the live slot, once for each hook that is used, and for the candidate; kept by pins.
 
 use std::cell::{OnceCell, RefCell};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya::maps::{Array, HashMap as AyaHashMap, Map, MapData, PerCpuArray};
-use aya::programs::{ProgramError, SchedClassifier, TestRunOptions, TestRunResult, Xdp};
+use aya::programs::{ProgramError, ProgramFd, SchedClassifier, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, EbpfLoader, TestRun as _};
 use aya_obj::programs::XdpAttachType;
+use fib::Reason;
 
 use super::pins::Pins;
 use super::{KernelError, counters, sys};
 
 /// The compiled BPF object, as `build.rs` made it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BPF_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BPF_OBJECT"));
 
 /// The program's name in the object.
 pub(super) const ENTRY: &str = "wayleave";
 
-/// Name of the same program for TC.
-const ENTRY_TC: &str = "wayleave_tc";
+/// The same program for the places where a device may hand packets over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Entry {
+    /// XDP, for frames that lie in one buffer.
+    Xdp,
+    /// XDP, for frames that may lie in several.
+    XdpFrags,
+    Tc,
+}
+
+impl Entry {
+    pub const ALL: [Self; 3] = [Self::Xdp, Self::XdpFrags, Self::Tc];
+
+    /// Its name in the object.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => ENTRY,
+            Self::XdpFrags => "wayleave_frags",
+            Self::Tc => "wayleave_tc",
+        }
+    }
+
+    /// Whether the kernel, which keeps 15 bytes of a name, calls this program so.
+    pub(super) fn is_called(self, name: &str) -> bool {
+        self.name() == name
+    }
+
+    /// Name of the live instance's pin, in its class.
+    pub(super) fn live_pin(self) -> String {
+        let kind = match self {
+            Self::Xdp => "",
+            Self::XdpFrags => "frags-",
+            Self::Tc => "tc-",
+        };
+        format!("live-{kind}{}", object_id())
+    }
+}
 
 /// Maps that every class and every version of the program shares.
 const SHARED_MAPS: [&str; 4] = ["PORTS", "PORTS_FRAGS", "PORT_LINKS", "NEIGHBOURS"];
@@ -29,14 +65,24 @@ const LIVE_MAPS: [&str; 3] = ["DEVICES", "VLANS", "COUNTERS"];
 
 /// Maps of live packets that the candidate has only in name, with so many entries: none of its packets has an index that
 /// they hold, so it counts nothing there, and nobody listens to it.
-const LIVE_ONLY_MAPS: [(&str, u32); 5] =
-    [("POLICY_COUNTERS", 1), ("NEXT_HOP_COUNTERS", 1), ("SAMPLING", 1), ("EVENTS_LOST", 1), ("EVENTS", PAGE_BYTES_MAX)];
+const LIVE_ONLY_MAPS: [(&str, u32); 7] = [
+    ("POLICY_STAYED", 1),
+    ("NEXT_HOP_COUNTERS", 1),
+    ("CARRIED", 1),
+    ("CARRYING", 1),
+    ("SAMPLING", 1),
+    ("EVENTS_LOST", 1),
+    ("EVENTS", PAGE_BYTES_MAX),
+];
 
 /// Largest page of any architecture: a ring buffer is a multiple of pages.
 const PAGE_BYTES_MAX: u32 = 1 << 16;
 
 /// `LOOPBACK_IFINDEX` of the kernel: test runs come in by this device.
 const LOOPBACK: u32 = 1;
+
+/// `XDP_REDIRECT` and `TC_ACT_REDIRECT` of the kernel.
+const REDIRECTS: [u32; 2] = [4, 7];
 
 /// Slot of the published generation.
 pub(super) const LIVE: u32 = 0;
@@ -46,11 +92,6 @@ pub(super) const CANDIDATE: u32 = 1;
 /// First hexadecimal digits of the object's digest: tells one version of the program from another.
 pub fn object_id() -> String {
     blake3::hash(OBJECT).to_hex().as_str()[..16].to_owned()
-}
-
-/// Pin of the live TC program, in its class.
-pub(super) fn live_tc_pin() -> String {
-    format!("live-tc-{}", object_id())
 }
 
 /// Bytes by which a test run can make a frame longer: two VLAN tags.
@@ -64,7 +105,8 @@ pub const TEST_INGRESS: fib::Ingress = fib::Ingress { mac: 0, port: 0 };
 pub struct TestRunOutcome {
     /// `XDP_*` action.
     pub action: u32,
-    /// Index of the counter that went up, as `fib::Reason` numbers them.
+    /// Number of the `fib::Reason`: that of the counter that went up. None does for a forwarded packet, which counts for its
+    /// next hop alone.
     pub reason: u32,
     /// The frame afterwards.
     pub frame: Vec<u8>,
@@ -74,8 +116,13 @@ pub struct TestRunOutcome {
 pub struct Programs {
     pub(super) bits: u32,
     generations: OwnedFd,
-    live: Xdp,
-    /// Loaded when the first port needs it.
+    pins: Pins,
+    live: OwnedFd,
+    /// The object with the live slot's maps, once a program of it had to be loaded: to make one takes 45 ms, most of which is
+    /// aya's reading of the kernel's types.
+    live_object: RefCell<Option<Ebpf>>,
+    /// Loaded when the first device needs them.
+    live_frags: OnceCell<OwnedFd>,
     live_tc: OnceCell<OwnedFd>,
     candidate: Xdp,
     candidate_counters: PerCpuArray<MapData, [u64; 2]>,
@@ -112,6 +159,25 @@ pub(super) fn load_object(pins: &Pins, bits: u32, slot: u32) -> Result<Ebpf, Ker
     loader.load(OBJECT).map_err(|source| KernelError::Object { source: Box::new(source) })
 }
 
+/// Has the kernel verify one program of an object.
+fn load(object: &mut Ebpf, entry: Entry) -> Result<&ProgramFd, KernelError> {
+    let name = entry.name();
+    let program = object.program_mut(name).ok_or(KernelError::NoProgram { name })?;
+    match entry {
+        Entry::Xdp | Entry::XdpFrags => {
+            let program: &mut Xdp = program.try_into().map_err(KernelError::program("find"))?;
+            program.load().map_err(KernelError::program("load"))?;
+            program.fd()
+        }
+        Entry::Tc => {
+            let program: &mut SchedClassifier = program.try_into().map_err(KernelError::program("find"))?;
+            program.load().map_err(KernelError::program("load"))?;
+            program.fd()
+        }
+    }
+    .map_err(KernelError::program("load"))
+}
+
 impl Programs {
     /// Opens the pinned instances of a class, or makes its outer map and loads and pins them.
     pub fn ensure(pins: &Pins, bits: u32) -> Result<Self, KernelError> {
@@ -126,8 +192,9 @@ impl Programs {
             generations
         };
         // Opened in this order, so that a kill between two pins leaves something that the next start completes.
-        let live = Self::instance(pins, bits, LIVE, "live")?;
-        let candidate = Self::instance(pins, bits, CANDIDATE, "candidate")?;
+        let mut object = None;
+        let live = Self::live(pins, bits, Entry::Xdp, &mut object)?;
+        let candidate = Self::candidate(pins, bits)?;
         let own = |name: &'static str| {
             MapData::from_pin(Self::candidate_map(pins, bits, name)).map_err(KernelError::map(name))
         };
@@ -138,7 +205,10 @@ impl Programs {
         let programs = Self {
             bits,
             generations,
+            pins: pins.clone(),
             live,
+            live_object: RefCell::new(object),
+            live_frags: OnceCell::new(),
             live_tc: OnceCell::new(),
             candidate,
             candidate_counters,
@@ -154,42 +224,45 @@ impl Programs {
         pins.class(bits).join(format!("CANDIDATE_{name}-{}", object_id()))
     }
 
-    fn instance(pins: &Pins, bits: u32, slot: u32, role: &str) -> Result<Xdp, KernelError> {
-        let path = pins.class(bits).join(format!("{role}-{}", object_id()));
-        if path.exists() {
-            return Xdp::from_pin(&path, XdpAttachType::Interface).map_err(KernelError::program("open"));
+    fn candidate(pins: &Pins, bits: u32) -> Result<Xdp, KernelError> {
+        let path = pins.class(bits).join(format!("candidate-{}", object_id()));
+        if !path.exists() {
+            let mut object = load_object(pins, bits, CANDIDATE)?;
+            sys::pin(load(&mut object, Entry::Xdp)?.as_fd(), &path)?;
         }
-        let mut object = load_object(pins, bits, slot)?;
-        let program = object.program_mut(ENTRY).ok_or(KernelError::NoProgram { name: ENTRY })?;
-        let program: &mut Xdp = program.try_into().map_err(KernelError::program("find"))?;
-        program.load().map_err(KernelError::program("load"))?;
-        sys::pin(program.fd().map_err(KernelError::program("load"))?.as_fd(), &path)?;
         Xdp::from_pin(&path, XdpAttachType::Interface).map_err(KernelError::program("open"))
+    }
+
+    /// Opens the live instance for a hook; loads and pins it where it is not there yet.
+    fn live(pins: &Pins, bits: u32, entry: Entry, object: &mut Option<Ebpf>) -> Result<OwnedFd, KernelError> {
+        let path = pins.class(bits).join(entry.live_pin());
+        if let Some(program) = sys::pinned(&path)? {
+            return Ok(program);
+        }
+        let object = match object {
+            Some(object) => object,
+            None => object.insert(load_object(pins, bits, LIVE)?),
+        };
+        sys::pin(load(object, entry)?.as_fd(), &path)?;
+        sys::pinned(&path)?.ok_or(KernelError::NoProgram { name: entry.name() })
     }
 
     pub(super) fn generations(&self) -> BorrowedFd<'_> {
         self.generations.as_fd()
     }
 
-    pub(super) fn live_fd(&self) -> Result<BorrowedFd<'_>, KernelError> {
-        Ok(self.live.fd().map_err(KernelError::program("open"))?.as_fd())
-    }
-
-    /// The live program for TC; loads and pins it at the first call for this class.
-    pub(super) fn live_tc_fd(&self, pins: &Pins) -> Result<BorrowedFd<'_>, KernelError> {
-        if self.live_tc.get().is_none() {
-            let path = pins.class(self.bits).join(live_tc_pin());
-            if !path.exists() {
-                let mut object = load_object(pins, self.bits, LIVE)?;
-                let program = object.program_mut(ENTRY_TC).ok_or(KernelError::NoProgram { name: ENTRY_TC })?;
-                let program: &mut SchedClassifier = program.try_into().map_err(KernelError::program("find"))?;
-                program.load().map_err(KernelError::program("load"))?;
-                sys::pin(program.fd().map_err(KernelError::program("load"))?.as_fd(), &path)?;
-            }
-            let opened = sys::pinned(&path)?.ok_or(KernelError::NoProgram { name: ENTRY_TC })?;
-            let _ = self.live_tc.set(opened);
+    /// The live program for a hook; those for frames of several buffers and for TC are loaded and pinned at the first call.
+    pub(super) fn live_fd(&self, entry: Entry) -> Result<BorrowedFd<'_>, KernelError> {
+        let cell = match entry {
+            Entry::Xdp => return Ok(self.live.as_fd()),
+            Entry::XdpFrags => &self.live_frags,
+            Entry::Tc => &self.live_tc,
+        };
+        if cell.get().is_none() {
+            let program = Self::live(&self.pins, self.bits, entry, &mut self.live_object.borrow_mut())?;
+            let _ = cell.set(program);
         }
-        self.live_tc.get().map(OwnedFd::as_fd).ok_or(KernelError::NoProgram { name: ENTRY_TC })
+        cell.get().map(OwnedFd::as_fd).ok_or(KernelError::NoProgram { name: entry.name() })
     }
 
     /// Runs the candidate on one frame that came in by the loopback device, and says what became of it.
@@ -214,7 +287,11 @@ impl Programs {
         let result = run(options).map_err(KernelError::program("test"))?;
         out.truncate(result.data_size_out as usize);
         let after = self.candidate_packets()?;
-        let reason = before.iter().zip(&after).position(|(b, a)| b != a).ok_or(KernelError::NotCounted)?;
+        let reason = match before.iter().zip(&after).position(|(b, a)| b != a) {
+            Some(reason) => reason,
+            None if REDIRECTS.contains(&result.return_value) => Reason::Forwarded as usize,
+            None => return Err(KernelError::NotCounted),
+        };
         Ok(TestRunOutcome {
             action: result.return_value,
             reason: u32::try_from(reason).unwrap_or(u32::MAX),

@@ -178,13 +178,13 @@ pub(super) fn pinned(at: &Path) -> Result<Option<OwnedFd>, KernelError> {
 }
 
 /// Replaces the program of a link in one step: each packet meets the old program or the new one.
-pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<(), KernelError> {
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = zeroed();
     // SAFETY: the variant of BPF_LINK_UPDATE.
     let u = unsafe { &mut attr.link_update };
     u.link_fd = raw(link);
     u.__bindgen_anon_1.new_prog_fd = raw(program);
-    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop).map_err(|e| failed("BPF_LINK_UPDATE", "XDP link", e))
+    bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
 /// Attaches a program to a device; the link lives as long as its descriptor or a pin.
@@ -242,7 +242,21 @@ pub(super) fn program_id(program: BorrowedFd<'_>) -> Result<u32, KernelError> {
     Ok(info.id)
 }
 
-/// The program and the device of an XDP link; device 0: the device is gone.
+/// A program's name, of which the kernel keeps 15 bytes; `None`: there is no such program any more.
+pub(super) fn program_name(id: u32) -> Result<Option<String>, KernelError> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;
+    let program = match bpf_fd(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr) {
+        Ok(program) => program,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed("BPF_PROG_GET_FD_BY_ID", &id.to_string(), e)),
+    };
+    let info: bpf_prog_info = info(program.as_fd(), "program")?;
+    let bytes: Vec<u8> = info.name.iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect();
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// The program and the device of a link, and whether it is of TC, else XDP; device 0: the device is gone.
 pub(super) fn link_facts(link: BorrowedFd<'_>) -> Result<(u32, u32, bool), KernelError> {
     let info: bpf_link_info = info(link, "link")?;
     if info.type_ == bpf_link_type::BPF_LINK_TYPE_TCX as u32 {

@@ -443,13 +443,14 @@ pub(super) struct Port {
     /// The interface's name in the kernel, such as eth0.
     #[schemars(regex(pattern = r"^[^\s/]+$"), length(min = 1, max = 15))]
     pub(super) device: String,
-    /// How the program is attached: auto takes the driver's own XDP where the driver has it, else the generic one.
+    /// How the program is attached: native by XDP in the driver, generic by XDP behind it, tc by TC ingress; auto takes native
+    /// where the driver has it, else tc.
     #[serde(default)]
     #[schemars(extend("default" = "auto"))]
     pub(super) attach: Attach,
 }
 
-/// How the program is attached to a device: by XDP in the driver or behind it, or by TC (kernels from 6.6).
+/// How the program is attached to a device: by XDP in the driver (native) or behind it (generic), or by TC ingress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Attach {

@@ -5,4 +5,4 @@ pub mod schedule;
 pub mod steps;
 
 pub use schedule::{Outcome, Schedule};
-pub use steps::{Attachment, Found, PortDevice, Step, Wanted, Wire, steps};
+pub use steps::{Attachment, Found, Held, PortDevice, Step, Wanted, Wire, steps};

@@ -4,13 +4,17 @@
 //! argument of the whole system: everything that can fail comes before [`Step::Publish`], and what comes after it only
 //! frees memory. A kill between any two steps leaves the old generation live, or the new one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
 use fib::packet::Tags;
 
-use crate::kernel::attach::Mode;
+use crate::kernel::attach::{Hook, Mode, Target};
+use crate::kernel::layout::OtherLayout;
+use crate::kernel::link::Link;
 use crate::kernel::observe::{LinkState, Stray};
+use crate::kernel::program::Entry;
 
 /// A port of this node and the device that carries it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,9 +30,8 @@ pub struct PortDevice {
 /// Where a port's frames are: on its device itself, or tagged on the one below its VLAN devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wire {
-    pub device: String,
-    /// Kernel index of the device.
-    pub index: u32,
+    /// The device that sends and receives them.
+    pub link: Link,
     pub tags: Tags,
     /// The device takes tags out of frames before XDP sees them, and there are VLANs on it: only TC tells its ports apart.
     pub hides_tags: bool,
@@ -37,24 +40,38 @@ pub struct Wire {
 /// A device that the program is to be attached to, once, for all ports that it carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
-    pub device: String,
-    /// Kernel index of the device.
-    pub index: u32,
-    pub mode: Mode,
+    pub target: Target,
     /// The ports that it is for, in the order of their names; at least one.
     pub ports: Vec<String>,
 }
 
 impl Attachment {
-    /// Whether this link is what is wanted, whatever program it runs.
-    fn is(&self, link: &LinkState) -> bool {
-        self.index == link.index && self.device == link.device && (self.mode == Mode::Tc) == link.tc
+    /// Whether this link is what is wanted, whatever program it runs. `auto` decides when it attaches, and stays with that.
+    fn is(&self, Held { link, mode }: &Held) -> bool {
+        let Target { device, index, mode: wanted, not_native, only_tc, .. } = &self.target;
+        // The oldest layout named links after ports.
+        let same = *index == link.index && (link.older || *device == link.device);
+        same && match wanted {
+            Mode::Auto if only_tc.is_some() => link.hook == Hook::Tc,
+            Mode::Auto => not_native.is_none() || *mode != Some(Mode::Native),
+            Mode::Tc => link.hook == Hook::Tc,
+            // Where a link's mode cannot be seen, it is taken to be right.
+            Mode::Native | Mode::Generic => link.hook == Hook::Xdp && mode.is_none_or(|mode| mode == *wanted),
+        }
     }
 
-    /// Whether this link stands where the attachment is to be.
-    fn replaces(&self, link: &LinkState) -> bool {
-        self.index == link.index || self.device == link.device
+    /// Whether this link holds the attachment's device.
+    fn concerns(&self, link: &LinkState) -> bool {
+        self.target.index == link.index || !link.older && self.target.device == link.device
     }
+}
+
+/// A link and how its program is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub link: LinkState,
+    /// `None`: it cannot be seen, or nothing is attached.
+    pub mode: Option<Mode>,
 }
 
 /// What was found, as far as the steps depend on it.
@@ -67,11 +84,11 @@ pub struct Found {
     pub class_bits: Option<u32>,
     /// Numbers and capacities (bytes) of retained generations, newest first, without the live one.
     pub retained: Vec<(u64, usize)>,
-    pub links: Vec<LinkState>,
-    /// Id of the current version of the program in the current class, when loaded.
-    pub program: Option<u32>,
-    /// The same for TC.
-    pub program_tc: Option<u32>,
+    pub links: Vec<Held>,
+    /// Ids of the current version of the programs in the current class, as far as they are loaded.
+    pub programs: BTreeMap<Entry, u32>,
+    /// Older layouts, oldest first.
+    pub layouts: Vec<OtherLayout>,
     pub strays: Vec<Stray>,
     /// Whether the tables of ports are not what the node's devices ask for.
     pub ports_differ: bool,
@@ -110,9 +127,11 @@ pub enum Step {
     /// Copy the live generation into the larger class, so that programs can move there without a change of rules.
     CopyLive { from: u32, to: u32 },
     /// Give a link the current program, in one step.
-    UpdateLink { device: String },
+    UpdateLink { link: LinkState },
+    /// Take a link of an older layout over: pin it in this one, and give it this one's program, in one step.
+    TakeLink { link: LinkState, device: String },
     /// Detach the program from a device.
-    Detach { device: String },
+    Detach { link: LinkState },
     /// Attach the program to a device.
     Attach { attachment: Attachment },
     /// Write devices, ports and neighbours that the desired generation uses.
@@ -125,6 +144,8 @@ pub enum Step {
     Publish { generation: u64 },
     /// Free an old generation.
     Retire { generation: u64 },
+    /// Remove an older layout and all that it still holds.
+    RemoveLayout { layout: OtherLayout },
 }
 
 impl fmt::Display for Step {
@@ -136,9 +157,14 @@ impl fmt::Display for Step {
             Self::PinLive => write!(f, "keep the live generation"),
             Self::LoadPrograms { bits } => write!(f, "load the programs for images of {} bytes", 1u64 << bits),
             Self::CopyLive { from, to } => write!(f, "copy the live generation from class {from} to class {to}"),
-            Self::UpdateLink { device } => write!(f, "replace the program on {device}"),
-            Self::Detach { device } => write!(f, "detach {device}"),
-            Self::Attach { attachment: Attachment { device, ports, .. } } => {
+            Self::UpdateLink { link } => write!(f, "replace the program on {}", link.device),
+            Self::TakeLink { device, .. } => write!(f, "replace the program of the older layout on {device}"),
+            Self::Detach { link } => write!(f, "detach {}", link.device),
+            Self::RemoveLayout { layout: OtherLayout { version: Some(version), .. } } => {
+                write!(f, "remove the older layout {version}")
+            }
+            Self::RemoveLayout { .. } => write!(f, "remove the oldest layout"),
+            Self::Attach { attachment: Attachment { target: Target { device, .. }, ports } } => {
                 let plural = if ports.len() == 1 { "" } else { "s" };
                 write!(f, "attach {device} for port{plural} {}", ports.join(", "))
             }
@@ -169,20 +195,59 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
     let class_changes = found.class_bits.is_some_and(|from| from != bits);
     // The class that a killed process was about to enter is entered now: a stray no more.
     leaving.retain(|stray| *stray != bits);
-    let program_changes = class_changes || found.program.is_none();
+    let program_changes = class_changes || !found.programs.contains_key(&Entry::Xdp);
 
-    let (keep, detach): (Vec<_>, Vec<_>) =
-        found.links.iter().partition(|link| wanted.attachments.iter().any(|attachment| attachment.is(link)));
+    let mut keep: Vec<&Held> = Vec::new();
+    let mut detach: Vec<&LinkState> = Vec::new();
+    let mut takes: Vec<Step> = Vec::new();
+    for held in &found.links {
+        let link = &held.link;
+        let taken =
+            || found.links.iter().any(|h| !h.link.older && h.link.index == link.index && h.link.hook == link.hook);
+        match wanted.attachments.iter().find(|attachment| attachment.is(held)) {
+            // A killed process has taken it already.
+            _ if link.older && taken() => {}
+            Some(attachment) if link.older => {
+                let device = attachment.target.device.clone();
+                takes.push(Step::TakeLink { link: link.clone(), device });
+                keep.push(held);
+            }
+            Some(_) => keep.push(held),
+            None => detach.push(link),
+        }
+    }
+    let is_current = |link: &LinkState| {
+        let runs = |entry| found.programs.get(&entry) == Some(&link.program);
+        match link.hook {
+            Hook::Xdp => runs(Entry::Xdp) || runs(Entry::XdpFrags),
+            Hook::Tc => runs(Entry::Tc),
+        }
+    };
     let updates: Vec<_> = keep
         .iter()
-        .filter(|link| program_changes || Some(link.program) != if link.tc { found.program_tc } else { found.program })
+        .map(|held| &held.link)
+        .filter(|link| !link.older && (program_changes || !is_current(link)))
         .collect();
     let attaches: Vec<_> =
-        wanted.attachments.iter().filter(|attachment| !keep.iter().any(|link| attachment.is(link))).collect();
-    let replaced = |link: &&&LinkState| attaches.iter().any(|attachment| attachment.replaces(link));
+        wanted.attachments.iter().filter(|attachment| !keep.iter().any(|held| attachment.is(held))).collect();
+    // A device has two places for programs. What stands where a new link is to be goes before it; what stands in the other
+    // place goes when the new link is there, so that no packet is missed.
+    let in_the_way = |link: &LinkState| {
+        attaches.iter().any(|attachment| {
+            let Target { mode, not_native, only_tc, .. } = &attachment.target;
+            let tc = *mode == Mode::Tc || *mode == Mode::Auto && (not_native.is_some() || only_tc.is_some());
+            // Where `auto` ends is not known yet.
+            let same_place = *mode == Mode::Auto && !tc || tc == (link.hook == Hook::Tc);
+            attachment.concerns(link) && same_place
+        })
+    };
+    let (before, after): (Vec<_>, Vec<_>) = detach.into_iter().partition(|link| in_the_way(link));
 
-    let work = rules_change || found.ports_differ || !steps.is_empty() || !leaving.is_empty();
-    if !(work || program_changes || !updates.is_empty() || !attaches.is_empty() || !detach.is_empty()) {
+    let work =
+        rules_change || found.ports_differ || !steps.is_empty() || !leaving.is_empty() || !found.layouts.is_empty();
+    let moves =
+        !(updates.is_empty() && takes.is_empty() && attaches.is_empty() && before.is_empty() && after.is_empty());
+    if !(work || program_changes || moves) {
         steps.extend(retire(found, wanted, found.live));
         return steps;
     }
@@ -194,9 +259,9 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
         steps.push(Step::CopyLive { from, to: bits });
         leaving.push(from);
     }
-    steps.extend(updates.iter().map(|link| Step::UpdateLink { device: link.device.clone() }));
+    steps.extend(updates.iter().map(|link| Step::UpdateLink { link: (*link).clone() }));
     steps.push(Step::WriteTables);
-    steps.extend(detach.iter().filter(replaced).map(|link| Step::Detach { device: link.device.clone() }));
+    steps.extend(before.into_iter().map(|link| Step::Detach { link: link.clone() }));
     steps.extend(attaches.iter().map(|a| Step::Attach { attachment: (*a).clone() }));
     let mut live = found.live;
     if rules_change {
@@ -205,11 +270,14 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
         steps.push(Step::Verify { generation: live });
         steps.push(Step::Publish { generation: live });
     }
-    steps.extend(detach.iter().filter(|l| !replaced(l)).map(|link| Step::Detach { device: link.device.clone() }));
+    // This layout's program decides by this layout's generation, which is complete now.
+    steps.append(&mut takes);
+    steps.extend(after.into_iter().map(|link| Step::Detach { link: link.clone() }));
     leaving.sort_unstable();
     leaving.dedup();
     steps.extend(leaving.into_iter().map(|bits| Step::RemoveClass { bits }));
     steps.extend(retire(found, wanted, live));
+    steps.extend(found.layouts.iter().map(|layout| Step::RemoveLayout { layout: layout.clone() }));
     steps
 }
 
@@ -242,11 +310,16 @@ mod tests {
 
     /// The port `lan` on the device `lan0`, and so on.
     fn port(name: &str, index: u32) -> Attachment {
-        Attachment { device: format!("{name}0"), index, mode: Mode::Auto, ports: vec![name.into()] }
+        let device = format!("{name}0");
+        let target =
+            Target { device, index, mode: Mode::Auto, mtu: 1500, driver: None, not_native: None, only_tc: None };
+        Attachment { target, ports: vec![name.into()] }
     }
 
-    fn link(name: &str, index: u32, program: u32) -> LinkState {
-        LinkState { device: format!("{name}0"), index, program, tc: false }
+    fn link(name: &str, index: u32, program: u32) -> Held {
+        let (device, pin) = (format!("{name}0"), format!("/bpf/link/xdp/{name}0").into());
+        let link = LinkState { device, index, program, hook: Hook::Xdp, pin, older: false };
+        Held { link, mode: Some(Mode::Native) }
     }
 
     fn wanted(digest: u8, attachments: &[Attachment]) -> Wanted {
@@ -267,8 +340,8 @@ mod tests {
             class_bits: Some(20),
             retained: vec![(6, 1 << 20), (5, 1 << 20)],
             links: vec![link("lan", 3, 40)],
-            program: Some(40),
-            program_tc: None,
+            programs: [(Entry::Xdp, 40), (Entry::XdpFrags, 41), (Entry::Tc, 42)].into(),
+            layouts: vec![],
             strays: vec![],
             ports_differ: false,
             newest: 7,
@@ -380,10 +453,115 @@ mod tests {
     #[test]
     fn a_renamed_device_is_attached_by_its_new_name() {
         let mut renamed = port("lan", 3);
-        renamed.device = "wan0".into();
-        let moves = |step: &Step| matches!(step, Step::Attach { .. } | Step::Detach { .. }).then(|| step.to_string());
-        let steps: Vec<_> = steps(&running(), &wanted(1, &[renamed])).iter().filter_map(moves).collect();
-        assert_eq!(steps, ["detach lan0", "attach wan0 for port lan"]);
+        renamed.target.device = "wan0".into();
+        assert_eq!(moves(&running(), &[renamed]), ["detach lan0", "attach wan0 for port lan"]);
+    }
+
+    /// How attachments move from what `found` has to these.
+    fn moves(found: &Found, attachments: &[Attachment]) -> Vec<String> {
+        let is_move = |step: &Step| {
+            matches!(step, Step::Attach { .. } | Step::Detach { .. } | Step::UpdateLink { .. } | Step::TakeLink { .. })
+        };
+        let steps = steps(found, &wanted(1, attachments));
+        steps.iter().filter(|step| is_move(step)).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_device_changes_its_mode_without_a_gap_where_the_places_differ() {
+        let mut port = port("lan", 3);
+        port.target.mode = Mode::Tc;
+        assert_eq!(moves(&running(), &[port.clone()]), ["attach lan0 for port lan", "detach lan0"]);
+        port.target.mode = Mode::Generic;
+        assert_eq!(moves(&running(), &[port.clone()]), ["detach lan0", "attach lan0 for port lan"]);
+        port.target.mode = Mode::Auto;
+        port.target.not_native = Some("nothing can leave by lo".into());
+        assert_eq!(moves(&running(), &[port]), ["attach lan0 for port lan", "detach lan0"]);
+    }
+
+    #[test]
+    fn auto_stays_with_what_it_decided() {
+        for (hook, mode, program) in
+            [(Hook::Xdp, Mode::Generic, 40), (Hook::Xdp, Mode::Native, 41), (Hook::Tc, Mode::Tc, 42)]
+        {
+            let mut found = running();
+            found.links[0].mode = Some(mode);
+            (found.links[0].link.hook, found.links[0].link.program) = (hook, program);
+            assert_eq!(moves(&found, &[port("lan", 3)]), [""; 0]);
+            // A program of another version, or none at all where somebody has removed a filter.
+            for other in [39, 0] {
+                found.links[0].link.program = other;
+                assert_eq!(moves(&found, &[port("lan", 3)]), ["replace the program on lan0"]);
+            }
+        }
+    }
+
+    /// A link and a class in an older layout: nothing of this one is there yet.
+    fn older() -> Found {
+        let mut lan = link("lan", 3, 20);
+        // Named after the port, as the oldest layout does.
+        lan.link.device = "lan".into();
+        lan.link.older = true;
+        let layout = OtherLayout { directory: "/bpf".into(), version: None, written_by: None, newest: 4 };
+        Found { links: vec![lan], layouts: vec![layout], newest: 4, ..Found::default() }
+    }
+
+    #[test]
+    fn links_of_an_older_layout_are_taken_over_after_the_publish() {
+        check(
+            &older(),
+            &wanted(1, &[port("lan", 3)]),
+            &[
+                "load the programs for images of 1048576 bytes",
+                "write ports and neighbours",
+                "stage generation 5",
+                "verify generation 5 in the kernel",
+                "publish generation 5",
+                "replace the program of the older layout on lan0",
+                "remove the oldest layout",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_move_to_this_layout_goes_on_where_it_was_killed() {
+        let mut published = running();
+        published.links = older().links;
+        published.layouts = older().layouts;
+        check(
+            &published,
+            &wanted(1, &[port("lan", 3)]),
+            &[
+                "keep the live generation",
+                "load the programs for images of 1048576 bytes",
+                "write ports and neighbours",
+                "replace the program of the older layout on lan0",
+                "remove the oldest layout",
+            ],
+        );
+        // Pinned in both layouts, with the older program.
+        published.links.push(link("lan", 3, 20));
+        assert_eq!(moves(&published, &[port("lan", 3)]), ["replace the program on lan0"]);
+        published.links[1].link.program = 40;
+        assert_eq!(moves(&published, &[port("lan", 3)]), [""; 0]);
+    }
+
+    #[test]
+    fn a_link_of_an_older_layout_that_is_not_wanted_goes_after_the_publish() {
+        let mut found = older();
+        found.links.push(Held {
+            link: LinkState { index: 9, device: "old".into(), ..found.links[0].link.clone() },
+            mode: None,
+        });
+        let steps: Vec<_> = steps(&found, &wanted(1, &[port("lan", 3)])).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            steps[4..],
+            [
+                "publish generation 5",
+                "replace the program of the older layout on lan0",
+                "detach old",
+                "remove the oldest layout"
+            ]
+        );
     }
 
     #[test]

@@ -31,6 +31,9 @@ impl Packet for Captured<'_> {
     fn be32(&self, at: u32) -> Option<u32> {
         self.bytes.be32(at)
     }
+    fn first_le64(&self) -> Option<u64> {
+        self.bytes.first_le64()
+    }
     fn after(&self, bytes: u32) -> impl Packet {
         let rest = self.bytes.get(bytes as usize..).unwrap_or_default();
         Captured { bytes: rest, length: self.length.saturating_sub(bytes) }

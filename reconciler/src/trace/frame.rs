@@ -26,6 +26,9 @@ impl Packet for Frame {
     fn be32(&self, at: u32) -> Option<u32> {
         self.0.as_slice().be32(at)
     }
+    fn first_le64(&self) -> Option<u64> {
+        self.0.as_slice().first_le64()
+    }
     fn after(&self, bytes: u32) -> impl Packet {
         self.0.get(bytes as usize..).unwrap_or_default()
     }
@@ -41,8 +44,8 @@ impl PacketMut for Frame {
     fn set_be32(&mut self, at: u32, value: u32) -> Option<()> {
         self.0.as_mut_slice().set_be32(at, value)
     }
-    fn set_mac(&mut self, at: u32, mac: u64) -> Option<()> {
-        self.0.as_mut_slice().set_mac(at, mac)
+    fn set_macs(&mut self, destination: u64, source: u64) -> Option<()> {
+        self.0.as_mut_slice().set_macs(destination, source)
     }
     fn move_head(&mut self, bytes: i32) -> Option<()> {
         let count = bytes.unsigned_abs() as usize;

@@ -59,7 +59,7 @@ pub fn trace<'v, 'a, N: TraceNode>(
     let mut trace = Trace {
         view,
         packet,
-        reason: decision.reason,
+        reason: decision.reason(),
         met: None,
         next_hop: None,
         instead_of: None,
@@ -72,10 +72,12 @@ pub fn trace<'v, 'a, N: TraceNode>(
     }
     let address = packet.dst();
     let met = view.lookup(address);
-    let target = view.target(decision.target);
+    let target = view.target(decision.met.target());
     let disagrees = |lookup: String| TraceError::ImageDisagrees { address, routes: words(&met), lookup };
-    if decision.reason == Reason::BadImage || !target.is_some_and(|target| target.agrees_with(&met)) {
-        return Err(disagrees(target.map_or_else(|| format!("target {}", decision.target), |t| target_words(&t))));
+    if decision.reason() == Reason::BadImage || !target.is_some_and(|target| target.agrees_with(&met)) {
+        return Err(disagrees(
+            target.map_or_else(|| format!("target {}", decision.met.target()), |t| target_words(&t)),
+        ));
     }
     let member = |row: u32| match target {
         Some(TargetView::Route { action: RouteAction::Forward { group }, .. })
@@ -89,7 +91,7 @@ pub fn trace<'v, 'a, N: TraceNode>(
     if let Some(hop) = trace.next_hop {
         let first = fib::decide(view.bytes(), frame.as_slice(), &AllUp(node));
         trace.instead_of = first.next_hop.filter(|row| Some(*row) != decision.next_hop).map(member).transpose()?;
-        trace.reach = Some(decision.neighbour.map_or_else(|| Reach::decode(node.reach(hop.id)), Reach::Up));
+        trace.reach = Some(decision.neighbour().map_or_else(|| Reach::decode(node.reach(hop.id)), Reach::Up));
         let egress = node.egress(decision.port);
         // The packet path finds that out when it sends.
         if trace.reason == Reason::Forwarded && egress == Egress::NoDevice {

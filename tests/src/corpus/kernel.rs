@@ -175,13 +175,8 @@ fn outcome(program: Program, ran: TestRunOutcome) -> Result<Outcome> {
 
 /// Removes every pin of the run, and the directories.
 fn remove(pins: &Pins) -> Result<()> {
-    for bits in pins.classes()? {
-        pins.remove_directory(&pins.class(bits))?;
-    }
-    for directory in ["maps", "generation", "link"] {
-        pins.remove_directory(&pins.root().join(directory))?;
-    }
-    match std::fs::remove_dir(pins.root()) {
+    pins.remove_all()?;
+    match std::fs::remove_dir(pins.place()) {
         // The root of a bpf file system is a mount point, which stays.
         Err(e) if e.kind() != std::io::ErrorKind::ResourceBusy => Err(e).context("removing the directory of the pins"),
         _ => Ok(()),

@@ -53,9 +53,9 @@ pub fn run_library(themes: &[Theme]) -> Result<Report> {
             let node = LibraryNode::of(theme, case, &view)?;
             let mut frame = Frame::new(&case.frame.bytes);
             let decision = fib::decide(view.bytes(), &frame, &node);
-            let mut reason = decision.reason;
+            let mut reason = decision.reason();
             // What the program does with a decision, in the same order.
-            if let (Verdict::Forward, Some(neighbour)) = (reason.verdict(), decision.neighbour) {
+            if let (Verdict::Forward, Some(neighbour)) = (reason.verdict(), decision.neighbour()) {
                 if !ports.get(&decision.port).is_some_and(|has_device| *has_device) {
                     reason = Reason::NoPort;
                 } else if fib::packet::forward(&mut frame, &neighbour).is_none() {

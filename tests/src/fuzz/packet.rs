@@ -50,10 +50,10 @@ pub fn packet(bytes: &[u8]) {
         Ok((_, _, false)) => Reason::LinkNotOurs,
         Ok((_, read, true)) => expected(world, &frame, read, &decision),
     };
-    assert_eq!(decision.reason, expected, "decided otherwise: {decision:?}");
+    assert_eq!(decision.reason(), expected, "decided otherwise: {decision:?}");
 
     if let (Verdict::Forward, Some(neighbour), Ok((link, read, _))) =
-        (decision.reason.verdict(), decision.neighbour, read)
+        (decision.reason().verdict(), decision.neighbour(), read)
     {
         let mut sent = Frame::new(&frame);
         let done = fib::packet::forward(&mut sent, &neighbour);
@@ -127,7 +127,7 @@ fn expected(world: &World, frame: &[u8], read: &Headers, decision: &Decision) ->
     let hop = view.next_hop(chosen);
     assert_eq!(hop.via.is_ipv4(), read.dst.is_ipv4());
     let undisturbed = fib::decide(view.bytes(), frame, &AllUp(world));
-    if reach(undisturbed.next_hop_id) != Reach::Down {
+    if reach(undisturbed.met.next_hop()) != Reach::Down {
         assert_eq!(decision.next_hop, undisturbed.next_hop, "a flow has left a member that is not down");
     }
     match reach(hop.id) {

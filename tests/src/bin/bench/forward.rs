@@ -13,10 +13,12 @@ use crate::lookup::{Live, number_of};
 use crate::report::{Better, Report, Samples, number};
 
 /// Forwarders beside wayleave: the program, none for the kernel itself, and what tables call it.
-const PEERS: [(Option<&str>, &str); 4] = [
+const PEERS: [(Option<&str>, &str); 6] = [
     (None, "the kernel's own forwarding"),
     (Some("forward_trie"), "XDP with LPM_TRIE"),
     (Some("forward_kernel"), "XDP with bpf_fib_lookup"),
+    (Some("forward_age"), "XDP: parse, TTL and checksum only"),
+    (Some("forward_verify"), "XDP: the same, and the header's checksum verified"),
     (Some("forward_rewrite"), "XDP without any lookup"),
 ];
 
@@ -29,8 +31,12 @@ const SMALL: usize = 1_000;
 /// Measures all forwarders. `lab` holds the routes of `table` in the kernel too.
 pub(crate) fn run(lab: &Lab, table: &Table, options: &Options, report: &mut Report) -> Result<()> {
     one_table(lab, table, &PEERS, options, report)?;
-    let small = Table { v4: table.sample(SMALL, 0, &mut Random(20_261_123)).v4, v6: Vec::new() };
-    one_table(lab, &small, &PEERS[PEERS.len() - 1..], options, report)
+    one_table(lab, &small(table), &PEERS[PEERS.len() - 3..], options, report)
+}
+
+/// The table that shows what forwarding costs beside the lookup.
+pub(crate) fn small(table: &Table) -> Table {
+    Table { v4: table.sample(SMALL, 0, &mut Random(20_261_123)).v4, v6: Vec::new() }
 }
 
 fn one_table(
@@ -99,7 +105,7 @@ fn one_table(
     Ok(())
 }
 
-fn macs(destination: Mac, source: Mac) -> [u8; 12] {
+pub(crate) fn macs(destination: Mac, source: Mac) -> [u8; 12] {
     let mut macs = [0; 12];
     macs[..6].copy_from_slice(&destination.0);
     macs[6..].copy_from_slice(&source.0);
@@ -108,14 +114,20 @@ fn macs(destination: Mac, source: Mac) -> [u8; 12] {
 
 /// Keeps the calling thread on one CPU. A veth's softirqs run where frames were sent, so this one does all the work, and
 /// no run gains by moving away from its own softirqs.
-fn pin_to_first_cpu() -> Result<()> {
+pub(crate) fn pin_to_first_cpu() -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(0);
     Ok(sched_setaffinity(None, &cpus)?)
 }
 
 /// Sends and counts what arrives: millions a second, and percent of what was sent.
-fn blast(lab: &Lab, live: &mut Live, options: &Options, samples: &mut (Samples, Samples), warm_up: bool) -> Result<()> {
+pub(crate) fn blast(
+    lab: &Lab,
+    live: &mut Live,
+    options: &Options,
+    samples: &mut (Samples, Samples),
+    warm_up: bool,
+) -> Result<()> {
     let client = lab.client.ifindex("eth0")?;
     let frames = if warm_up { options.frames / 10 } else { options.frames };
     let before = lab.sink.counters("eth0")?.rx_packets;

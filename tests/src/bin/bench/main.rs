@@ -18,6 +18,7 @@ mod lookup;
 mod plan;
 mod programs;
 mod report;
+mod watch;
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +29,7 @@ use internet::{Random, Table};
 use lab::Lab;
 use report::Report;
 
-const USAGE: &str = "usage: bench [--quick] [--only plan|live|follow|lookup|forward] [--out DIRECTORY]
+const USAGE: &str = "usage: bench [--quick] [--only plan|live|follow|lookup|forward|watch] [--out DIRECTORY]
 
   --quick  small tables and few repetitions: shows that everything works, measures little
   --only   one part instead of all
@@ -62,7 +63,8 @@ impl Options {
                 _ => bail!("{USAGE}"),
             }
         }
-        if only.as_deref().is_some_and(|only| !["plan", "live", "follow", "lookup", "forward"].contains(&only)) {
+        let parts = ["plan", "live", "follow", "lookup", "forward", "watch"];
+        if only.as_deref().is_some_and(|only| !parts.contains(&only)) {
             bail!("{USAGE}");
         }
         let (repetitions, live_repetitions, changes, forward_repetitions, frames) =
@@ -109,6 +111,9 @@ fn main() -> Result<()> {
     }
     if options.wants("forward") {
         forward::run(&lab, &table, &options, &mut report)?;
+    }
+    if options.wants("watch") {
+        watch::run(&lab, &table, &options, &mut report)?;
     }
     report.finish(&options.out)
 }

@@ -1,26 +1,15 @@
-//! The builder of the lookup tables: sorted prefixes in; direct tables, nodes and leaves out, as `fib::lookup` reads them.
-//!
-//! No pointer trie is built. Sorted by (address, length), all prefixes inside one slot of a table are neighbours and come
-//! after the prefixes that cover the slot, so one pass over a table's prefixes paints its slots and finds those that need
-//! a table of their own.
+//! The tables of IPv6: a root, three radix tables, buckets of runs, and a trie for what is longer.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use fib::layout::{
-    BLOCK_BYTES, BUCKET_KEY_BITS, BUCKET_KEYS, BUCKET_LANE_BITS, BUCKET_LANES, BUCKET_WORDS, DIRECT_BITS_MAX,
-    DIRECT_BITS_MIN, DIRECT_BLOCK_BITS, DIRECT_NODE, PALETTE_BYTES, PALETTES_MAX, RADIX_NODE, RADIX_STEPS,
-    RADIX_TAG_BITS, STRIDE_BITS,
+    BUCKET_KEY_BITS, BUCKET_KEYS, BUCKET_LANE_BITS, BUCKET_LANES, BUCKET_WORDS, DIRECT_BITS_MIN, RADIX_NODE,
+    RADIX_STEPS, RADIX_TAG_BITS,
 };
 
-/// Slots of one node or block.
-const SLOTS: usize = 1 << STRIDE_BITS;
-/// Colours of one palette.
-const COLOURS: usize = PALETTE_BYTES as usize / 2;
-/// Fewest prefixes for which a 12-bit direct table (16 KiB) is worth its bytes.
-const DIRECT_12_FROM: usize = 512;
-/// Fewest prefixes for which the 18-bit direct table (1 MiB) is worth its bytes.
-const DIRECT_18_FROM: usize = 4_096;
+use super::{DIRECT_12_FROM, Poptrie, Rule, Unmixed, index};
+
 /// Fewest prefixes of IPv6 for which a 16-bit root (256 KiB) is worth its bytes; a 12-bit one from [`DIRECT_12_FROM`] on.
 const ROOT_16_FROM: usize = 8_192;
 /// Widest radix table, in bits.
@@ -32,218 +21,9 @@ const TRIE_RUN_COST: u64 = 512;
 /// Values of runs from here on are no targets: longer prefixes divide one /64.
 const DIVIDED: u32 = 1 << 16;
 
-/// A numeric address whose bits are counted from the most significant.
-pub(super) trait Address: Copy + Ord {
-    const BITS: u32;
-    /// The `bits` bits that follow the first `at`, padded with zeros past the address's end.
-    fn slot(self, at: u32, bits: u32) -> usize;
-}
-
-impl Address for u32 {
-    const BITS: u32 = Self::BITS;
-    fn slot(self, at: u32, bits: u32) -> usize {
-        ((self << at) >> (Self::BITS - bits)) as usize
-    }
-}
-
-impl Address for u128 {
-    const BITS: u32 = Self::BITS;
-    fn slot(self, at: u32, bits: u32) -> usize {
-        ((self << at) >> (Self::BITS - bits)) as usize
-    }
-}
-
-/// One prefix with its target and the place that says so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rule<A> {
-    pub address: A,
-    pub length: u8,
-    pub target: u16,
-    pub file: u16,
-    pub line: u32,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct TrieNode {
-    pub children: u64,
-    pub leaves: u64,
-    pub first_leaf: u32,
-    pub first_child: u32,
-}
-
-/// The trie below the direct tables.
-#[derive(Debug, Default)]
-pub(super) struct Poptrie {
-    pub nodes: Vec<TrieNode>,
-    pub leaves: Vec<u16>,
-}
-
-impl Poptrie {
-    /// A new trie of prefixes that divide what the first `at` bits select; `default` is what covers it from above.
-    /// Returns its node.
-    fn plant<A: Address>(&mut self, rules: &[Rule<A>], at: u32, default: u16) -> u32 {
-        let node = self.nodes.len();
-        self.nodes.push(TrieNode::default());
-        self.fill(node, rules, at, default);
-        index(node)
-    }
-
-    /// Fills the node that resolves the bits after the first `at`.
-    fn fill<A: Address>(&mut self, node: usize, rules: &[Rule<A>], at: u32, default: u16) {
-        let mut targets = [default; SLOTS];
-        let mut runs: [Range<usize>; SLOTS] = [const { 0..0 }; SLOTS];
-        let mut children = 0u64;
-        paint(rules, at, STRIDE_BITS, &mut targets, |slot, run| {
-            children |= 1 << slot;
-            runs[slot] = run;
-        });
-
-        let first_leaf = index(self.leaves.len());
-        let mut leaves = 0u64;
-        let mut previous = None;
-        for (slot, &target) in targets.iter().enumerate() {
-            // A child's slot has no leaf of its own: it neither starts nor ends a run.
-            if (children >> slot) & 1 == 0 && previous != Some(target) {
-                leaves |= 1 << slot;
-                self.leaves.push(target);
-                previous = Some(target);
-            }
-        }
-
-        let first_child = self.nodes.len();
-        self.nodes.resize(first_child + children.count_ones() as usize, TrieNode::default());
-        self.nodes[node] = TrieNode { children, leaves, first_leaf, first_child: index(first_child) };
-        let divided = (0..SLOTS).filter(|slot| (children >> slot) & 1 != 0);
-        for (child, slot) in (first_child..).zip(divided) {
-            self.fill(child, &rules[runs[slot].clone()], at + STRIDE_BITS, targets[slot]);
-        }
-    }
-}
-
-/// The lookup tables of IPv4.
-#[derive(Debug)]
-pub(super) struct V4Fib {
-    pub direct_bits: u32,
-    pub direct: Vec<u32>,
-    pub blocks: Vec<[u8; BLOCK_BYTES as usize]>,
-    pub palettes: Vec<[u16; COLOURS]>,
-    pub trie: Poptrie,
-}
-
-impl V4Fib {
-    /// Builds the tables of `rules`, which are sorted by (address, length) and hold no prefix twice.
-    pub(super) fn build(rules: &[Rule<u32>]) -> Self {
-        let direct_bits = direct_bits(rules.len());
-        let mut targets = vec![0u16; 1 << direct_bits];
-        let mut divided: Vec<(usize, Range<usize>)> = Vec::new();
-        // Painted with targets first; 0 is "no route".
-        paint(rules, 0, direct_bits, &mut targets, |slot, run| divided.push((slot, run)));
-
-        let mut trie = Poptrie { nodes: Vec::new(), leaves: Vec::new() };
-        let mut blocks = Blocks::default();
-        let mut direct = Vec::with_capacity(targets.len());
-        let mut divided = divided.into_iter().peekable();
-        for (slot, &target) in targets.iter().enumerate() {
-            let entry = if let Some((_, run)) = divided.next_if(|(divided, _)| *divided == slot) {
-                let rules = &rules[run];
-                let end = direct_bits + STRIDE_BITS;
-                let block = if rules.iter().all(|rule| u32::from(rule.length) <= end) {
-                    let mut slots = [target; SLOTS];
-                    paint(rules, direct_bits, STRIDE_BITS, &mut slots, |_, _| ());
-                    blocks.add(&slots)
-                } else {
-                    None
-                };
-                block.unwrap_or_else(|| DIRECT_NODE | trie.plant(rules, direct_bits, target))
-            } else {
-                // Nothing divides the slot, so a node would have one leaf.
-                blocks.uniform(target).unwrap_or_else(|| DIRECT_NODE | trie.plant::<u32>(&[], direct_bits, target))
-            };
-            direct.push(entry);
-        }
-        Self { direct_bits, direct, blocks: blocks.rows, palettes: blocks.palettes, trie }
-    }
-}
-
-/// Blocks and their palettes while they grow. A palette is used until a block needs more colours than it has left.
-#[derive(Default)]
-struct Blocks {
-    rows: Vec<[u8; SLOTS]>,
-    palettes: Vec<[u16; COLOURS]>,
-    /// Colours of the last palette that are taken.
-    taken: usize,
-    /// Colour of each target in the last palette.
-    colours: HashMap<u16, u8, Unmixed>,
-    /// Entry of each target that fills a block alone.
-    uniform: HashMap<u16, u32, Unmixed>,
-}
-
-impl Blocks {
-    /// The direct entry of a block that is one target throughout; `None` when there are no more palettes.
-    fn uniform(&mut self, target: u16) -> Option<u32> {
-        if let Some(&entry) = self.uniform.get(&target) {
-            return Some(entry);
-        }
-        let entry = self.add(&[target; SLOTS])?;
-        self.uniform.insert(target, entry);
-        Some(entry)
-    }
-
-    /// The direct entry of a block with these targets; `None` when there are no more palettes.
-    fn add(&mut self, targets: &[u16; SLOTS]) -> Option<u32> {
-        if self.palettes.is_empty() {
-            self.open()?;
-        }
-        let block = self.paint(targets).or_else(|| {
-            self.open()?;
-            // An empty palette has more colours than a block has slots.
-            self.paint(targets)
-        })?;
-        let entry = index(self.rows.len()) | index(self.palettes.len() - 1) << DIRECT_BLOCK_BITS;
-        self.rows.push(block);
-        Some(entry)
-    }
-
-    /// The block in the colours of the last palette, which gets those it lacks; `None` when it has no room for them.
-    fn paint(&mut self, targets: &[u16; SLOTS]) -> Option<[u8; SLOTS]> {
-        let palette = self.palettes.last_mut()?;
-        let mut block = [0; SLOTS];
-        let mut previous = None;
-        for (slot, &target) in block.iter_mut().zip(targets) {
-            let known = match previous {
-                Some((same, colour)) if same == target => Some(colour),
-                _ => self.colours.get(&target).copied(),
-            };
-            let colour = if let Some(colour) = known {
-                colour
-            } else {
-                let colour = u8::try_from(self.taken).ok()?;
-                palette[self.taken] = target;
-                self.taken += 1;
-                self.colours.insert(target, colour);
-                colour
-            };
-            *slot = colour;
-            previous = Some((target, colour));
-        }
-        Some(block)
-    }
-
-    /// Begins a palette.
-    fn open(&mut self) -> Option<()> {
-        if self.palettes.len() == PALETTES_MAX as usize {
-            return None;
-        }
-        self.palettes.push([0; COLOURS]);
-        self.taken = 0;
-        self.colours.clear();
-        Some(())
-    }
-}
-
 /// The lookup tables of IPv6.
 #[derive(Debug, Default)]
-pub(super) struct V6Fib {
+pub(in crate::compile) struct V6Fib {
     pub root_bits: u32,
     pub root: Vec<u32>,
     /// The radix tables of each step. Entries of the root and of all steps but the last count from the start of the next
@@ -255,7 +35,7 @@ pub(super) struct V6Fib {
 
 /// Runs of addresses in one cache line.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bucket {
+pub(in crate::compile) struct Bucket {
     /// First keys of all runs but the first, less one, in lanes whose highest bit is set.
     pub keys: [u64; BUCKET_WORDS],
     pub targets: [u16; 16],
@@ -263,7 +43,7 @@ pub(super) struct Bucket {
 
 impl V6Fib {
     /// Builds the tables of `rules`, which are sorted by (address, length) and hold no prefix twice.
-    pub(super) fn build(rules: &[Rule<u128>]) -> Self {
+    pub(in crate::compile) fn build(rules: &[Rule<u128>]) -> Self {
         let root_bits = if rules.len() >= ROOT_16_FROM {
             16
         } else if rules.len() >= DIRECT_12_FROM {
@@ -554,72 +334,4 @@ fn bucket(area: Area, runs: &[Run]) -> Bucket {
         *to = target(*run);
     }
     bucket
-}
-
-/// Hash maps of targets: small numbers that need no mixing beyond one multiplication.
-type Unmixed = std::hash::BuildHasherDefault<TargetHasher>;
-
-#[derive(Default)]
-struct TargetHasher(u64);
-
-impl std::hash::Hasher for TargetHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u16(byte.into());
-        }
-    }
-    fn write_u16(&mut self, target: u16) {
-        self.0 = (self.0 ^ u64::from(target)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
-/// Paints the slots after the first `at` bits with the targets of prefixes that end in them, and reports every slot that
-/// longer prefixes divide, with those prefixes' range; a slot whose longer prefixes all repeat its target is not divided.
-fn paint<A: Address>(
-    rules: &[Rule<A>],
-    at: u32,
-    bits: u32,
-    targets: &mut [u16],
-    mut divided: impl FnMut(usize, Range<usize>),
-) {
-    let end = at + bits;
-    let mut i = 0;
-    while let Some(rule) = rules.get(i) {
-        let slot = rule.address.slot(at, bits);
-        if u32::from(rule.length) <= end {
-            targets[slot..slot + (1 << (end - u32::from(rule.length)))].fill(rule.target);
-            i += 1;
-            continue;
-        }
-        let start = i;
-        let mut differs = false;
-        while let Some(rule) = rules.get(i)
-            && rule.address.slot(at, bits) == slot
-        {
-            differs |= rule.target != targets[slot];
-            i += 1;
-        }
-        if differs {
-            divided(slot, start..i);
-        }
-    }
-}
-
-fn direct_bits(rules: usize) -> u32 {
-    if rules >= DIRECT_18_FROM {
-        DIRECT_BITS_MAX
-    } else if rules >= DIRECT_12_FROM {
-        DIRECT_BITS_MIN + STRIDE_BITS
-    } else {
-        DIRECT_BITS_MIN
-    }
-}
-
-/// A table index; a table of 2^32 entries would exceed every capacity class long before.
-#[expect(clippy::cast_possible_truncation, reason = "the image's size limit is checked before anything is written")]
-fn index(i: usize) -> u32 {
-    i as u32
 }
