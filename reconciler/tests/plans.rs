@@ -120,7 +120,8 @@ fn a_saved_plan_is_shown_again_when_everything_else_is_gone() {
     let (human, _, _) = run(folder.path(), &args);
     let (markdown, _, _) = run(folder.path(), &[&args[..], &["--format", "markdown"]].concat());
     let (json, _, _) = run(folder.path(), &[&args[..], &["--format", "json"]].concat());
-    let (shown, said, code) = run(folder.path(), &[&args[..], &["--out", "saved.json", "--detailed-exitcode"]].concat());
+    let (shown, said, code) =
+        run(folder.path(), &[&args[..], &["--out", "saved.json", "--detailed-exitcode"]].concat());
     assert_eq!((shown.as_str(), said.as_str(), code), (human.as_str(), "plan saved to saved.json\n", 2));
     for gone in ["old", "new"] {
         fs::remove_dir_all(folder.path().join(gone)).unwrap();
@@ -128,8 +129,13 @@ fn a_saved_plan_is_shown_again_when_everything_else_is_gone() {
     let show = ["plan", "--show", "saved.json"];
     assert_eq!(run(folder.path(), &show), (human, String::new(), 0));
     assert_eq!(run(folder.path(), &[&show[..], &["--format", "markdown"]].concat()).0, markdown);
-    assert_eq!(run(folder.path(), &[&show[..], &["--format", "json", "--detailed-exitcode"]].concat()), (json, String::new(), 2));
-    for (text, why) in [("", "empty"), ("{}", "no plan"), ("[1]", "no object"), (r#"{"format_version": 2}"#, "another version")] {
+    assert_eq!(
+        run(folder.path(), &[&show[..], &["--format", "json", "--detailed-exitcode"]].concat()),
+        (json, String::new(), 2)
+    );
+    for (text, why) in
+        [("", "empty"), ("{}", "no plan"), ("[1]", "no object"), (r#"{"format_version": 2}"#, "another version")]
+    {
         fs::write(folder.path().join("saved.json"), text).unwrap();
         let (_, said, code) = run(folder.path(), &show);
         assert_eq!(code, 1, "{why}");

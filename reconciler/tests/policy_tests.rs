@@ -65,7 +65,9 @@ fn the_json_form_has_every_case() {
 fn the_junit_form_is_well_formed_and_counts() {
     let (xml, _, code) = test(&case("some-fail"), &["--format", "junit"]);
     assert_eq!(code, 3);
-    assert!(xml.starts_with("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites tests=\"4\" failures=\"3\" skipped=\"0\">"));
+    assert!(xml.starts_with(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites tests=\"4\" failures=\"3\" skipped=\"0\">"
+    ));
     assert_eq!(xml.matches("<testcase ").count(), 4);
     assert_eq!(xml.matches("<failure ").count(), 3);
     assert!(xml.contains("name=\"198.18.0.1 → 10.20.3.4, tcp 0 → 0, ttl 64, 40 bytes\""), "{xml}");

@@ -93,7 +93,11 @@ fn a_removal_of_many_routes_waits_for_a_word() {
     assert!(plan.stdout.contains("Apply would be refused by the guard removals: 20 of 40"), "{}", plan.stdout);
 
     refused(&node.run(&["apply", "--auto-approve", "--allow", "empty"]).unwrap(), 4, &["removals"]);
-    refused(&node.run(&["apply", "--auto-approve", "--allow", "everything"]).unwrap(), 64, &["there is no guard `everything`"]);
+    refused(
+        &node.run(&["apply", "--auto-approve", "--allow", "everything"]).unwrap(),
+        64,
+        &["there is no guard `everything`"],
+    );
     let outcome = node.run(&["apply", "--auto-approve", "--allow", "empty,removals"]).unwrap();
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     assert_eq!(node.status().unwrap()["routes"]["ipv4"], 20);
@@ -138,7 +142,8 @@ fn default_routes_and_management_addresses_wait_for_a_word() {
 fn addresses_of_devices_without_a_port_are_guarded() {
     let lab = lab();
     let (lan, lan_device) = ("lan", lab.client.router_device.as_str());
-    let mut node = TestNode::new(&lab.router, &[(lan, lan_device), ("uplink-a", &lab.upstreams[0].router_device)]).unwrap();
+    let mut node =
+        TestNode::new(&lab.router, &[(lan, lan_device), ("uplink-a", &lab.upstreams[0].router_device)]).unwrap();
     node.set_spec(GUARDED).unwrap();
     node.write("probe.yaml", &rules('a', 3)).unwrap();
     node.apply().unwrap();
@@ -175,7 +180,9 @@ fn the_daemon_keeps_what_is_live_until_another_source_comes() {
     node.write("probe.yaml", &rules('b', 39)).unwrap();
     let status = wait_for_sync(&node, "tests-failed");
     assert_eq!(status["sync"]["failed"], 1);
-    assert!(status["sync"]["first"].as_str().unwrap().starts_with("tests.yaml:6: reachability: expected drop, got forward"));
+    assert!(
+        status["sync"]["first"].as_str().unwrap().starts_with("tests.yaml:6: reachability: expected drop, got forward")
+    );
     assert_eq!(status["generation"], 2, "{status:#}");
     node.write("tests.yaml", &expects("100.64.1.1", "nextHop: up-b")).unwrap();
     assert_eq!(wait_for_sync(&node, "in-sync")["generation"], 3);
@@ -283,7 +290,8 @@ fn tests_run_in_the_kernel_beside_a_node_and_leave_nothing() {
     let lab = lab();
     let node = TestNode::router(&lab).unwrap();
     node.write("probe.yaml", &rules('a', 3)).unwrap();
-    let cases = expects("100.64.1.1", "verdict: forward") + "    - {packet: {src: 198.18.0.1, dst: 100.64.1.1, inPort: \
+    let cases = expects("100.64.1.1", "verdict: forward")
+        + "    - {packet: {src: 198.18.0.1, dst: 100.64.1.1, inPort: \
         dmz}, expect: {verdict: drop}}\n";
     node.write("tests.yaml", &cases).unwrap();
     let check = |code: i32, said: &[&str]| {
@@ -295,7 +303,10 @@ fn tests_run_in_the_kernel_beside_a_node_and_leave_nothing() {
         let beside = format!("{}-test", node.pins().display());
         assert!(!std::path::Path::new(&beside).exists(), "{beside} is left");
     };
-    check(0, &["left out  reachability  [tests.yaml:7]: this node has no port `dmz`\n1 passed, 0 failed, 1 left out\n"]);
+    check(
+        0,
+        &["left out  reachability  [tests.yaml:7]: this node has no port `dmz`\n1 passed, 0 failed, 1 left out\n"],
+    );
     node.apply().unwrap();
     let before = live(&node);
     node.write("tests.yaml", &expects("100.64.1.1", "verdict: drop")).unwrap();

@@ -175,7 +175,8 @@ fn effect_by(views: &[&View], fates: impl Fn(IpAddr) -> (Fate, Fate)) -> Effect 
             for number in [0, way] {
                 let from = (first >> unit_bits).max(next[number]);
                 if last >= from {
-                    let sum: [&mut u128; 4] = [&mut count.changed, &mut count.gained, &mut count.lost, &mut count.rerouted];
+                    let sum: [&mut u128; 4] =
+                        [&mut count.changed, &mut count.gained, &mut count.lost, &mut count.rerouted];
                     *sum[number] += last - from + 1;
                     next[number] = last.saturating_add(1);
                 }

@@ -207,7 +207,11 @@ fn a_whole_family_is_counted_exactly() {
 fn at_all_boundaries(before: &View, after: &View) -> Effect {
     let family = |ipv4: bool| {
         let address = |bits: u128| -> IpAddr {
-            if ipv4 { Ipv4Addr::from_bits(u32::try_from(bits).unwrap()).into() } else { Ipv6Addr::from_bits(bits).into() }
+            if ipv4 {
+                Ipv4Addr::from_bits(u32::try_from(bits).unwrap()).into()
+            } else {
+                Ipv6Addr::from_bits(bits).into()
+            }
         };
         let end = if ipv4 { u128::from(u32::MAX) } else { u128::MAX };
         let mut boundaries = std::collections::BTreeSet::from([0]);
