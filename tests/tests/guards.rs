@@ -197,9 +197,9 @@ fn a_node_takes_up_after_a_reboot_what_it_was_once_allowed() {
     refused(&node.run(&["apply", "--auto-approve"]).unwrap(), 4, &["--allow management"]);
     node.succeed(&["apply", "--auto-approve", "--allow", "management"]).unwrap();
     // What a reboot leaves: the state directory, and nothing in the kernel.
-    node.succeed(&["detach"]).unwrap();
+    node.succeed(&["detach", "--auto-approve"]).unwrap();
     node.apply().unwrap();
-    node.succeed(&["detach"]).unwrap();
+    node.succeed(&["detach", "--auto-approve"]).unwrap();
     node.write("probe.yaml", &rules('b', 3)).unwrap();
     refused(&node.run(&["apply", "--auto-approve"]).unwrap(), 4, &["--allow management"]);
 }

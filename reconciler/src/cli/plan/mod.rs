@@ -159,7 +159,9 @@ fn several(args: &Args, plans: &[(Option<&Selector>, Plan, Beside)]) -> anyhow::
             }
         }
         PlanFormat::Markdown => {
-            let each = markdown::BYTES_MAX / plans.len().max(1);
+            let changed = plans.iter().filter(|(_, plan, _)| !plan.is_empty()).count();
+            print(&format!("**{changed} of {} kinds of nodes change.**\n\n", plans.len()))?;
+            let each = (markdown::BYTES_MAX - 100) / plans.len().max(1);
             for (view, plan, beside) in plans {
                 let title = format!("For {}: ", nodes(view));
                 print(&format!("{title}{}\n", markdown::markdown(plan, beside, each.saturating_sub(title.len() + 1))))?;
