@@ -215,8 +215,9 @@ impl Reader<'_> {
             (Some(verdict), Some(reason)) if reason.verdict() != verdict => Some((
                 "reason",
                 format!(
-                    "a packet with the reason `{}` does not {}",
+                    "the reason `{}` is one of the verdict {}, not {}",
                     reason.name(),
+                    crate::trace::verdict_name(reason.verdict()),
                     crate::trace::verdict_name(verdict)
                 ),
             )),
