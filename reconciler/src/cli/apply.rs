@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 
 use super::node::{self, block_on, fail, progress};
+use super::source::{self, Revision};
 use super::{Exit, Global, note, print};
 use crate::daemon::apply::{Applied, Proposal, apply, propose};
 use crate::daemon::node::{Node, NodeError};
@@ -14,9 +15,11 @@ use crate::daemon::state::State;
 /// Make the kernel hold what the policies say
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Directory of policies; the source in the node's configuration when left out
+    /// Directory of policies, git repository or URL; the source in the node's configuration when left out
     #[arg(value_name = "SOURCE")]
     source: Option<PathBuf>,
+    #[command(flatten)]
+    revision: Revision,
     /// Do not ask
     #[arg(long)]
     auto_approve: bool,
@@ -24,7 +27,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let node = node::load(global)?;
-    let source = node::source(args.source.as_ref(), &node);
+    let source = source::open(args.source.as_deref(), &args.revision, Some(&node.config))?;
     let proposal = match block_on(propose(&node, &source))? {
         Ok(proposal) => proposal,
         Err(error) => return fail(error, &source),
@@ -34,6 +37,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     // An operator who applies on purpose has decided: what was set aside by a rollback is welcome again.
     if matches!(done, Ok(Ok(Exit::Ok))) {
         State::new(&node.config.state_dir).lift_quarantine()?;
+        source.applied()?;
     }
     match done? {
         Ok(exit) => Ok(exit),

@@ -2,15 +2,15 @@
 
 use std::future::Future;
 use std::io::IsTerminal as _;
-use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use super::source::Opened;
 use super::{Ended, Exit, Global, note, report};
 use crate::daemon::node::{Node, NodeError};
 use crate::policy::{self, Diagnostic};
 use crate::reconcile::Step;
-use crate::source::{self, Limits, SourceFile};
+use crate::source::{Limits, ReadSource, SourceFile};
 
 /// The node that the config names; a config with faults ends the command once they are shown.
 pub(crate) fn load(global: &Global) -> anyhow::Result<Node> {
@@ -36,19 +36,14 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> 
     Ok(runtime.block_on(future))
 }
 
-/// Where the policies are: named on the command line, else in the config.
-pub(crate) fn source(named: Option<&PathBuf>, node: &Node) -> PathBuf {
-    named.cloned().unwrap_or_else(|| node.config.source_directory.clone())
-}
-
 /// Shows an error as its kind deserves, and says how the command ends.
-pub(crate) fn fail(error: NodeError, source: &Path) -> anyhow::Result<Exit> {
+pub(crate) fn fail(error: NodeError, source: &Opened) -> anyhow::Result<Exit> {
     match error {
         NodeError::Policy { diagnostics } => {
             show(&diagnostics, source);
             let (errors, _) = report::count(&diagnostics);
             let word = if errors == 1 { "error" } else { "errors" };
-            note(&format!("invalid: {errors} {word} in {}; nothing was changed", source.display()));
+            note(&format!("invalid: {errors} {word} in {}; nothing was changed", source.place().display()));
             Ok(Exit::Invalid)
         }
         error @ NodeError::Compile(_) => {
@@ -64,11 +59,11 @@ pub(crate) fn fail(error: NodeError, source: &Path) -> anyhow::Result<Exit> {
 }
 
 /// Shows diagnostics about a source on stderr, with the lines that they point at.
-pub(crate) fn show(diagnostics: &[Diagnostic], source: &Path) {
+pub(crate) fn show(diagnostics: &[Diagnostic], source: &impl ReadSource) {
     if diagnostics.is_empty() {
         return;
     }
-    let snapshot = source::read_directory(source, &Limits::default()).ok();
+    let snapshot = source.read(&Limits::default()).ok();
     let mut texts = report::Texts::default();
     for (file, content) in snapshot.iter().flat_map(|s| &s.files) {
         if let SourceFile::Content(bytes) = content

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::node::{self, block_on, fail};
 use super::runtime::Runtime;
+use super::source::{self, Opened, Revision};
 use super::{Exit, Format, Global, note, print};
 use crate::compile::{Image, LiveIds, NodeFacts, compile};
 use crate::daemon::apply::propose;
@@ -12,12 +13,12 @@ use crate::daemon::node::NodeError;
 use crate::daemon::state::State;
 use crate::plan::Plan;
 use crate::policy;
-use crate::source::{self, Limits};
+use crate::source::{Limits, ReadSource as _};
 
 /// Show what would change, without changing anything
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Directory of policies; the source in the node's configuration when left out
+    /// Directory of policies, git repository or URL; the source in the node's configuration when left out
     #[arg(value_name = "SOURCE", conflicts_with = "to")]
     source: Option<PathBuf>,
     /// What to compare with: `live` reads the kernel (root), a directory is compiled, offline and without root
@@ -26,6 +27,8 @@ pub(crate) struct Args {
     /// The same as SOURCE
     #[arg(long, value_name = "PATH")]
     to: Option<PathBuf>,
+    #[command(flatten)]
+    revision: Revision,
     #[arg(long, value_enum, default_value_t = Format::Human)]
     format: Format,
     /// Exit with 2 when there are changes
@@ -37,7 +40,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let named = args.source.as_ref().or(args.to.as_ref());
     let (plan, steps, runtime) = if args.from == Path::new("live") {
         let node = node::load(global)?;
-        let source = node::source(named, &node);
+        let source = source::open(named.map(PathBuf::as_path), &args.revision, Some(&node.config))?;
         match block_on(propose(&node, &source))? {
             Ok(proposal) => {
                 node::show(&proposal.diagnostics, &source);
@@ -50,12 +53,13 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         }
     } else {
         let to = match named {
-            Some(to) => to.clone(),
-            None => node::load(global)?.config.source_directory,
+            Some(to) => source::open(Some(to), &args.revision, None)?,
+            None => source::open(None, &args.revision, Some(&node::load(global)?.config))?,
         };
-        let from = match offline(&args.from, &LiveIds::default()) {
+        let from = source::open(Some(&args.from), &Revision::default(), None)?;
+        let from = match offline(&from, &LiveIds::default()) {
             Ok(image) => image,
-            Err(error) => return fail(error, &args.from),
+            Err(error) => return fail(error, &from),
         };
         let from = from.view()?;
         match offline(&to, &LiveIds::from_views([&from])) {
@@ -80,13 +84,13 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     Ok(if args.detailed_exitcode && changes { Exit::Changes } else { Exit::Ok })
 }
 
-/// Reads, validates and compiles a directory without a node: no addresses of its own, ports by name only.
-pub(crate) fn offline(directory: &Path, ids: &LiveIds) -> Result<Image, NodeError> {
-    let snapshot = source::read_directory(directory, &Limits::default())?;
+/// Reads, validates and compiles a source without a node: no addresses of its own, ports by name only.
+pub(crate) fn offline(source: &Opened, ids: &LiveIds) -> Result<Image, NodeError> {
+    let snapshot = source.read(&Limits::default())?;
     let validated = policy::validate(&snapshot);
     match validated.policy {
         Some(policy) => {
-            node::show(&validated.diagnostics, directory);
+            node::show(&validated.diagnostics, source);
             Ok(compile(&policy, &NodeFacts::default(), ids)?)
         }
         None => Err(NodeError::Policy { diagnostics: validated.diagnostics }),

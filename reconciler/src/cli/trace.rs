@@ -11,6 +11,7 @@ use fib::{Image, Ingress, Neighbour, Reach, ReachWords, Reason};
 
 use super::node::{self, block_on, fail};
 use super::plan::offline;
+use super::source::{self, Revision};
 use super::{Ended, Exit, Format, Global, note, print};
 use crate::compile::{LiveIds, View};
 use crate::daemon::apply::propose;
@@ -51,6 +52,8 @@ pub(crate) struct Args {
     /// compiled, offline and without root
     #[arg(long, default_value = "live", value_name = "live|candidate|PATH")]
     against: PathBuf,
+    #[command(flatten)]
+    revision: Revision,
     /// Port that the packet comes in by
     #[arg(long, value_name = "PORT")]
     in_port: Option<String>,
@@ -110,9 +113,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             bail!("--kernel runs the program of a node: it goes with --against live and --against candidate");
         }
         let in_port = args.in_port.clone().map(|name| (name, Ingress { mac: 0, port: 0 }));
-        return match offline(&args.against, &LiveIds::default()) {
+        let against = source::open(Some(&args.against), &args.revision, None)?;
+        return match offline(&against, &LiveIds::default()) {
             Ok(image) => answer(args, &image.view()?, &Asked { assumes: true, in_port, ..Asked::default() }, None),
-            Err(error) => fail(error, &args.against),
+            Err(error) => fail(error, &against),
         };
     }
     match on_node(args, &node::load(global)?) {
@@ -128,7 +132,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 fn on_node(args: &Args, node: &Node) -> anyhow::Result<Exit> {
     let facts = block_on(node.facts())??;
     if args.against == Path::new("candidate") {
-        let source = node.config.source_directory.clone();
+        let source = source::open(None, &args.revision, Some(&node.config))?;
         return match block_on(propose(node, &source))? {
             Ok(proposal) => {
                 let view = proposal.desired()?;

@@ -4,16 +4,19 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use super::source::{self, Revision};
 use super::{Exit, Format, Global, note, print, report};
 use crate::policy::{self, Diagnostic, NodeConfig, Policy};
-use crate::source::{self, Limits, Snapshot, SourceFile};
+use crate::source::{Limits, ReadSource as _, Snapshot, SourceFile};
 
 /// Check policies and show every fault, without root and without a kernel
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Directories of policies; the source in the node's configuration when left out
+    /// Directories of policies, git repositories or URLs; the source in the node's configuration when left out
     #[arg(value_name = "SOURCE")]
     sources: Vec<PathBuf>,
+    #[command(flatten)]
+    revision: Revision,
     #[arg(long, value_enum, default_value_t = Format::Human)]
     format: Format,
 }
@@ -38,13 +41,16 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         None => (Vec::new(), None),
     };
     let sources = match &node {
-        Some(node) if args.sources.is_empty() => vec![node.source_directory.clone()],
-        _ => args.sources.clone(),
+        Some(node) if args.sources.is_empty() => vec![source::open(None, &args.revision, Some(node))?],
+        _ => {
+            let open = |named: &PathBuf| source::open(Some(named), &args.revision, node.as_ref());
+            args.sources.iter().map(open).collect::<anyhow::Result<_>>()?
+        }
     };
     let mut checked = Vec::new();
     for source in sources {
-        let snapshot = source::read_directory(&source, &Limits::default())?;
-        let shown = source.display().to_string();
+        let snapshot = source.read(&Limits::default())?;
+        let shown = source.place().display().to_string();
         let validated = policy::validate(&snapshot);
         diagnostics.extend(validated.diagnostics.into_iter().map(|d| shown_under(&shown, d)));
         if let (Some(policy), Some(node)) = (&validated.policy, &node) {

@@ -1,13 +1,12 @@
 //! One reconcile: observe, desire, plan, execute, record.
 
-use std::path::Path;
-
 use crate::compile::{Image, View};
 use crate::kernel::KernelError;
 use crate::kernel::observe::Observed;
 use crate::plan::Plan;
 use crate::policy::Diagnostic;
 use crate::reconcile::{Step, steps};
+use crate::source::ReadSource;
 
 use super::execute::{Report, execute};
 use super::journal::{Entry, Event};
@@ -62,7 +61,7 @@ impl Proposal {
 }
 
 /// Proposes what `source` says; every port of the config must have its device.
-pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
+pub async fn propose(node: &Node, source: &(impl ReadSource + ?Sized)) -> Result<Proposal, NodeError> {
     let facts = node.facts().await?;
     if let Some((port, device)) = facts.missing.first().cloned() {
         return Err(NodeError::Kernel(KernelError::NoDevice { port, device }));
@@ -71,7 +70,7 @@ pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> 
 }
 
 /// Proposes what `source` says for the devices that exist: a lost device must not keep the others from their rules.
-pub async fn propose_degraded(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
+pub async fn propose_degraded(node: &Node, source: &(impl ReadSource + ?Sized)) -> Result<Proposal, NodeError> {
     let facts = node.facts().await?;
     for (port, device) in &facts.missing {
         tracing::warn!(port, device, "the port's device does not exist; its packets pass to the kernel");
@@ -79,7 +78,7 @@ pub async fn propose_degraded(node: &Node, source: &Path) -> Result<Proposal, No
     propose_with(node, source, facts)
 }
 
-fn propose_with(node: &Node, source: &Path, facts: Facts) -> Result<Proposal, NodeError> {
+fn propose_with(node: &Node, source: &(impl ReadSource + ?Sized), facts: Facts) -> Result<Proposal, NodeError> {
     let observed = node.observe()?;
     let desired = node.desire(source, &facts.node, &observed)?;
     proposal(node, desired.image, desired.diagnostics, observed, facts, Event::Applied)

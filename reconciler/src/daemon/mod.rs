@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod detach;
 pub mod execute;
+mod follow;
 pub mod journal;
 pub mod neighbours;
 pub mod node;

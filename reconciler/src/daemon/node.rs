@@ -1,7 +1,6 @@
 //! One node: its config, its pins, its state, and what a source means for it.
 
 use std::io;
-use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capacity_class, compile};
@@ -15,7 +14,7 @@ use crate::kernel::pins::{Lock, Pins};
 use crate::kernel::tables::DEVICE_INDEX_MAX;
 use crate::policy::{self, Attach, Diagnostic, NodeConfig};
 use crate::reconcile::{Found, PortDevice, Wanted};
-use crate::source::{self, Limits, SourceError};
+use crate::source::{Limits, ReadSource, SourceError};
 
 use super::journal::Journal;
 
@@ -29,6 +28,8 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 pub enum NodeError {
     #[error("the source cannot be read")]
     Source(#[from] SourceError),
+    #[error("the source cannot be fetched")]
+    Update(#[from] crate::source::git::UpdateError),
     #[error("the policies have errors")]
     Policy { diagnostics: Vec<Diagnostic> },
     #[error("the policies do not fit into an image")]
@@ -64,6 +65,7 @@ impl NodeError {
         match self {
             Self::Policy { .. } | Self::Compile(_) | Self::Image(_) | Self::NoGeneration { .. } => false,
             Self::Source(_)
+            | Self::Update(_)
             | Self::Kernel(_)
             | Self::Netlink(_)
             | Self::Stale { .. }
@@ -159,8 +161,13 @@ impl Node {
     }
 
     /// Reads, validates and compiles a source for this node; ids of the kernel's generations are kept.
-    pub fn desire(&self, source: &Path, facts: &NodeFacts, observed: &Observed) -> Result<Desired, NodeError> {
-        let snapshot = source::read_directory(source, &Limits::default())?;
+    pub fn desire(
+        &self,
+        source: &(impl ReadSource + ?Sized),
+        facts: &NodeFacts,
+        observed: &Observed,
+    ) -> Result<Desired, NodeError> {
+        let snapshot = source.read(&Limits::default())?;
         let validated = policy::validate(&snapshot);
         let mut diagnostics = validated.diagnostics;
         let Some(policy) = validated.policy else { return Err(NodeError::Policy { diagnostics }) };

@@ -72,6 +72,11 @@ impl Repo {
         Ok((repo, below))
     }
 
+    /// Where [`Self::open`] finds it again.
+    pub fn root(&self) -> PathBuf {
+        self.repository.path().to_owned()
+    }
+
     fn open_with(path: &Path, flags: RepositoryOpenFlags) -> Result<Self, GitError> {
         let none: [&Path; 0] = [];
         match Repository::open_ext(path, flags, none) {
@@ -168,6 +173,24 @@ impl Repo {
             return Err(GitError::NotADirectory { path: walked, commit: resolved.commit.id.clone(), kind });
         }
         Ok(tree.id())
+    }
+
+    /// Reads a commit's tree, so that what is broken shows before it is relied on.
+    pub(super) fn check(&self, resolved: &Resolved) -> Result<(), GitError> {
+        self.tree(resolved, None).map(drop)
+    }
+
+    /// Whether the history of commit `now` has the commit `before`; false for one that is not here.
+    pub(super) fn contains(&self, now: &str, before: &str) -> bool {
+        let (Ok(now), Ok(before)) = (Oid::from_str(now), Oid::from_str(before)) else { return false };
+        now == before || self.repository.graph_descendant_of(now, before).unwrap_or(false)
+    }
+
+    /// Names a commit, so that it stays.
+    pub(super) fn keep(&self, name: &str, commit: &str, why: &str) -> Result<(), git2::Error> {
+        let id = Oid::from_str(commit)?;
+        self.repository.find_commit(id)?;
+        self.repository.reference(name, id, true, why).map(drop)
     }
 
     /// An error in the middle of reading: an object that another one promises is missing or broken, or the disk failed.
