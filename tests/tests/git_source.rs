@@ -52,7 +52,9 @@ impl Quiet {
 
 /// The source of a node: a URL with lines of its own.
 fn source(url: &str, backend: &str, rest: &str) -> String {
-    format!("{{git: {{url: \"{url}\", ref: {{branch: main}}, subpath: policies, interval: 500ms, backend: {backend}{rest}}}}}")
+    format!(
+        "{{git: {{url: \"{url}\", ref: {{branch: main}}, subpath: policies, interval: 500ms, backend: {backend}{rest}}}}}"
+    )
 }
 
 fn https_source(server: &Https, port: u16, backend: &str, token: &Path, rest: &str) -> String {
@@ -372,12 +374,17 @@ fn commands_read_a_local_repository_at_a_revision() {
     check(&[&bare, "--ref", "gone"], "`gone` names nothing in the repository");
     check(&[&format!("file://{bare}")], "say with --ref");
     check(&["https://ada:s3cret@127.0.0.1/x", "--ref", "main"], "carries credentials");
-    let outcome = node.run(&["trace", "--against", &bare, "--ref", "main", "--subpath", "policies", "--dst", "198.51.100.9"]);
+    let outcome =
+        node.run(&["trace", "--against", &bare, "--ref", "main", "--subpath", "policies", "--dst", "198.51.100.9"]);
     let outcome = outcome.unwrap();
     assert!(outcome.stdout.contains("up-b"), "{outcome:?}");
     let config = node.config();
     let text = fs::read_to_string(&config).unwrap();
-    fs::write(&config, text.replace("{directory: policies}", "{git: {url: \"https://ada:s3cret@h/x\", ref: {branch: a}}}")).unwrap();
+    fs::write(
+        &config,
+        text.replace("{directory: policies}", "{git: {url: \"https://ada:s3cret@h/x\", ref: {branch: a}}}"),
+    )
+    .unwrap();
     let outcome = validate(&node);
     assert_eq!(outcome.code, Some(3), "{outcome:?}");
     assert!(outcome.stdout.contains("carries credentials"), "{outcome:?}");
@@ -485,7 +492,12 @@ fn a_rewritten_history_is_allowed_warned_of_or_refused() {
             // The old tip has a name, so nothing removes it.
             let mirror = fs::read_dir(node.state().join("git")).unwrap().filter_map(Result::ok).map(|e| e.path());
             let mirror = mirror.into_iter().find(|path| path.extension().is_some_and(|e| e == "git")).unwrap();
-            let kept = repository.git(&["--git-dir", mirror.to_str().unwrap(), "rev-parse", &format!("refs/wayleave/old/{first}")]);
+            let kept = repository.git(&[
+                "--git-dir",
+                mirror.to_str().unwrap(),
+                "rev-parse",
+                &format!("refs/wayleave/old/{first}"),
+            ]);
             assert_eq!(kept.unwrap().trim(), first);
             assert_eq!(daemon.stop(Signal::TERM), Some(0));
             node.succeed(&["detach"]).unwrap();
@@ -501,7 +513,8 @@ fn a_tag_that_moves_is_a_rewritten_history_and_a_higher_version_is_not() {
     repository.push("v1.0.0").unwrap();
     let mut node = TestNode::router(&lab).unwrap();
     let url = repository.path().display().to_string();
-    let text = format!("{{git: {{url: {url}, ref: {{semver: ^1}}, subpath: policies, interval: 300ms, forcePush: refuse}}}}");
+    let text =
+        format!("{{git: {{url: {url}, ref: {{semver: ^1}}, subpath: policies, interval: 300ms, forcePush: refuse}}}}");
     node.set_source(&text).unwrap();
     let daemon = Daemon::start(&node);
     wait_for(&node, "v1.0.0", |s| s["revision"] == format!("v1.0.0@sha1:{first}"));

@@ -134,7 +134,7 @@ fn source(node: &Node, state: &State) -> Value {
     let known = state.source().filter(|known| known["url"] == url && known["ref"] == reference).unwrap_or_default();
     let time = |key: &str| known[key].as_u64().map(rfc3339);
     let word = match (known["error"].is_string(), known["answered_unix_ms"].is_u64()) {
-        (true, _) if known["reason"] == "rewritten" => "refused",
+        (true, _) if known["reason"] == "rewritten" || known["reason"] == "signature" => "refused",
         (true, _) => "failing",
         (false, true) => "ok",
         (false, false) => "not fetched",

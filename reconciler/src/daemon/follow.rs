@@ -141,7 +141,7 @@ impl Known {
             }
             Err(error) => {
                 // A commit that is refused is asked for again as often as one that is not.
-                let refused = matches!(error, UpdateError::Rewritten { .. });
+                let refused = error.is_refusal();
                 self.failures = if refused { 0 } else { self.failures.saturating_add(1) };
                 if refused {
                     self.answered_unix_ms = Some(now);

@@ -13,3 +13,4 @@ pub mod runtime;
 pub mod state;
 pub mod time;
 pub mod trial;
+mod webhook;

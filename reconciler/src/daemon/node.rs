@@ -48,6 +48,8 @@ pub enum NodeError {
     NoGeneration { number: u64 },
     #[error("nothing older than generation {live} is retained; there is nothing to roll back to")]
     NothingOlder { live: u64 },
+    #[error("nothing can listen on {address} for the webhook")]
+    Listen { address: std::net::SocketAddr, source: io::Error },
     #[error("the state directory {} cannot be used", path.display())]
     State { path: std::path::PathBuf, source: io::Error },
 }
@@ -70,6 +72,7 @@ impl NodeError {
             | Self::Netlink(_)
             | Self::Stale { .. }
             | Self::NothingOlder { .. }
+            | Self::Listen { .. }
             | Self::State { .. } => true,
             Self::Step { source, .. } => source.may_pass(),
         }

@@ -23,6 +23,7 @@ use super::follow::Follower;
 use super::node::{Node, NodeError, unix_ms};
 use super::runtime::Runtime;
 use super::state::{Attempt, State, Sync};
+use super::webhook;
 
 /// Runs until SIGTERM or SIGINT. SIGHUP looks at once.
 pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
@@ -43,9 +44,19 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
         Source::Directory(_) | Source::Local { .. } => None,
     };
     // Looks at the source, wherever it is.
-    let look_again = || match &follower {
-        Some(follower) => follower.wake().notify_one(),
+    let wake = follower.as_ref().map(Follower::wake);
+    let look_again = move || match &wake {
+        Some(wake) => wake.notify_one(),
+        // A full channel holds a hint already.
         None => drop(hints.try_send(())),
+    };
+    let _webhook = match &node.config.webhook {
+        Some(config) => {
+            let pushed = look_again.clone();
+            let listener = webhook::Listener::start(config, pushed).await;
+            Some(listener.map_err(|source| NodeError::Listen { address: config.listen, source })?)
+        }
+        None => None,
     };
     let mut schedule = Schedule::new(node.config.settle, node.config.rescan_interval, Instant::now());
     let mut daemon = Daemon { node, source, state, last: None };

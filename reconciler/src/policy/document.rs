@@ -204,6 +204,10 @@ pub(super) struct NodeSpec {
     #[serde(default = "settle_default")]
     #[schemars(extend("default" = "20ms"))]
     pub(super) settle: String,
+    /// Makes the daemon look when a server says that something was pushed.
+    #[serde(default)]
+    #[schemars(with = "Webhook")]
+    pub(super) webhook: Option<Webhook>,
 }
 
 /// Where the node's policies come from: a directory or a git repository, one of them.
@@ -264,6 +268,10 @@ pub(super) struct GitSource {
     #[serde(default)]
     #[schemars(extend("default" = "warn"))]
     pub(super) force_push: GitForcePush,
+    /// Whose signatures a commit must carry to be taken.
+    #[serde(default)]
+    #[schemars(with = "GitVerify")]
+    pub(super) verify: Option<GitVerify>,
 }
 
 /// What is followed: exactly one of these.
@@ -315,6 +323,32 @@ pub(super) struct GitAuth {
     pub(super) ca_file: Option<PathBuf>,
 }
 
+/// Only commits with an SSH signature of an allowed signer are taken, and no older one than was taken before.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct GitVerify {
+    /// head: the commit that is taken; all-since-last: every commit since the one taken before; tag: the annotated tag, with a
+    /// ref of tag or semver.
+    pub(super) mode: GitVerifyMode,
+    /// Who may sign, in the format of ssh-keygen's allowed signers; options namespaces, valid-after and valid-before (in UTC,
+    /// against this machine's clock).
+    #[schemars(with = "String", length(min = 1))]
+    pub(super) allowed_signers: PathBuf,
+    /// Take a signed commit that does not contain the one taken before.
+    #[serde(default)]
+    #[schemars(extend("default" = false))]
+    pub(super) allow_rollback: bool,
+}
+
+/// What must be signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum GitVerifyMode {
+    Head,
+    AllSinceLast,
+    Tag,
+}
+
 /// What fetches.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -332,6 +366,20 @@ pub(super) enum GitForcePush {
     #[default]
     Warn,
     Refuse,
+}
+
+/// An HTTP endpoint, `POST /hook`, that makes the daemon look at the source at once. What is posted says nothing else.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Webhook {
+    /// The address and port to listen on; one that others reach should lie behind a proxy with TLS.
+    #[serde(default = "webhook_listen_default")]
+    #[schemars(extend("default" = "127.0.0.1:9797"))]
+    pub(super) listen: String,
+    /// A file with the secret, in one line, that requests are signed with (X-Hub-Signature-256) or carry (X-Gitlab-Token);
+    /// read at each request.
+    #[schemars(with = "String", length(min = 1))]
+    pub(super) secret_file: PathBuf,
 }
 
 /// The device behind a port name.
@@ -392,6 +440,10 @@ fn state_dir_default() -> PathBuf {
 
 fn rescan_interval_default() -> String {
     "30s".to_owned()
+}
+
+fn webhook_listen_default() -> String {
+    "127.0.0.1:9797".to_owned()
 }
 
 fn git_interval_default() -> String {

@@ -22,7 +22,7 @@ use std::net::IpAddr;
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
 pub use document::{Attach, OnAllDown};
-pub use node::{NodeConfig, Port, check_ports, node_config};
+pub use node::{NodeConfig, Port, Webhook, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
 pub use validate::{Validated, validate};
 

@@ -1,6 +1,7 @@
 //! A node's own configuration: text in, checked [`NodeConfig`] or diagnostics out.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
 use super::yaml::{self, Node, Step};
 use super::{Policy, quantity};
 use crate::source::Source;
-use crate::source::git::spec::{Backend, Credentials, ForcePush, GitSource, Reference, Url};
+use crate::source::git::spec::{Backend, Credentials, ForcePush, GitSource, Reference, Url, Verify, VerifyMode};
 
 /// The checked configuration of one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,14 @@ pub struct NodeConfig {
     pub retain_memory_bytes: Option<u64>,
     pub rescan_interval: Duration,
     pub settle: Duration,
+    pub webhook: Option<Webhook>,
+}
+
+/// Where the daemon listens for pushes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Webhook {
+    pub listen: SocketAddr,
+    pub secret_file: PathBuf,
 }
 
 /// The device behind a port name.
@@ -85,6 +94,16 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
         (None, Some(git)) => git_source(file, root, git, folder, store, faults).map(|git| Source::Git(Box::new(git))),
         (None, None) => None, // the schema asks for one of them
     };
+    let webhook = spec.webhook.map(|webhook| {
+        let listen = webhook.listen.parse().ok();
+        if listen.is_none() {
+            let at = [Step::Key("spec"), Step::Key("webhook"), Step::Key("listen")];
+            let message =
+                format!("`{}` is not an address and port such as 127.0.0.1:9797", schema::shorten(&webhook.listen));
+            faults.push(Diagnostic::new(Code::MalformedValue, file, Some(root.place(&at)), message));
+        }
+        listen.map(|listen| Webhook { listen, secret_file: folder.join(&webhook.secret_file) })
+    });
     Some(NodeConfig {
         name: written.metadata.name,
         labels: written.metadata.labels,
@@ -96,6 +115,7 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
         retain_memory_bytes: memory.flatten(),
         rescan_interval: Duration::from_millis(rescan_ms?),
         settle: Duration::from_millis(settle_ms?),
+        webhook: webhook.flatten(),
     })
 }
 
@@ -183,6 +203,13 @@ fn git_source(
         }
         _ => {}
     }
+    let verify = git.verify;
+    if verify.as_ref().is_some_and(|verify| verify.mode == document::GitVerifyMode::Tag)
+        && !matches!(reference, None | Some(Reference::Tag(_) | Reference::Semver(_)))
+    {
+        let message = "`verify.mode: tag` needs a `ref` of tag or semver".to_owned();
+        faults.push(malformed(Some(place("verify")), message));
+    }
     let mut duration =
         |text: &str, key| read_quantity(file, root, faults, text, &steps(key), quantity::duration_ms, DURATION);
     let interval = duration(&git.interval, "interval");
@@ -216,7 +243,15 @@ fn git_source(
             document::GitForcePush::Warn => ForcePush::Warn,
             document::GitForcePush::Refuse => ForcePush::Refuse,
         },
-        verify: None,
+        verify: verify.map(|verify| Verify {
+            mode: match verify.mode {
+                document::GitVerifyMode::Head => VerifyMode::Head,
+                document::GitVerifyMode::AllSinceLast => VerifyMode::AllSinceLast,
+                document::GitVerifyMode::Tag => VerifyMode::Tag,
+            },
+            allowed_signers: folder.join(verify.allowed_signers),
+            allow_rollback: verify.allow_rollback,
+        }),
         store,
     })
 }

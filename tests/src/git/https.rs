@@ -187,7 +187,8 @@ fn backend(
     for line in head.lines().filter(|line| !line.starts_with("Status:")) {
         answer.extend(format!("{line}\r\n").into_bytes());
     }
-    answer.extend(format!("Content-Length: {}\r\nConnection: close\r\n\r\n", output.stdout.len() - end - 4).into_bytes());
+    answer
+        .extend(format!("Content-Length: {}\r\nConnection: close\r\n\r\n", output.stdout.len() - end - 4).into_bytes());
     answer.extend(&output.stdout[end + 4..]);
     Ok(answer)
 }
@@ -236,7 +237,20 @@ fn certificates(folder: &Path) -> Result<()> {
     openssl(&[&["req"], key.as_slice(), rest.as_slice()].concat())?;
     fs::write(folder.join("extensions"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")?;
     openssl(&[
-        "x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "30",
-        "-extfile", "extensions", "-out", "server.pem",
+        "x509",
+        "-req",
+        "-in",
+        "server.csr",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-days",
+        "30",
+        "-extfile",
+        "extensions",
+        "-out",
+        "server.pem",
     ])
 }

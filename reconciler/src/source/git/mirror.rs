@@ -16,8 +16,9 @@ use super::super::{Limits, Snapshot};
 use super::commit::Commit;
 use super::error::GitError;
 use super::fetch::{self, FetchError, Request, Stop, mirrored};
-use super::read::{Repo, Resolved};
+use super::read::{Repo, Resolved, highest_version};
 use super::spec::{ForcePush, GitSource, Reference};
+use super::verify::{self, VerifyError};
 
 /// How often a lock that another process holds is tried.
 const LOCK_POLL: Duration = Duration::from_millis(50);
@@ -46,6 +47,8 @@ pub enum UpdateError {
         "the history of {what} was rewritten: {new} does not contain {old}, which is kept as {kept}; `forcePush: allow` takes it"
     )]
     Rewritten { what: String, old: String, new: String, kept: String },
+    #[error("the signatures do not allow it: {0}")]
+    Verify(#[from] VerifyError),
     #[error("the state of the source in {} cannot be used", path.display())]
     State {
         path: PathBuf,
@@ -57,6 +60,11 @@ pub enum UpdateError {
 }
 
 impl UpdateError {
+    /// Whether the server answered well, and what it has is refused until it has something else.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Rewritten { .. } | Self::Verify(_))
+    }
+
     /// One word for machines.
     pub fn word(&self) -> &'static str {
         match self {
@@ -64,6 +72,7 @@ impl UpdateError {
             Self::Git(GitError::Damaged { .. }) => "damaged",
             Self::Git(_) | Self::State { .. } | Self::Busy { .. } => "local",
             Self::Rewritten { .. } => "rewritten",
+            Self::Verify(_) => "signature",
         }
     }
 }
@@ -75,6 +84,8 @@ struct Taken {
     reference: String,
     name: Option<String>,
     commit: String,
+    /// Whether its signatures were checked.
+    verified: bool,
 }
 
 /// Asks the server, fetches what is new, and takes it when every rule allows.
@@ -111,6 +122,23 @@ fn attempt(source: &GitSource, stop: &Stop) -> Result<Update, UpdateError> {
     let before = taken(source)?;
     let same =
         before.as_ref().is_some_and(|before| before.commit == resolved.commit.id && before.name == resolved.name);
+    let followed = before.as_ref().filter(|before| before.reference == source.reference.to_string());
+    if let Some(verify) = &source.verify
+        && !(same && followed.is_some_and(|before| before.verified))
+    {
+        let last = followed.map(|before| before.commit.as_str());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let tag = fetched.as_deref().filter(|name| name.starts_with("refs/tags/")).map(mirrored);
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        verify::check(&repo, verify, &resolved, last, tag.as_deref(), now)?;
+        if let Some(before) = followed
+            && !verify.allow_rollback
+            && goes_back(&repo, source, before, &resolved)
+        {
+            let (object, last) = (format!("the commit {}", resolved.commit.id), before.commit.clone());
+            return Err(VerifyError::Rollback { object, last }.into());
+        }
+    }
     let mut warning = None;
     if let Some(before) = before.as_ref().filter(|before| before.commit != resolved.commit.id)
         && is_rewritten(&repo, source, before, &resolved)
@@ -134,7 +162,14 @@ fn attempt(source: &GitSource, stop: &Stop) -> Result<Update, UpdateError> {
 
 /// Takes what a look found: from now on it is what is read, and what a later update is compared with.
 pub fn take(source: &GitSource, update: &Update) -> Result<(), UpdateError> {
-    if update.changed { record(source, update) } else { Ok(()) }
+    let known = taken(source)?;
+    let noted = known.is_some_and(|known| {
+        known.commit == update.commit.id
+            && known.name == update.name
+            && known.reference == source.reference.to_string()
+            && (known.verified || source.verify.is_none())
+    });
+    if noted { Ok(()) } else { record(source, update) }
 }
 
 /// The files of the commit that a look found.
@@ -178,6 +213,18 @@ fn is_rewritten(repo: &Repo, source: &GitSource, before: &Taken, now: &Resolved)
     }
 }
 
+/// Whether `now`, signed as it may be, is older than `before`: somebody could replay what was signed once.
+fn goes_back(repo: &Repo, source: &GitSource, before: &Taken, now: &Resolved) -> bool {
+    let higher = || match (&before.name, &now.name) {
+        (Some(before), Some(now)) => {
+            highest_version("*", [before.as_str(), now].into_iter()).ok().flatten() == Some(now)
+        }
+        _ => false,
+    };
+    let higher = matches!(source.reference, Reference::Semver(_)) && before.name != now.name && higher();
+    !higher && !repo.contains(&now.commit.id, &before.commit)
+}
+
 /// Gives a commit that nothing names any more a name of ours.
 fn keep(repo: &Repo, commit: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -202,7 +249,9 @@ fn taken(source: &GitSource) -> Result<Option<Taken>, UpdateError> {
     let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let text = |key: &str| value[key].as_str().map(str::to_owned);
     match (text("reference"), text("commit")) {
-        (Some(reference), Some(commit)) => Ok(Some(Taken { reference, name: text("name"), commit })),
+        (Some(reference), Some(commit)) => {
+            Ok(Some(Taken { reference, name: text("name"), commit, verified: value["verified"] == true }))
+        }
         _ => {
             let cause = io::Error::new(io::ErrorKind::InvalidData, "it is damaged; remove it to begin anew");
             Err(UpdateError::State { path, cause })
@@ -214,7 +263,7 @@ fn record(source: &GitSource, update: &Update) -> Result<(), UpdateError> {
     let path = record_path(source);
     let value = json!({
         "url": source.url.to_string(), "reference": source.reference.to_string(), "name": update.name,
-        "commit": update.commit.id,
+        "commit": update.commit.id, "verified": source.verify.is_some(),
     });
     let write = || {
         let new = path.with_extension("new");

@@ -10,6 +10,7 @@ pub mod fetch;
 mod mirror;
 mod read;
 pub mod spec;
+mod verify;
 
 use std::path::Path;
 
@@ -18,6 +19,7 @@ pub use error::GitError;
 pub use mirror::{Update, UpdateError, look, read, read_commit, take, update};
 pub use read::{Repo, Resolved};
 pub use spec::GitSource;
+pub use verify::VerifyError;
 
 use super::{Limits, Snapshot};
 
