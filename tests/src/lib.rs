@@ -17,6 +17,7 @@ mod daemon;
 mod device;
 mod ethtool;
 pub mod fuzz;
+pub mod git;
 mod namespace;
 mod node;
 mod packet;

@@ -32,6 +32,7 @@ pub struct TestNode<'n> {
     bpffs: Bpffs,
     ports: Vec<(String, String, &'static str)>,
     settings: String,
+    source: String,
 }
 
 /// What a command said and how it ended.
@@ -52,6 +53,7 @@ impl<'n> TestNode<'n> {
             bpffs: Bpffs::mount()?,
             ports: ports.iter().map(|(port, device)| ((*port).to_owned(), (*device).to_owned(), "auto")).collect(),
             settings: String::new(),
+            source: "{directory: policies}".to_owned(),
         };
         fs::create_dir(node.source())?;
         node.write_config()?;
@@ -88,6 +90,12 @@ impl<'n> TestNode<'n> {
         self.write_config()
     }
 
+    /// Gives the node another source, such as `{git: {url: …, ref: {branch: main}}}`.
+    pub fn set_source(&mut self, source: &str) -> Result<()> {
+        source.clone_into(&mut self.source);
+        self.write_config()
+    }
+
     fn write_config(&self) -> Result<()> {
         let ports: String = self
             .ports
@@ -100,8 +108,9 @@ impl<'n> TestNode<'n> {
             false => "  guards: {allow: [removals, empty, default-route, management]}\n",
         };
         let text = format!(
-            "apiVersion: wayleave/v1\nkind: NodeConfig\nmetadata: {{name: lab}}\nspec:\n  source: {{directory: policies}}\n\
+            "apiVersion: wayleave/v1\nkind: NodeConfig\nmetadata: {{name: lab}}\nspec:\n  source: {}\n\
              \x20 bpffs: {}\n  stateDir: {}\n  ports:\n{ports}{guards}{}",
+            self.source,
             self.pins().display(),
             self.state().display(),
             self.settings

@@ -15,6 +15,7 @@ use crate::daemon::time::rfc3339;
 use crate::kernel::counters::{self, Count};
 use crate::kernel::link::{Link, XdpMode, links};
 use crate::kernel::observe::Observed;
+use crate::source::Source;
 
 /// Show what the kernel holds and how the node is doing
 #[derive(Debug, clap::Args)]
@@ -91,7 +92,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
     status["interfaces"] = interfaces.into();
     status["retained"] = observed.retained.iter().map(|g| g.number).collect::<Vec<_>>().into();
     status["leftovers"] = observed.strays.len().into();
-    status["source"] = json!({"directory": node.config.source_directory});
+    status["source"] = source(node, &state);
     status["sync"] = sync(&state);
     let unresolved = status["next_hops"].as_array().is_some_and(|all| all.iter().any(|h| h["resolved"] == false));
     status["health"] = match (observed.live.is_some(), attached, unresolved) {
@@ -119,6 +120,31 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
 fn count(row: &mut Value, count: Count) {
     row["packets"] = count.packets.into();
     row["bytes"] = count.bytes.into();
+}
+
+/// Where the policies come from and, of a repository, what the daemon knows of it.
+fn source(node: &Node, state: &State) -> Value {
+    let git = match &node.config.source {
+        Source::Directory(directory) => return json!({"directory": directory}),
+        Source::Local { repo, rev, subpath } => return json!({"repository": repo, "ref": rev, "subpath": subpath}),
+        Source::Git(git) => git,
+    };
+    let (url, reference) = (git.url.to_string(), git.reference.to_string());
+    // What is known of another repository says nothing about this one.
+    let known = state.source().filter(|known| known["url"] == url && known["ref"] == reference).unwrap_or_default();
+    let time = |key: &str| known[key].as_u64().map(rfc3339);
+    let word = match (known["error"].is_string(), known["answered_unix_ms"].is_u64()) {
+        (true, _) if known["reason"] == "rewritten" || known["reason"] == "signature" => "refused",
+        (true, _) => "failing",
+        (false, true) => "ok",
+        (false, false) => "not fetched",
+    };
+    json!({
+        "state": word, "git": url, "ref": reference, "subpath": git.subpath, "revision": known["revision"],
+        "commit": known["commit"], "taken": time("taken_unix_ms"), "last_asked": time("asked_unix_ms"),
+        "last_answered": time("answered_unix_ms"), "next": time("next_unix_ms"), "failures": known["failures"],
+        "reason": known["reason"], "error": known["error"], "warning": known["warning"],
+    })
 }
 
 /// The daemon's last look, and whether it is still there to make another.
@@ -195,6 +221,18 @@ fn human(status: &Value, next_hops: &str) -> String {
     for key in ["error", "first"] {
         if let Some(reason) = status["sync"][key].as_str() {
             let _ = writeln!(out, "              {reason}");
+        }
+    }
+    let source = &status["source"];
+    if let Some(url) = source["git"].as_str() {
+        let _ = writeln!(out, "  source      {url}, {}: {}", text(&source["ref"]), text(&source["state"]));
+        if let (Some(revision), Some(taken)) = (source["revision"].as_str(), source["taken"].as_str()) {
+            let _ = writeln!(out, "              {revision}, taken {taken}");
+        }
+        for key in ["error", "warning"] {
+            if let Some(reason) = source[key].as_str() {
+                let _ = writeln!(out, "              {key}: {reason}");
+            }
         }
     }
     let _ = writeln!(out, "  health      {}", text(&status["health"]));

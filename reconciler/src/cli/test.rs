@@ -45,12 +45,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         in_kernel(args, global)?
     } else {
         let offline = args.offline.open(global)?;
-        let source = match (&args.source, &offline.node) {
-            (Some(source), _) => source.clone(),
-            (None, Some(node)) => node.source_directory.clone(),
-            (None, None) => node::load(global)?.config.source_directory,
-        };
-        let read = offline.read(&source)?;
+        let read = offline.read(args.source.as_deref(), global)?;
         let mut outcomes = Vec::new();
         for view in offline.views(&[&read]) {
             outcomes.extend(in_view(&offline, &read, view.as_ref())?);
@@ -95,9 +90,8 @@ fn in_kernel(args: &Args, global: &Global) -> anyhow::Result<(Read, Vec<Outcome>
         Some(path) => node::load_from(path)?,
         None => node::load(global)?,
     };
-    let source = node::source(args.source.as_ref(), &node);
     let offline = Offline::of_node(&args.offline, node.config.clone());
-    let read = offline.read(&source)?;
+    let read = offline.read(args.source.as_deref(), global)?;
     let facts = block_on(node.facts())??;
     let image = compile(&read.policy, &facts.node, &LiveIds::default())?;
     let outcomes = cases::run_beside(&node, &image, &facts, &read.tests)?;

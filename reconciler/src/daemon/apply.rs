@@ -1,7 +1,6 @@
 //! One reconcile: observe, desire, plan, execute, record.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use crate::compile::{Image, View};
 use crate::guard::{self, Refusal};
@@ -11,6 +10,7 @@ use crate::plan::Plan;
 use crate::policy::{Diagnostic, Guard, PolicyTest, Prefix};
 use crate::policy_test::{self, Outcome};
 use crate::reconcile::{Step, steps};
+use crate::source::ReadSource;
 
 use super::execute::{Report, execute};
 use super::journal::{Entry, Event};
@@ -82,7 +82,7 @@ impl Proposal {
 }
 
 /// Proposes what `source` says; every port of the config must have its device.
-pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
+pub async fn propose(node: &Node, source: &(impl ReadSource + ?Sized)) -> Result<Proposal, NodeError> {
     let facts = node.facts().await?;
     if let Some((port, device)) = facts.missing.first().cloned() {
         return Err(NodeError::Kernel(KernelError::NoDevice { port, device }));
@@ -91,7 +91,7 @@ pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> 
 }
 
 /// Proposes what `source` says for the devices that exist: a lost device must not keep the others from their rules.
-pub async fn propose_degraded(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
+pub async fn propose_degraded(node: &Node, source: &(impl ReadSource + ?Sized)) -> Result<Proposal, NodeError> {
     let facts = node.facts().await?;
     for (port, device) in &facts.missing {
         tracing::warn!(port, device, "the port's device does not exist; its packets pass to the kernel");
@@ -99,7 +99,7 @@ pub async fn propose_degraded(node: &Node, source: &Path) -> Result<Proposal, No
     propose_with(node, source, facts)
 }
 
-fn propose_with(node: &Node, source: &Path, facts: Facts) -> Result<Proposal, NodeError> {
+fn propose_with(node: &Node, source: &(impl ReadSource + ?Sized), facts: Facts) -> Result<Proposal, NodeError> {
     let observed = node.observe()?;
     let desired = node.desire(source, &facts.node, &observed)?;
     let mut proposal = proposal(node, desired.image, desired.diagnostics, observed, facts, Event::Applied)?;

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capacity_class, compile};
@@ -18,7 +17,7 @@ use crate::kernel::tables::DEVICE_INDEX_MAX;
 use crate::policy::{self, Attach, Diagnostic, NodeConfig, PolicyTest};
 use crate::policy_test::Outcome;
 use crate::reconcile::{Found, PortDevice, Wanted};
-use crate::source::{self, Limits, SourceError};
+use crate::source::{Limits, ReadSource, SourceError};
 
 use super::journal::Journal;
 
@@ -32,6 +31,8 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 pub enum NodeError {
     #[error("the source cannot be read")]
     Source(#[from] SourceError),
+    #[error("the source cannot be fetched")]
+    Update(#[from] crate::source::git::UpdateError),
     #[error("the policies have errors")]
     Policy { diagnostics: Vec<Diagnostic> },
     #[error("the policies do not fit into an image")]
@@ -54,6 +55,8 @@ pub enum NodeError {
     NoGeneration { number: u64 },
     #[error("nothing older than generation {live} is retained; there is nothing to roll back to")]
     NothingOlder { live: u64 },
+    #[error("nothing can listen on {address} for the webhook")]
+    Listen { address: std::net::SocketAddr, source: io::Error },
     #[error("the state directory {} cannot be used", path.display())]
     State { path: std::path::PathBuf, source: io::Error },
 }
@@ -76,10 +79,12 @@ impl NodeError {
             | Self::Tests { .. }
             | Self::Refused { .. } => false,
             Self::Source(_)
+            | Self::Update(_)
             | Self::Kernel(_)
             | Self::Netlink(_)
             | Self::Stale { .. }
             | Self::NothingOlder { .. }
+            | Self::Listen { .. }
             | Self::State { .. } => true,
             Self::Step { source, .. } => source.may_pass(),
         }
@@ -178,8 +183,13 @@ impl Node {
     }
 
     /// Reads, validates and compiles a source for this node; ids of the kernel's generations are kept.
-    pub fn desire(&self, source: &Path, facts: &NodeFacts, observed: &Observed) -> Result<Desired, NodeError> {
-        let snapshot = source::read_directory(source, &Limits::default())?;
+    pub fn desire(
+        &self,
+        source: &(impl ReadSource + ?Sized),
+        facts: &NodeFacts,
+        observed: &Observed,
+    ) -> Result<Desired, NodeError> {
+        let snapshot = source.read(&Limits::default())?;
         let validated = policy::validate(&snapshot);
         let mut diagnostics = validated.diagnostics;
         let Some(policy) = validated.policy else { return Err(NodeError::Policy { diagnostics }) };

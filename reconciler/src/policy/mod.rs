@@ -26,7 +26,7 @@ use std::net::IpAddr;
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
 pub use document::{Attach, Guard, OnAllDown};
-pub use node::{Guards, NodeConfig, Port, check_ports, node_config};
+pub use node::{Guards, NodeConfig, Port, Webhook, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
 pub use redundant::redundant;
 pub use selector::Selector;

@@ -3,5 +3,5 @@
 pub mod schedule;
 pub mod steps;
 
-pub use schedule::{Outcome, Schedule};
+pub use schedule::{Outcome, Schedule, poll_pause};
 pub use steps::{Found, PortDevice, Step, Wanted, steps};

@@ -7,12 +7,76 @@ mod directory;
 pub mod git;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 pub use directory::read_directory;
+use git::GitSource;
+
+/// Where policies come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Directory(PathBuf),
+    /// A revision of a repository on this machine.
+    Local {
+        repo: PathBuf,
+        rev: String,
+        subpath: Option<String>,
+    },
+    /// A repository that is fetched; what was taken of it is read.
+    Git(Box<GitSource>),
+}
+
+/// What a snapshot can be read of.
+pub trait ReadSource {
+    fn read(&self, limits: &Limits) -> Result<Snapshot, SourceError>;
+}
+
+impl ReadSource for Source {
+    fn read(&self, limits: &Limits) -> Result<Snapshot, SourceError> {
+        match self {
+            Self::Directory(path) => read_directory(path, limits),
+            Self::Local { repo, rev, subpath } => Ok(git::read_local(repo, rev, subpath.as_deref(), limits)?),
+            Self::Git(source) => Ok(git::read(source, limits)?),
+        }
+    }
+}
+
+impl ReadSource for Path {
+    fn read(&self, limits: &Limits) -> Result<Snapshot, SourceError> {
+        read_directory(self, limits)
+    }
+}
+
+impl ReadSource for PathBuf {
+    fn read(&self, limits: &Limits) -> Result<Snapshot, SourceError> {
+        read_directory(self, limits)
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(f, "{}", path.display()),
+            Self::Local { repo, rev, .. } => write!(f, "{rev} of {}", repo.display()),
+            Self::Git(source) => write!(f, "{} of {}", source.reference, source.url),
+        }
+    }
+}
+
+impl Source {
+    /// The place that the source's files are named from, for messages.
+    pub fn place(&self) -> PathBuf {
+        match self {
+            Self::Directory(path) => path.clone(),
+            Self::Local { subpath, .. } => subpath.as_deref().unwrap_or(".").into(),
+            Self::Git(source) => source.subpath.as_deref().unwrap_or(".").into(),
+        }
+    }
+}
 
 /// The files of one source state, by source-relative path with `/` between the parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
