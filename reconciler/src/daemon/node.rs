@@ -1,11 +1,12 @@
 //! One node: its config, its pins, its state, and what a source means for it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capacity_class, compile};
-use crate::guard::Refusal;
+use crate::guard::{self, Refusal};
 use crate::kernel::KernelError;
 use crate::kernel::address::{device_addresses, local_addresses};
 use crate::kernel::attach::Mode;
@@ -14,7 +15,7 @@ use crate::kernel::neighbour::NeighbourError;
 use crate::kernel::observe::{Observed, observe};
 use crate::kernel::pins::{Lock, Pins};
 use crate::kernel::tables::DEVICE_INDEX_MAX;
-use crate::policy::{self, Attach, Diagnostic, NodeConfig, PolicyTest};
+use crate::policy::{self, Attach, Diagnostic, Guard, NodeConfig, PolicyTest};
 use crate::policy_test::Outcome;
 use crate::reconcile::{Found, PortDevice, Wanted};
 use crate::source::{Limits, ReadSource, SourceError};
@@ -120,6 +121,8 @@ pub struct Desired {
     pub diagnostics: Vec<Diagnostic>,
     /// Those for this node.
     pub tests: Vec<PolicyTest>,
+    /// Guards that the commit goes past, by its trailers.
+    pub allowed: BTreeSet<Guard>,
 }
 
 impl Node {
@@ -205,7 +208,8 @@ impl Node {
         let views: Vec<_> =
             observed.live.iter().chain(&observed.retained).filter_map(|g| g.image.view().ok()).collect();
         let image = compile(&policy, facts, &LiveIds::from_views(&views))?;
-        Ok(Desired { image, revision: policy.revision, diagnostics, tests })
+        let allowed = guard::allowed_by_message(snapshot.message.as_deref().unwrap_or_default());
+        Ok(Desired { image, revision: policy.revision, diagnostics, tests, allowed })
     }
 
     /// What the steps are computed from: the kernel's side.

@@ -85,6 +85,8 @@ pub struct Snapshot {
     /// `main@sha1:…`, `v1.2.0@sha1:…` or `sha1:…`: name and commit.
     pub revision: String,
     pub files: BTreeMap<String, SourceFile>,
+    /// What the author of the commit wrote; `None` for a directory.
+    pub message: Option<String>,
 }
 
 /// The bytes of one file, or why they are not here.
@@ -213,7 +215,7 @@ impl Snapshot {
             revision.push(char::from(HEX[usize::from(byte >> 4)]));
             revision.push(char::from(HEX[usize::from(byte & 15)]));
         }
-        Self { revision, files }
+        Self { revision, files, message: None }
     }
 
     /// The bytes of `path`, when the snapshot has them.

@@ -4,7 +4,6 @@ mod beside;
 mod markdown;
 pub(crate) mod saved;
 
-use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -137,7 +136,8 @@ fn in_view(
     let to = to_image.view()?;
     let plan = Plan::between(Some(&from), &to);
     let guards = offline.node.as_ref().map(|node| node.guards.clone()).unwrap_or_default();
-    let refusals = guard::check(&plan, Some(&from), &to, &[], &guards, &BTreeSet::new());
+    let allowed = guard::allowed_by_message(after.snapshot.message.as_deref().unwrap_or_default());
+    let refusals = guard::check(&plan, Some(&from), &to, &[], &guards, &allowed);
     let outcomes = super::test::in_view(offline, after, view)?;
     Ok((plan, Beside::new(&refusals, &outcomes, warnings)))
 }

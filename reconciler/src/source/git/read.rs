@@ -146,7 +146,11 @@ impl Repo {
         if walk.found.is_empty() {
             return Err(GitError::Empty { place });
         }
-        Ok(Snapshot { revision: resolved.revision(), files: walk.found })
+        let files = walk.found;
+        let commit = Oid::from_str(&resolved.commit.id).and_then(|id| self.repository.find_commit(id));
+        let message = commit.map_err(|e| self.failed(e))?.message_bytes().to_vec();
+        let message = Some(String::from_utf8_lossy(&message).into_owned());
+        Ok(Snapshot { revision: resolved.revision(), files, message })
     }
 
     /// The tree at `subpath`. Links and submodules on the way are no directories.

@@ -142,6 +142,22 @@ pub enum UrlError {
 }
 
 impl Url {
+    /// The server's name or address; `None` for a path.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            Self::Https { rest } => {
+                let place = rest.split('/').next().unwrap_or_default();
+                // A bracketed IPv6 address has colons of its own.
+                Some(match place.rfind(']') {
+                    Some(end) => &place[..=end],
+                    None => place.split(':').next().unwrap_or_default(),
+                })
+            }
+            Self::Ssh { host, .. } => Some(host),
+            Self::Local(_) => None,
+        }
+    }
+
     /// Reads `https://…`, `ssh://…`, `user@host:path`, `file:///…` or a path; a relative path starts at `folder`.
     pub fn parse(text: &str, folder: &Path) -> Result<Self, UrlError> {
         if text.is_empty() {
@@ -277,6 +293,19 @@ pub fn looks_like_url(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_knows_its_host() {
+        let check = |text: &str, expected: Option<&str>| {
+            let url = Url::parse(text, Path::new("/")).expect("a URL");
+            assert_eq!(url.host(), expected, "{text}");
+        };
+        check("https://git.example.org:8443/a", Some("git.example.org"));
+        check("https://192.0.2.7/a", Some("192.0.2.7"));
+        check("https://[2001:db8::1]:8443/a", Some("[2001:db8::1]"));
+        check("git@git.example.org:net/policies.git", Some("git.example.org"));
+        check("file:///srv/policies.git", None);
+    }
 
     #[test]
     fn urls_are_read_and_written_as_git_takes_them() {
