@@ -103,9 +103,10 @@ impl<'n> TestNode<'n> {
             .map(|(port, device, attach)| format!("    {port}: {{device: {device}, attach: {attach}}}\n"))
             .collect();
         // Guards have tests of their own: in the others large changes are meant.
-        let guards = match self.settings.contains("guards:") {
-            true => "",
-            false => "  guards: {allow: [removals, empty, default-route, management]}\n",
+        let guards = if self.settings.contains("guards:") {
+            ""
+        } else {
+            "  guards: {allow: [removals, empty, default-route, management]}\n"
         };
         let text = format!(
             "apiVersion: wayleave/v1\nkind: NodeConfig\nmetadata: {{name: lab}}\nspec:\n  source: {}\n\

@@ -105,10 +105,7 @@ impl OfflineArgs {
 
     /// Where a source was named, to open the same again.
     pub(crate) fn named(&self, named: Option<&Path>) -> anyhow::Result<Named> {
-        let absolute = |path: &Path| match path.exists() {
-            true => std::path::absolute(path),
-            false => Ok(path.to_owned()),
-        };
+        let absolute = |path: &Path| if path.exists() { std::path::absolute(path) } else { Ok(path.to_owned()) };
         Ok(Named {
             source: named.map(absolute).transpose()?,
             revision: self.revision.clone(),

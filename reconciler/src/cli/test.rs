@@ -76,10 +76,7 @@ pub(super) fn in_view(offline: &Offline<'_>, read: &Read, view: Option<&Selector
         None => read.tests.clone(),
     };
     let mut outcomes = policy_test::run_all(&image.view()?, &tests, offline.ports().as_deref())?;
-    let nodes = view.map(|view| match view.labels().is_empty() {
-        true => "other labels".to_owned(),
-        false => view.to_string(),
-    });
+    let nodes = view.map(|view| if view.labels().is_empty() { "other labels".to_owned() } else { view.to_string() });
     outcomes.iter_mut().for_each(|outcome| outcome.nodes.clone_from(&nodes));
     Ok(outcomes)
 }

@@ -62,7 +62,7 @@ fn policy(routes: &[Written], rotate: usize) -> Policy {
         RoutePolicy {
             name: (*name).to_owned(),
             owner: None,
-            nodes: Default::default(),
+            nodes: crate::policy::Selector::default(),
             origin: Origin { file, line: 1 },
             next_hops: hops.iter().map(|&i| hop(i)).collect(),
             groups: groups.collect(),
@@ -366,7 +366,7 @@ fn lookups_agree(prefixes: &[Prefix], hops: u32, addresses: impl Iterator<Item =
         route_policies: vec![RoutePolicy {
             name: "all".to_owned(),
             owner: None,
-            nodes: Default::default(),
+            nodes: crate::policy::Selector::default(),
             origin,
             next_hops: next_hops.collect(),
             groups: (0..hops).map(|i| NextHopGroup { members: vec![(i, 1)], on_all_down: OnAllDown::Pass }).collect(),

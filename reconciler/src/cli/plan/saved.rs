@@ -91,9 +91,10 @@ impl Saved {
         if was.digest == is.digest {
             return None;
         }
-        Some(match was.revision == is.revision {
-            true => "the same source makes other rules now: addresses of the node have changed".to_owned(),
-            false => format!("the source was {} then and is {} now", was.revision, is.revision),
+        Some(if was.revision == is.revision {
+            "the same source makes other rules now: addresses of the node have changed".to_owned()
+        } else {
+            format!("the source was {} then and is {} now", was.revision, is.revision)
         })
     }
 }
