@@ -10,6 +10,9 @@
 #[allow(clippy::disallowed_methods, reason = "reads the files")]
 pub mod source;
 
+#[allow(clippy::disallowed_methods, reason = "reads the certificates that the system trusts")]
+mod tls;
+
 pub mod policy;
 
 pub mod compile;

@@ -3,7 +3,7 @@
 //! `(image, tests, node) -> outcomes`. Pure; what happens to a packet is [`crate::trace`]'s answer. A test is about rules, not
 //! about the state of cables: next hops that are down or unknown are taken to be up by whoever gives the node.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde_json::{Value, json};
 
@@ -173,10 +173,10 @@ fn listed(names: &[String]) -> String {
 fn got(trace: &Trace<'_, '_>) -> String {
     let mut words = format!("{}, reason {}", verdict_name(trace.verdict()), trace.reason().name());
     if let Some(hop) = trace.next_hop() {
-        words.push_str(&format!(", next hop {}/{}", hop.policy, hop.name));
+        let _ = write!(words, ", next hop {}/{}", hop.policy, hop.name);
     }
     if let Some(route) = trace.route() {
-        words.push_str(&format!(", by {} of {}  [{}:{}]", route.prefix, route.policy, route.file, route.line));
+        let _ = write!(words, ", by {} of {}  [{}:{}]", route.prefix, route.policy, route.file, route.line);
     }
     words
 }

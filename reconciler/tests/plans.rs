@@ -188,10 +188,21 @@ fn revisions_are_compared_without_a_checkout() {
     assert_eq!(code, 0, "{said}");
     let trace = ["trace", "--against", "main", "--src", "198.18.0.1", "--dst", "10.0.29.1"];
     assert!(run(&policies, &trace).0.contains("[list.txt:30]"));
+    // The trailer of the newest commit says that a removal is meant.
+    many(&policies, 10, "edge-a");
+    let commit = |message: &str, more: &[&str]| {
+        let arguments =
+            [&["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", message], more].concat();
+        assert!(Command::new("git").args(arguments).current_dir(&policies).status().unwrap().success());
+    };
+    commit("ten", &[]);
+    check(&policies, &["--from", "main", "HEAD"], "Apply would be refused by the guard removals: 20 of 31 routes");
+    commit("ten\n\nWayleave-Allow: removals", &["--amend"]);
+    check(&policies, &["--from", "main", "HEAD"], "to change, 20 to remove.\n");
+    assert!(!run(&policies, &["plan", "--from", "main", "HEAD"]).0.contains("refused"));
     // A fault is shown with its line, which is in no file of the working tree.
     fs::write(policies.join("list.txt"), "10.0.0.1/8,edge-a\n").unwrap();
-    let commit = ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qam", "broken"];
-    assert!(Command::new("git").args(commit).current_dir(&policies).status().unwrap().success());
+    commit("broken", &[]);
     fs::write(policies.join("list.txt"), "").unwrap();
     let (_, said, code) = run(&policies, &["plan", "--from", "main", "HEAD"]);
     assert_eq!(code, 3, "{said}");

@@ -99,3 +99,33 @@ fn tests_change_no_byte_of_the_rules() {
     assert_eq!(plan["from"]["digest"], plan["to"]["digest"]);
     assert_eq!(plan["tests"]["failed"], 3);
 }
+
+#[test]
+fn every_example_is_valid_for_its_nodes_and_its_tests_hold() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut seen = 0;
+    let run = |folder: &Path, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wayleave"));
+        let output = command.args(arguments).current_dir(folder).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?} in {}: {said}", folder.display());
+        assert!(!said.contains("warning"), "{arguments:?} in {}: {said}", folder.display());
+    };
+    for example in fs::read_dir(root.join("examples")).unwrap().map(|e| e.unwrap().path()) {
+        if !example.join("policies").is_dir() {
+            continue;
+        }
+        run(&example, &["validate", "policies"]);
+        run(&example, &["test", "policies"]);
+        for file in fs::read_dir(&example).unwrap().map(|e| e.unwrap().path()) {
+            if file.extension().is_some_and(|ending| ending == "yaml") {
+                let node = file.to_str().unwrap();
+                run(&example, &["validate", "--node-config", node, "policies"]);
+                run(&example, &["test", "--node-config", node, "policies"]);
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 5, "{seen} nodes");
+    run(&root, &["validate", "policies"]);
+}

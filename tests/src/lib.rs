@@ -16,6 +16,7 @@ pub mod corpus;
 mod daemon;
 mod device;
 pub mod fuzz;
+pub mod git;
 mod lossless;
 mod namespace;
 mod node;

@@ -33,6 +33,7 @@ pub struct TestNode<'n> {
     bpffs: Bpffs,
     ports: Vec<(String, String, &'static str)>,
     settings: String,
+    source: String,
 }
 
 /// What a command said and how it ended.
@@ -53,6 +54,7 @@ impl<'n> TestNode<'n> {
             bpffs: Bpffs::mount()?,
             ports: ports.iter().map(|(port, device)| ((*port).to_owned(), (*device).to_owned(), "auto")).collect(),
             settings: String::new(),
+            source: "{directory: policies}".to_owned(),
         };
         fs::create_dir(node.source())?;
         node.write_config()?;
@@ -94,6 +96,12 @@ impl<'n> TestNode<'n> {
         self.write_config()
     }
 
+    /// Gives the node another source, such as `{git: {url: …, ref: {branch: main}}}`.
+    pub fn set_source(&mut self, source: &str) -> Result<()> {
+        source.clone_into(&mut self.source);
+        self.write_config()
+    }
+
     fn write_config(&self) -> Result<()> {
         let ports: String = self
             .ports
@@ -101,13 +109,15 @@ impl<'n> TestNode<'n> {
             .map(|(port, device, attach)| format!("    {port}: {{device: {device}, attach: {attach}}}\n"))
             .collect();
         // Guards have tests of their own: in the others large changes are meant.
-        let guards = match self.settings.contains("guards:") {
-            true => "",
-            false => "  guards: {allow: [removals, empty, default-route, management]}\n",
+        let guards = if self.settings.contains("guards:") {
+            ""
+        } else {
+            "  guards: {allow: [removals, empty, default-route, management]}\n"
         };
         let text = format!(
-            "apiVersion: wayleave/v1\nkind: NodeConfig\nmetadata: {{name: lab}}\nspec:\n  source: {{directory: policies}}\n\
+            "apiVersion: wayleave/v1\nkind: NodeConfig\nmetadata: {{name: lab}}\nspec:\n  source: {}\n\
              \x20 bpffs: {}\n  stateDir: {}\n  ports:\n{ports}{guards}{}",
+            self.source,
             self.place().display(),
             self.state().display(),
             self.settings

@@ -47,7 +47,7 @@ fn digest_of_rules(lab: &Topology, node: &TestNode) -> String {
             let observed = node.observe().unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let facts = runtime.block_on(node.facts()).unwrap();
-            let desired = node.desire(&node.config.source_directory, &facts.node, &observed).unwrap();
+            let desired = node.desire(&node.config.source, &facts.node, &observed).unwrap();
             desired.image.digest().to_string()
         })
         .unwrap()

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::fs;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -197,9 +198,9 @@ fn a_node_takes_up_after_a_reboot_what_it_was_once_allowed() {
     refused(&node.run(&["apply", "--auto-approve"]).unwrap(), 4, &["--allow management"]);
     node.succeed(&["apply", "--auto-approve", "--allow", "management"]).unwrap();
     // What a reboot leaves: the state directory, and nothing in the kernel.
-    node.succeed(&["detach"]).unwrap();
+    node.succeed(&["detach", "--auto-approve"]).unwrap();
     node.apply().unwrap();
-    node.succeed(&["detach"]).unwrap();
+    node.succeed(&["detach", "--auto-approve"]).unwrap();
     node.write("probe.yaml", &rules('b', 3)).unwrap();
     refused(&node.run(&["apply", "--auto-approve"]).unwrap(), 4, &["--allow management"]);
 }
@@ -312,4 +313,30 @@ fn tests_run_in_the_kernel_beside_a_node_and_leave_nothing() {
     node.write("tests.yaml", &expects("100.64.1.1", "verdict: drop")).unwrap();
     check(3, &["FAILED    reachability  [tests.yaml:6]", "0 passed, 1 failed"]);
     assert_eq!(live(&node), before);
+}
+
+#[test]
+fn a_commit_says_that_its_removals_are_meant() {
+    let lab = lab();
+    let mut node = TestNode::router(&lab).unwrap();
+    node.set_spec(GUARDED).unwrap();
+    let repo = node.scratch().join("repo");
+    fs::create_dir(&repo).unwrap();
+    let commit = |routes: u32, message: &str| {
+        fs::write(repo.join("probe.yaml"), rules('a', routes)).unwrap();
+        for arguments in [&["init", "-q", "-b", "main"][..], &["add", "."], &["commit", "-qm", message]] {
+            let identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"];
+            let mut git = Command::new("git");
+            assert!(git.args(identity).args(arguments).current_dir(&repo).status().unwrap().success());
+        }
+    };
+    let source = repo.to_str().unwrap();
+    let apply = ["apply", source, "--ref", "main", "--auto-approve"];
+    commit(40, "forty");
+    node.succeed(&apply).unwrap();
+    commit(20, "twenty\n\nWayleave-Allow: empty");
+    refused(&node.run(&apply).unwrap(), 4, &["removals: 20 of 40"]);
+    commit(19, "nineteen\n\nWayleave-Allow: removals, empty");
+    node.succeed(&apply).unwrap();
+    assert_eq!(node.status().unwrap()["routes"]["ipv4"], 19);
 }

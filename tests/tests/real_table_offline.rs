@@ -65,7 +65,7 @@ fn policy(routes: &[(Prefix, u32)]) -> Policy {
         route_policies: vec![RoutePolicy {
             name: "internet".to_owned(),
             owner: None,
-            nodes: Default::default(),
+            nodes: wayleave::policy::Selector::default(),
             origin: Origin { file: 0, line: 1 },
             next_hops: (0..2 * NEXT_HOPS).map(hop).collect(),
             groups: (0..2 * NEXT_HOPS)
@@ -115,14 +115,14 @@ fn plan_of_the_whole_table(routes: &[(Prefix, u32)], live: &View) {
     println!("first plan, everything added, fastest of 3: {first:?}");
 }
 
-/// What an address meets: nothing, the node itself, or a next hop.
-fn fate(view: &View, address: IpAddr) -> Option<Option<IpAddr>> {
+/// What an address meets: nothing, the node itself (as an address that no next hop has), or a next hop.
+fn fate(view: &View, address: IpAddr) -> Fate {
     match view.lookup(address) {
         Match::None => None,
-        Match::Local => Some(None),
+        Match::Local => Some(Ipv4Addr::UNSPECIFIED.into()),
         Match::Route(route) => {
             let RouteAction::Forward { group } = route.action else { panic!("{address}: every route forwards") };
-            Some(view.members(group).next().map(|member| member.next_hop.via))
+            view.members(group).next().map(|member| member.next_hop.via)
         }
     }
 }
@@ -136,7 +136,7 @@ fn effect_from_nothing(after: &View) -> Effect {
     effect_by(&[after], |address| (None, fate(after, address)))
 }
 
-type Fate = Option<Option<IpAddr>>;
+type Fate = Option<IpAddr>;
 
 fn effect_by(views: &[&View], fates: impl Fn(IpAddr) -> (Fate, Fate)) -> Effect {
     let count = |ipv4: bool, unit_bits: u32| {
@@ -162,9 +162,10 @@ fn effect_by(views: &[&View], fates: impl Fn(IpAddr) -> (Fate, Fate)) -> Effect 
         let mut next = [0u128; 4];
         for (i, &first) in boundaries.iter().enumerate() {
             let last = boundaries.get(i + 1).map_or(end, |next| next - 1) >> unit_bits;
-            let address = match ipv4 {
-                true => Ipv4Addr::from_bits(u32::try_from(first).unwrap()).into(),
-                false => Ipv6Addr::from_bits(first).into(),
+            let address = if ipv4 {
+                Ipv4Addr::from_bits(u32::try_from(first).unwrap()).into()
+            } else {
+                Ipv6Addr::from_bits(first).into()
             };
             let way = match fates(address) {
                 (was, becomes) if was == becomes => continue,

@@ -8,7 +8,8 @@ use anyhow::bail;
 
 use super::confirm::{Watcher, in_words};
 use super::node::{self, block_on, fail, progress};
-use super::plan::saved::{self, Saved};
+use super::plan::saved;
+use super::source::{self, Revision};
 use super::{Exit, Global, note, print};
 use crate::daemon::apply::{Applied, Proposal, apply, propose};
 use crate::daemon::node::{Node, NodeError};
@@ -19,11 +20,13 @@ use crate::policy::{self, Guard};
 /// Make the kernel hold what the policies say
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Directory of policies; the source in the node's configuration when left out
+    /// Directory of policies, git repository or URL; the source in the node's configuration when left out
     #[arg(value_name = "SOURCE", conflicts_with = "plan")]
     source: Option<PathBuf>,
+    #[command(flatten)]
+    revision: Revision,
     /// Make exactly what a plan saved with `plan --out` says, without asking; refused when anything is different by now
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rev", "subpath"])]
     plan: Option<PathBuf>,
     /// Do not ask
     #[arg(long)]
@@ -52,7 +55,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     if let Some(why) = saved.as_ref().map(|saved| saved.not_for(global, &node)).transpose()?.flatten() {
         return Ok(stale(&why));
     }
-    let source = node::source(saved.as_ref().and_then(Saved::source).as_ref().or(args.source.as_ref()), &node);
+    let source = match &saved {
+        Some(saved) => saved.source().open(&node.config)?,
+        None => source::open(args.source.as_deref(), &args.revision, Some(&node.config))?,
+    };
     let mut proposal = match block_on(propose(&node, &source))? {
         Ok(proposal) => proposal,
         Err(error) => return fail(error, &source),
@@ -66,6 +72,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     // An operator who applies on purpose has decided: what was set aside by a rollback is welcome again.
     if matches!(done, Ok(Ok(Exit::Ok))) {
         State::new(&node.config.state_dir).lift_quarantine()?;
+        source.applied()?;
     }
     match done? {
         Ok(exit) => Ok(exit),

@@ -14,7 +14,7 @@ use crate::kernel::tables::DEVICE_INDEX_MAX;
 use crate::kernel::xdp_features::xdp_features;
 use crate::kernel::{KernelError, layout, probe};
 use crate::policy::{self, Attach, Port};
-use crate::source::{self, Limits};
+use crate::source::{Limits, ReadSource as _, Source};
 
 /// The kernel series that the tests run on (docs/testing.md).
 const KERNELS_TESTED: [&str; 3] = ["6.1", "6.12", "6.18"];
@@ -331,9 +331,9 @@ fn native_xdp(here: &str, port: &Port, link: &Link, checks: &mut Checks) {
 }
 
 fn check_source(node: &Node, checks: &mut Checks) {
-    let directory = &node.config.source_directory;
-    let shown = directory.display();
-    let snapshot = match source::read_directory(directory, &Limits::default()) {
+    let source = &node.config.source;
+    let shown = source.to_string();
+    let snapshot = match source.read(&Limits::default()) {
         Ok(snapshot) => snapshot,
         Err(error) => {
             checks.fail(chain(error), "correct `source` in the configuration");
@@ -349,7 +349,10 @@ fn check_source(node: &Node, checks: &mut Checks) {
     } else {
         checks.fail(
             format!("the policies in {shown} have {errors} errors"),
-            format!("wayleave validate {shown} shows them"),
+            match source {
+                Source::Directory(_) => format!("wayleave validate {shown} shows them"),
+                Source::Local { .. } | Source::Git(_) => "`wayleave validate` shows them".to_owned(),
+            },
         );
     }
 }

@@ -20,6 +20,7 @@ mod rollback;
 mod run;
 mod runtime;
 mod schema;
+mod source;
 mod status;
 mod test;
 mod trace;
@@ -91,6 +92,9 @@ enum Command {
     Schema(schema::Args),
     Explain(explain::Args),
     Completions(completions::Args),
+    /// Fetches for another process of this program: a request on stdin, an answer on stdout
+    #[command(name = crate::source::git::fetch::COMMAND, hide = true)]
+    GitFetch,
 }
 
 fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
@@ -112,6 +116,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Schema(args) => schema::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Completions(args) => completions::run(args),
+        Command::GitFetch => Ok(crate::source::git::fetch::serve().map(|()| Exit::Ok)?),
     }
 }
 

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::IsTerminal as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 
+use super::source::Opened;
 use super::{Ended, Exit, Global, note, report};
 use crate::daemon::node::{Node, NodeError};
 use crate::policy::{self, Diagnostic};
 use crate::reconcile::Step;
-use crate::source::{self, Limits, Snapshot, SourceFile};
+use crate::source::{Limits, ReadSource, Snapshot, SourceFile};
 
 /// The node that the config names; a config with faults ends the command once they are shown.
 pub(crate) fn load(global: &Global) -> anyhow::Result<Node> {
@@ -40,19 +41,14 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> 
     Ok(runtime.block_on(future))
 }
 
-/// Where the policies are: named on the command line, else in the config.
-pub(crate) fn source(named: Option<&PathBuf>, node: &Node) -> PathBuf {
-    named.cloned().unwrap_or_else(|| node.config.source_directory.clone())
-}
-
 /// Shows an error as its kind deserves, and says how the command ends.
-pub(crate) fn fail(error: NodeError, path: &Path) -> anyhow::Result<Exit> {
+pub(crate) fn fail(error: NodeError, source: &Opened) -> anyhow::Result<Exit> {
     match error {
         NodeError::Policy { diagnostics } => {
-            show(&diagnostics, path);
+            show(&diagnostics, source);
             let (errors, _) = report::count(&diagnostics);
             let word = if errors == 1 { "error" } else { "errors" };
-            note(&format!("invalid: {errors} {word} in {}; nothing was changed", path.display()));
+            note(&format!("invalid: {errors} {word} in {}; nothing was changed", source.place().display()));
             Ok(Exit::Invalid)
         }
         error @ (NodeError::Compile(_) | NodeError::AttachTwoWays { .. }) => {
@@ -78,8 +74,8 @@ pub(crate) fn fail(error: NodeError, path: &Path) -> anyhow::Result<Exit> {
             note("error: refused by a guard; nothing was changed");
             Ok(Exit::Refused)
         }
-        NodeError::Step { source, live, .. } if matches!(*source, NodeError::Tests { .. }) => {
-            let exit = fail(*source, path)?;
+        NodeError::Step { source: error, live, .. } if matches!(*error, NodeError::Tests { .. }) => {
+            let exit = fail(*error, source)?;
             note(&match live {
                 0 => "nothing was published; packets pass to the kernel".to_owned(),
                 live => format!("nothing was published; generation {live} is live"),
@@ -90,13 +86,13 @@ pub(crate) fn fail(error: NodeError, path: &Path) -> anyhow::Result<Exit> {
     }
 }
 
-/// Shows diagnostics about a directory on stderr, with the lines that they point at.
-pub(crate) fn show(diagnostics: &[Diagnostic], source: &Path) {
+/// Shows diagnostics about a source on stderr, with the lines that they point at.
+pub(crate) fn show(diagnostics: &[Diagnostic], source: &impl ReadSource) {
     if diagnostics.is_empty() {
         return;
     }
-    let nothing = || Snapshot { revision: String::new(), files: BTreeMap::new() };
-    show_in(diagnostics, &source::read_directory(source, &Limits::default()).unwrap_or_else(|_| nothing()));
+    let nothing = |_| Snapshot::of_directory(BTreeMap::new());
+    show_in(diagnostics, &source.read(&Limits::default()).unwrap_or_else(nothing));
 }
 
 /// Shows diagnostics about a snapshot on stderr, with the lines that they point at.

@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
+use super::source::{self, Opened, Revision};
 use super::{Ended, Exit, Global, node, note, report};
 use crate::compile::{Image, LiveIds, NodeFacts, compile};
 use crate::policy::{self, Diagnostic, NodeConfig, Policy, PolicyTest, Selector};
+use crate::source::git::spec::looks_like_url;
 use crate::source::git::{GitError, Repo};
-use crate::source::{self, Limits, Snapshot};
+use crate::source::{Limits, ReadSource as _, Snapshot};
 
 /// Where sources are looked for, and for whom they are read.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -20,10 +22,8 @@ pub(crate) struct OfflineArgs {
     /// The git repository of revisions; that of the current directory when left out
     #[arg(long, value_name = "DIR")]
     repo: Option<PathBuf>,
-    /// Folder of the policies in a revision, from the top of the repository; the current directory's own place in it when
-    /// left out
-    #[arg(long, value_name = "PATH")]
-    subpath: Option<String>,
+    #[command(flatten)]
+    pub(crate) revision: Revision,
 }
 
 /// An offline command's view: of one node, or of all.
@@ -42,31 +42,75 @@ pub(crate) struct Read {
     pub(crate) diagnostics: Vec<Diagnostic>,
 }
 
+/// Where a source was named.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Named {
+    pub(crate) source: Option<PathBuf>,
+    pub(crate) revision: Revision,
+    pub(crate) repo: Option<PathBuf>,
+}
+
+impl Named {
+    pub(crate) fn open(&self, config: &NodeConfig) -> anyhow::Result<Opened> {
+        open(self.source.as_deref(), &self.revision, self.repo.as_deref(), Some(config))
+    }
+}
+
+fn open(
+    named: Option<&Path>,
+    revision: &Revision,
+    repo: Option<&Path>,
+    config: Option<&NodeConfig>,
+) -> anyhow::Result<Opened> {
+    match named.map(|named| (named, named.to_str())) {
+        Some((named, Some(text))) if !named.exists() && !looks_like_url(text) => {
+            at_revision(text, revision, repo).with_context(|| format!("`{text}` is no directory, and not a revision"))
+        }
+        _ => source::open(named, revision, config),
+    }
+}
+
+/// A revision that is named by itself, of a repository around a folder.
+fn at_revision(text: &str, revision: &Revision, repo: Option<&Path>) -> anyhow::Result<Opened> {
+    if revision.rev.is_some() {
+        bail!("--ref goes with a directory, a repository or a URL");
+    }
+    let folder = repo.unwrap_or(Path::new("."));
+    // A bare repository has no working tree around a folder.
+    let (found, around) = match Repo::open(folder) {
+        Ok(found) => (found, None),
+        Err(GitError::NotARepository { .. }) => Repo::around(folder)?,
+        Err(error) => return Err(error.into()),
+    };
+    let subpath = revision.subpath.clone().or_else(|| around.clone());
+    let snapshot = found.snapshot(&found.resolve(text)?, subpath.as_deref(), &Limits::default())?;
+    // Files of the current directory's own place are shown from here.
+    let place = if repo.is_none() && subpath == around { None } else { subpath };
+    Ok(Opened::Fetched { snapshot, place: place.unwrap_or_default().into(), taking: None })
+}
+
 impl OfflineArgs {
-    /// The files of `named`, a directory or else a revision; and what their paths are shown below.
+    /// The source that `named` is: a directory, a repository at `--ref`, a URL, or a revision; the node's when left out.
     ///
     /// A directory that is called like a branch is the directory: `refs/heads/main` is always the branch.
-    pub(crate) fn snapshot(&self, named: &Path) -> anyhow::Result<(Snapshot, String)> {
-        if named.exists() {
-            return Ok((source::read_directory(named, &Limits::default())?, named.display().to_string()));
-        }
-        let revision = named.to_str().context("a revision is UTF-8 text")?;
-        self.revision(revision).with_context(|| format!("`{revision}` is no directory, and not a revision"))
+    pub(crate) fn source(&self, named: Option<&Path>, config: Option<&NodeConfig>) -> anyhow::Result<Opened> {
+        open(named, &self.revision, self.repo.as_deref(), config)
     }
 
-    fn revision(&self, revision: &str) -> anyhow::Result<(Snapshot, String)> {
-        let folder = self.repo.as_deref().unwrap_or(Path::new("."));
-        // A bare repository has no working tree around a folder.
-        let (repo, place) = match Repo::open(folder) {
-            Ok(repo) => (repo, None),
-            Err(GitError::NotARepository { .. }) => Repo::around(folder)?,
-            Err(error) => return Err(error.into()),
-        };
-        let subpath = self.subpath.clone().or_else(|| place.clone());
-        let snapshot = repo.snapshot(&repo.resolve(revision)?, subpath.as_deref(), &Limits::default())?;
-        // Files of the current directory's own place are shown from here.
-        let shown = if self.repo.is_none() && subpath == place { None } else { subpath };
-        Ok((snapshot, shown.unwrap_or_default()))
+    /// What `--from` names: `--ref` is of the other side.
+    fn other_side(&self, named: &Path) -> anyhow::Result<Opened> {
+        let revision = Revision { rev: None, subpath: self.revision.subpath.clone() };
+        open(Some(named), &revision, self.repo.as_deref(), None)
+    }
+
+    /// Where a source was named, to open the same again.
+    pub(crate) fn named(&self, named: Option<&Path>) -> anyhow::Result<Named> {
+        let absolute = |path: &Path| if path.exists() { std::path::absolute(path) } else { Ok(path.to_owned()) };
+        Ok(Named {
+            source: named.map(absolute).transpose()?,
+            revision: self.revision.clone(),
+            repo: Some(std::path::absolute(self.repo.as_deref().unwrap_or(Path::new(".")))?),
+        })
     }
 
     /// The node that `--node-config` names, or else `--config`.
@@ -95,9 +139,21 @@ impl<'a> Offline<'a> {
         Self { args, node: Some(node) }
     }
 
-    /// Reads and validates `named`; faults end the command once they are shown.
-    pub(crate) fn read(&self, named: &Path) -> anyhow::Result<Read> {
-        let (snapshot, _) = self.args.snapshot(named)?;
+    /// Reads and validates what `--from` names; faults end the command once they are shown.
+    pub(crate) fn read_other(&self, named: &Path) -> anyhow::Result<Read> {
+        self.validate(&self.args.other_side(named)?)
+    }
+
+    /// Reads and validates `named`, or the node's own source; faults end the command once they are shown.
+    pub(crate) fn read(&self, named: Option<&Path>, global: &Global) -> anyhow::Result<Read> {
+        match (named, &self.node) {
+            (None, None) => self.validate(&self.args.source(None, Some(&node::load(global)?.config))?),
+            (named, node) => self.validate(&self.args.source(named, node.as_ref())?),
+        }
+    }
+
+    fn validate(&self, source: &Opened) -> anyhow::Result<Read> {
+        let snapshot = source.read(&Limits::default())?;
         let validated = policy::validate(&snapshot);
         let mut diagnostics = validated.diagnostics;
         let mut tests = validated.tests;
@@ -117,7 +173,7 @@ impl<'a> Offline<'a> {
             node::show_in(&diagnostics, &snapshot);
             let (errors, _) = report::count(&diagnostics);
             let word = if errors == 1 { "error" } else { "errors" };
-            note(&format!("invalid: {errors} {word} in {}", named.display()));
+            note(&format!("invalid: {errors} {word} in {}", source.place().display()));
             return Err(Ended(Exit::Invalid).into());
         };
         Ok(Read { snapshot, policy, tests, diagnostics })

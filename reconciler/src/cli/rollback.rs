@@ -1,12 +1,12 @@
 //! `wayleave rollback`: the rules of an older generation again, byte for byte.
 
-use std::path::Path;
-
 use super::node::{self, block_on, fail};
+use super::source::Opened;
 use super::{Exit, Global, apply::carry_out, note};
 use crate::daemon::apply::propose_rollback;
 use crate::daemon::node::NodeError;
 use crate::daemon::state::{SetAside, State};
+use crate::source::Source;
 
 /// Publish the rules of an older generation again
 ///
@@ -23,7 +23,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let node = node::load(global)?;
-    let here = Path::new(".");
+    let here = Opened::Here(Source::Directory(".".into()));
     let live = match node.observe() {
         Ok(observed) => match &observed.live {
             Some(live) => {
@@ -32,11 +32,11 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             }
             None => None,
         },
-        Err(error) => return fail(error, here),
+        Err(error) => return fail(error, &here),
     };
     let proposal = match block_on(propose_rollback(&node, args.generation))? {
         Ok(proposal) => proposal,
-        Err(error) => return fail(error, here),
+        Err(error) => return fail(error, &here),
     };
     let state = State::new(&node.config.state_dir);
     let untouched = state.quarantined()?.is_empty();
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             }
             match failed? {
                 Ok(exit) => Ok(exit),
-                Err(error) => fail(error, here),
+                Err(error) => fail(error, &here),
             }
         }
     }

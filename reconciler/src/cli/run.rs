@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::node::{self, block_on};
 use super::{Exit, Global};
 use crate::daemon::run::run as daemon;
+use crate::source::Source;
 
 /// Follow the source and keep the kernel at what it says
 #[derive(Debug, clap::Args)]
@@ -34,7 +35,10 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         LogFormat::Json => log.json().init(),
     }
     let node = node::load(global)?;
-    let source = node::source(args.source.as_ref(), &node);
+    let source = match &args.source {
+        Some(directory) => Source::Directory(directory.clone()),
+        None => node.config.source.clone(),
+    };
     block_on(daemon(&node, &source))??;
     Ok(Exit::Ok)
 }

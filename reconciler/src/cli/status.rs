@@ -19,6 +19,7 @@ use crate::kernel::counters::{self, Count, Owners};
 use crate::kernel::layout::OtherLayout;
 use crate::kernel::link::{Link, XdpMode, links, wire};
 use crate::kernel::observe::Observed;
+use crate::source::Source;
 use crate::trace::tag_words;
 
 /// Show what the kernel holds and how the node is doing
@@ -111,7 +112,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
     status["retained"] = observed.retained.iter().map(|g| g.number).collect::<Vec<_>>().into();
     let older = observed.layouts.iter().filter(|layout| !layout.is_newer() && observed.live.is_some()).count();
     status["leftovers"] = (observed.strays.len() + older).into();
-    status["source"] = json!({"directory": node.config.source_directory});
+    status["source"] = source(node, &state);
     status["sync"] = sync(&state);
     let unresolved = status["next_hops"].as_array().is_some_and(|all| all.iter().any(|h| h["resolved"] == false));
     let probation = probation::last(node)?;
@@ -158,6 +159,31 @@ fn other_layout(layout: &OtherLayout) -> Value {
 fn count(row: &mut Value, count: Count) {
     row["packets"] = count.packets.into();
     row["bytes"] = count.bytes.into();
+}
+
+/// Where the policies come from and, of a repository, what the daemon knows of it.
+fn source(node: &Node, state: &State) -> Value {
+    let git = match &node.config.source {
+        Source::Directory(directory) => return json!({"directory": directory}),
+        Source::Local { repo, rev, subpath } => return json!({"repository": repo, "ref": rev, "subpath": subpath}),
+        Source::Git(git) => git,
+    };
+    let (url, reference) = (git.url.to_string(), git.reference.to_string());
+    // What is known of another repository says nothing about this one.
+    let known = state.source().filter(|known| known["url"] == url && known["ref"] == reference).unwrap_or_default();
+    let time = |key: &str| known[key].as_u64().map(rfc3339);
+    let word = match (known["error"].is_string(), known["answered_unix_ms"].is_u64()) {
+        (true, _) if known["reason"] == "rewritten" || known["reason"] == "signature" => "refused",
+        (true, _) => "failing",
+        (false, true) => "ok",
+        (false, false) => "not fetched",
+    };
+    json!({
+        "state": word, "git": url, "ref": reference, "subpath": git.subpath, "revision": known["revision"],
+        "commit": known["commit"], "taken": time("taken_unix_ms"), "last_asked": time("asked_unix_ms"),
+        "last_answered": time("answered_unix_ms"), "next": time("next_unix_ms"), "failures": known["failures"],
+        "reason": known["reason"], "error": known["error"], "warning": known["warning"],
+    })
 }
 
 /// The daemon's last look, and whether it is still there to make another.
@@ -259,6 +285,18 @@ fn human(status: &Value, next_hops: &str) -> String {
     for key in ["error", "first"] {
         if let Some(reason) = status["sync"][key].as_str() {
             let _ = writeln!(out, "              {reason}");
+        }
+    }
+    let source = &status["source"];
+    if let Some(url) = source["git"].as_str() {
+        let _ = writeln!(out, "  source      {url}, {}: {}", text(&source["ref"]), text(&source["state"]));
+        if let (Some(revision), Some(taken)) = (source["revision"].as_str(), source["taken"].as_str()) {
+            let _ = writeln!(out, "              {revision}, taken {taken}");
+        }
+        for key in ["error", "warning"] {
+            if let Some(reason) = source[key].as_str() {
+                let _ = writeln!(out, "              {key}: {reason}");
+            }
         }
     }
     let _ = writeln!(out, "  health      {}", text(&status["health"]));

@@ -45,12 +45,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         in_kernel(args, global)?
     } else {
         let offline = args.offline.open(global)?;
-        let source = match (&args.source, &offline.node) {
-            (Some(source), _) => source.clone(),
-            (None, Some(node)) => node.source_directory.clone(),
-            (None, None) => node::load(global)?.config.source_directory,
-        };
-        let read = offline.read(&source)?;
+        let read = offline.read(args.source.as_deref(), global)?;
         let mut outcomes = Vec::new();
         for view in offline.views(&[&read]) {
             outcomes.extend(in_view(&offline, &read, view.as_ref())?);
@@ -81,10 +76,7 @@ pub(super) fn in_view(offline: &Offline<'_>, read: &Read, view: Option<&Selector
         None => read.tests.clone(),
     };
     let mut outcomes = policy_test::run_all(&image.view()?, &tests, offline.ports().as_deref())?;
-    let nodes = view.map(|view| match view.labels().is_empty() {
-        true => "other labels".to_owned(),
-        false => view.to_string(),
-    });
+    let nodes = view.map(|view| if view.labels().is_empty() { "other labels".to_owned() } else { view.to_string() });
     outcomes.iter_mut().for_each(|outcome| outcome.nodes.clone_from(&nodes));
     Ok(outcomes)
 }
@@ -95,9 +87,8 @@ fn in_kernel(args: &Args, global: &Global) -> anyhow::Result<(Read, Vec<Outcome>
         Some(path) => node::load_from(path)?,
         None => node::load(global)?,
     };
-    let source = node::source(args.source.as_ref(), &node);
     let offline = Offline::of_node(&args.offline, node.config.clone());
-    let read = offline.read(&source)?;
+    let read = offline.read(args.source.as_deref(), global)?;
     let facts = block_on(node.facts())??;
     let image = compile(&read.policy, &facts.node, &LiveIds::default())?;
     let outcomes = cases::run_beside(&node, &image, &facts, &read.tests)?;

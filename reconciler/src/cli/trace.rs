@@ -11,6 +11,7 @@ use fib::{Image, Ingress, Neighbour, Reach, ReachWords, Reason};
 
 use super::node::{self, block_on, fail};
 use super::offline::OfflineArgs;
+use super::source;
 use super::{Ended, Exit, Format, Global, note, print};
 use crate::compile::{LiveIds, View};
 use crate::daemon::apply::propose;
@@ -125,7 +126,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             tags: Tags::default(),
         });
         let offline = args.offline.open(global)?;
-        let read = offline.read(&args.against)?;
+        let read = offline.read(Some(&args.against), global)?;
         let image = offline.compile(&read, None, &LiveIds::default())?;
         return answer(args, &image.view()?, &Asked { assumes: true, in_port, ..Asked::default() }, None);
     }
@@ -142,7 +143,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 fn on_node(args: &Args, node: &Node) -> anyhow::Result<Exit> {
     let facts = block_on(node.facts())??;
     if args.against == Path::new("candidate") {
-        let source = node.config.source_directory.clone();
+        let source = source::open(None, &args.offline.revision, Some(&node.config))?;
         return match block_on(propose(node, &source))? {
             Ok(proposal) => {
                 let view = proposal.desired()?;

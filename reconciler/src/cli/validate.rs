@@ -8,12 +8,12 @@ use clap::ValueEnum;
 use super::offline::OfflineArgs;
 use super::{Exit, Global, note, print, report, review};
 use crate::policy::{self, Diagnostic, NodeConfig, Policy};
-use crate::source::{Snapshot, SourceFile};
+use crate::source::{Limits, ReadSource as _, Snapshot, SourceFile};
 
 /// Check policies and show every fault, without root and without a kernel
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Directories of policies; the source in the node's configuration when left out
+    /// Directories of policies, git repositories or URLs; the source in the node's configuration when left out
     #[arg(value_name = "SOURCE")]
     sources: Vec<PathBuf>,
     #[arg(long, value_enum, default_value_t = ValidateFormat::Human)]
@@ -59,12 +59,16 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         None => (Vec::new(), None),
     };
     let sources = match &node {
-        Some(node) if args.sources.is_empty() => vec![node.source_directory.clone()],
-        _ => args.sources.clone(),
+        Some(node) if args.sources.is_empty() => vec![args.offline.source(None, Some(node))?],
+        _ => {
+            let open = |named: &PathBuf| args.offline.source(Some(named), node.as_ref());
+            args.sources.iter().map(open).collect::<anyhow::Result<_>>()?
+        }
     };
     let mut checked = Vec::new();
     for source in sources {
-        let (snapshot, shown) = args.offline.snapshot(&source)?;
+        let snapshot = source.read(&Limits::default())?;
+        let shown = source.place().display().to_string();
         let validated = policy::validate(&snapshot);
         diagnostics.extend(validated.diagnostics.into_iter().map(|d| shown_under(&shown, d)));
         let mut policy = validated.policy;

@@ -1,7 +1,8 @@
 //! One reconcile: observe, desire, plan, execute, record.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::compile::{Image, View};
 use crate::guard::{self, Refusal};
@@ -11,11 +12,15 @@ use crate::plan::Plan;
 use crate::policy::{Diagnostic, Guard, PolicyTest, Prefix, Probe};
 use crate::policy_test::{self, Outcome};
 use crate::reconcile::{Step, steps};
+use crate::source::{ReadSource, Source};
 
 use super::execute::{Report, execute};
 use super::journal::{Entry, Event};
 use super::node::{Facts, Node, NodeError, operator, unix_ms};
 use super::probation::{self, Terms};
+
+/// How long the name of the source's server is looked up.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a reconcile would do, computed without changing anything.
 #[derive(Debug)]
@@ -89,42 +94,64 @@ impl Proposal {
 }
 
 /// Proposes what `source` says; every port of the config must have its device.
-pub async fn propose(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
+pub async fn propose(node: &Node, source: &(impl ReadSource + ?Sized)) -> Result<Proposal, NodeError> {
     node.refuse_newer_layout()?;
     let facts = node.facts().await?;
     if let Some(fault) = facts.missing.first() {
         return Err(fault.clone().into());
     }
-    propose_with(node, source, facts)
+    propose_with(node, source, facts).await
 }
 
 /// Proposes what `source` says for the devices that exist: a lost device must not keep the others from their rules.
-pub async fn propose_degraded(node: &Node, source: &Path) -> Result<Proposal, NodeError> {
+pub async fn propose_degraded(node: &Node, source: &(impl ReadSource + ?Sized)) -> Result<Proposal, NodeError> {
     node.refuse_newer_layout()?;
     let facts = node.facts().await?;
     for fault in &facts.missing {
         tracing::warn!("{fault}; its packets pass to the kernel");
     }
-    propose_with(node, source, facts)
+    propose_with(node, source, facts).await
 }
 
-fn propose_with(node: &Node, source: &Path, facts: Facts) -> Result<Proposal, NodeError> {
+async fn propose_with(node: &Node, source: &(impl ReadSource + ?Sized), facts: Facts) -> Result<Proposal, NodeError> {
     let observed = node.observe()?;
     let desired = node.desire(source, &facts.node, &observed)?;
     let mut proposal = proposal(node, desired.image, desired.diagnostics, observed, facts, Event::Applied)?;
     proposal.tests = desired.tests;
     proposal.probes = desired.probes;
     if !was_live_before(node, &proposal)? {
-        proposal.refusals = refusals(node, &proposal)?;
+        proposal.refusals = refusals(node, &proposal, &desired.allowed).await?;
     }
     Ok(proposal)
 }
 
-fn refusals(node: &Node, proposal: &Proposal) -> Result<Vec<Refusal>, NodeError> {
-    let management: Vec<Prefix> =
-        proposal.facts.management.iter().map(|address| Prefix::containing(*address, u8::MAX)).collect();
+async fn refusals(node: &Node, proposal: &Proposal, allowed: &BTreeSet<Guard>) -> Result<Vec<Refusal>, NodeError> {
+    let mut management = proposal.facts.management.clone();
+    if let Source::Git(source) = &node.config.source
+        && let Some(host) = source.url.host()
+        && !proposal.plan.is_empty()
+    {
+        management.extend(addresses_of(host).await);
+    }
+    let management: Vec<Prefix> = management.iter().map(|address| Prefix::containing(*address, u8::MAX)).collect();
     let (before, after) = (proposal.live()?, proposal.desired()?);
-    Ok(guard::check(&proposal.plan, before.as_ref(), &after, &management, &node.config.guards, &BTreeSet::new()))
+    Ok(guard::check(&proposal.plan, before.as_ref(), &after, &management, &node.config.guards, allowed))
+}
+
+/// The addresses of the source's server; none when nobody says them in time: a name server that is away must not keep the
+/// node from its rules.
+async fn addresses_of(host: &str) -> Vec<IpAddr> {
+    if let Ok(address) = host.trim_matches(['[', ']']).parse() {
+        return vec![address];
+    }
+    let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, 0))).await;
+    match found {
+        Ok(Ok(addresses)) => addresses.map(|address| address.ip()).collect(),
+        _ => {
+            tracing::warn!(host, "the address of the source's server is not known; no guard covers it");
+            Vec::new()
+        }
+    }
 }
 
 /// Whether nothing is live, and this source is what was live last: after a reboot a node takes up its rules again, whatever

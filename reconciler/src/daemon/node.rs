@@ -1,12 +1,12 @@
 //! One node: its config, its pins, its state, and what a source means for it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capacity_class, compile};
-use crate::guard::Refusal;
+use crate::guard::{self, Refusal};
 use crate::kernel::KernelError;
 use crate::kernel::address::{device_addresses, local_addresses};
 use crate::kernel::attach::{Hook, Mode, Target};
@@ -19,10 +19,10 @@ use crate::kernel::pins::{Lock, Pins};
 use crate::kernel::program::Entry;
 use crate::kernel::tables::Tables;
 use crate::kernel::xdp_features::all_xdp_features;
-use crate::policy::{self, Diagnostic, NodeConfig, PolicyTest, Probe};
+use crate::policy::{self, Diagnostic, Guard, NodeConfig, PolicyTest, Probe};
 use crate::policy_test::Outcome;
 use crate::reconcile::{Attachment, Found, Held, PortDevice, Wanted};
-use crate::source::{self, Limits, SourceError};
+use crate::source::{Limits, ReadSource, SourceError};
 
 use super::journal::Journal;
 use super::neighbours::devices_differ;
@@ -39,6 +39,8 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 pub enum NodeError {
     #[error("the source cannot be read")]
     Source(#[from] SourceError),
+    #[error("the source cannot be fetched")]
+    Update(#[from] crate::source::git::UpdateError),
     #[error("the policies have errors")]
     Policy { diagnostics: Vec<Diagnostic> },
     #[error("the policies do not fit into an image")]
@@ -68,6 +70,8 @@ pub enum NodeError {
     NoGeneration { number: u64 },
     #[error("nothing older than generation {live} is retained; there is nothing to roll back to")]
     NothingOlder { live: u64 },
+    #[error("nothing can listen on {address} for the webhook")]
+    Listen { address: std::net::SocketAddr, source: io::Error },
     #[error("the state directory {} cannot be used", path.display())]
     State { path: std::path::PathBuf, source: io::Error },
 }
@@ -92,10 +96,12 @@ impl NodeError {
             | Self::Refused { .. } => false,
             Self::Source(_)
             | Self::Port(_)
+            | Self::Update(_)
             | Self::Kernel(_)
             | Self::Netlink(_)
             | Self::Stale { .. }
             | Self::NothingOlder { .. }
+            | Self::Listen { .. }
             | Self::State { .. } => true,
             Self::Step { source, .. } => source.may_pass(),
         }
@@ -133,6 +139,8 @@ pub struct Desired {
     pub tests: Vec<PolicyTest>,
     /// Those of the node, and of its policies.
     pub probes: Vec<Probe>,
+    /// Guards that the commit goes past, by its trailers.
+    pub allowed: BTreeSet<Guard>,
 }
 
 impl Node {
@@ -194,8 +202,13 @@ impl Node {
     }
 
     /// Reads, validates and compiles a source for this node; ids of the kernel's generations are kept.
-    pub fn desire(&self, source: &Path, facts: &NodeFacts, observed: &Observed) -> Result<Desired, NodeError> {
-        let snapshot = source::read_directory(source, &Limits::default())?;
+    pub fn desire(
+        &self,
+        source: &(impl ReadSource + ?Sized),
+        facts: &NodeFacts,
+        observed: &Observed,
+    ) -> Result<Desired, NodeError> {
+        let snapshot = source.read(&Limits::default())?;
         let validated = policy::validate(&snapshot);
         let mut diagnostics = validated.diagnostics;
         let Some(policy) = validated.policy else { return Err(NodeError::Policy { diagnostics }) };
@@ -213,7 +226,8 @@ impl Node {
         let image = compile(&policy, facts, &LiveIds::from_views(&views))?;
         let mut probes = self.config.probes.clone();
         probes.extend(policy.route_policies.iter().flat_map(|policy| policy.probes.iter().cloned()));
-        Ok(Desired { image, revision: policy.revision, diagnostics, tests, probes })
+        let allowed = guard::allowed_by_message(snapshot.message.as_deref().unwrap_or_default());
+        Ok(Desired { image, revision: policy.revision, diagnostics, tests, probes, allowed })
     }
 
     /// What the steps are computed from: the kernel's side.

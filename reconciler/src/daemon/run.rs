@@ -1,4 +1,4 @@
-//! The daemon: follows a directory and the node, and keeps the kernel at what the policies say.
+//! The daemon: follows a source and the node, and keeps the kernel at what the policies say.
 //!
 //! Level-triggered: events only say when to look; each look reads everything anew. When the daemon stops or dies, the
 //! live generation goes on forwarding.
@@ -18,14 +18,19 @@ use crate::policy::Severity;
 use crate::policy_test::Ended;
 use crate::reconcile::{Outcome, Schedule};
 
+use crate::source::git::GitError;
+use crate::source::{Source, SourceError};
+
 use super::apply::{Applied, Proposal, apply, propose_degraded, summary};
+use super::follow::Follower;
 use super::node::{Node, NodeError, unix_ms};
 use super::probation::{self, Standing, Verdict};
 use super::runtime::Runtime;
 use super::state::{Attempt, State, Sync};
+use super::webhook;
 
 /// Runs until SIGTERM or SIGINT. SIGHUP looks at once.
-pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
+pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
     // Here it is an error; later, when a newer version takes the node over, this one waits and says so.
     node.refuse_newer_layout()?;
     let signal_error = |source| NodeError::State { path: PathBuf::from("signals"), source };
@@ -35,9 +40,31 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
 
     let (hints, mut hinted) = mpsc::channel::<()>(1);
     let mut runtime = Runtime::start(node, hints.clone())?;
-    let mut files = FileWatch::new(source, hints);
-    let mut schedule = Schedule::new(node.config.settle, node.config.rescan_interval, Instant::now());
     let state = State::new(&node.config.state_dir);
+    let mut files = match source {
+        Source::Directory(directory) => Some(FileWatch::new(directory, hints.clone())),
+        Source::Local { .. } | Source::Git(_) => None,
+    };
+    let follower = match source {
+        Source::Git(git) => Some(Follower::start((**git).clone(), state.clone(), hints.clone())),
+        Source::Directory(_) | Source::Local { .. } => None,
+    };
+    // Looks at the source, wherever it is.
+    let wake = follower.as_ref().map(Follower::wake);
+    let look_again = move || match &wake {
+        Some(wake) => wake.notify_one(),
+        // A full channel holds a hint already.
+        None => drop(hints.try_send(())),
+    };
+    let _webhook = match &node.config.webhook {
+        Some(config) => {
+            let pushed = look_again.clone();
+            let listener = webhook::Listener::start(config, pushed).await;
+            Some(listener.map_err(|source| NodeError::Listen { address: config.listen, source })?)
+        }
+        None => None,
+    };
+    let mut schedule = Schedule::new(node.config.settle, node.config.rescan_interval, Instant::now());
     let mut daemon = Daemon { node, source, state, last: None };
     let mut ready = false;
     // A change that a daemon before this one, or an `apply`, did not see to its end is watched first of all.
@@ -49,7 +76,10 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => schedule.hint(Instant::now()),
+            _ = hangup.recv() => {
+                schedule.hint(Instant::now());
+                look_again();
+            }
             Some(()) = hinted.recv() => schedule.hint(Instant::now()),
             error = runtime.ended() => return Err(error.unwrap_or_else(|| NodeError::State {
                 path: PathBuf::from("threads"),
@@ -62,8 +92,13 @@ pub async fn run(node: &Node, source: &Path) -> Result<(), NodeError> {
             }
             () = tokio::time::sleep_until(schedule.next().into()) => {
                 schedule.looking();
-                files.renew();
-                let outcome = daemon.look().await;
+                if let Some(files) = &mut files {
+                    files.renew();
+                }
+                let (outcome, lost) = daemon.look().await;
+                if lost {
+                    look_again();
+                }
                 // What was published just now; a change before it need not prove anything any more.
                 trial.renew(node);
                 runtime.wake();
@@ -89,15 +124,16 @@ fn notify_systemd(state: &[sd_notify::NotifyState<'_>]) {
 
 struct Daemon<'a> {
     node: &'a Node,
-    source: &'a Path,
+    source: &'a Source,
     state: State,
     /// How the last look ended, to log changes of it.
     last: Option<Sync>,
 }
 
 impl Daemon<'_> {
-    /// One look at the source, recorded and logged.
-    async fn look(&mut self) -> Outcome {
+    /// One look at the source, recorded and logged. Says, too, whether the source must be fetched again.
+    async fn look(&mut self) -> (Outcome, bool) {
+        let mut lost = false;
         let mut revision = None;
         let mut unresolved = Vec::new();
         let result = self.reconcile(&mut revision, &mut unresolved).await;
@@ -113,7 +149,13 @@ impl Daemon<'_> {
             Err(NodeError::Step { source, .. }) if matches!(*source, NodeError::Tests { .. }) => {
                 (tests_failed(&source), Outcome::Settled)
             }
+            Err(error @ NodeError::Source(SourceError::Git(GitError::NothingFetched { .. }))) => {
+                let text = chain(&error);
+                tracing::info!("{text}");
+                (Sync::Failed { error: text }, Outcome::Settled)
+            }
             Err(error) => {
+                lost = matches!(&error, NodeError::Source(SourceError::Git(GitError::Lost { .. })));
                 let text = chain(&error);
                 tracing::error!(error = %text, "the look failed; the live generation stays");
                 let outcome = if error.may_pass() { Outcome::Failed } else { Outcome::Settled };
@@ -143,7 +185,7 @@ impl Daemon<'_> {
         if let Err(error) = self.state.set_attempt(&attempt) {
             tracing::warn!(%error, "the state directory cannot be written");
         }
-        outcome
+        (outcome, lost)
     }
 
     async fn reconcile(&self, revision: &mut Option<String>, unresolved: &mut Vec<String>) -> Result<Sync, NodeError> {

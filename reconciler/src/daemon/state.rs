@@ -102,6 +102,16 @@ impl State {
         serde_json::from_slice(&std::fs::read(self.directory.join("attempt.json")).ok()?).ok()
     }
 
+    /// Records what the daemon knows of the source that it follows.
+    pub fn set_source(&self, source: &Value) -> io::Result<()> {
+        self.replace("source.json", source.to_string().as_bytes())
+    }
+
+    /// What a daemon last knew of the source that it follows; `None` where it never did.
+    pub fn source(&self) -> Option<Value> {
+        serde_json::from_slice(&std::fs::read(self.directory.join("source.json")).ok()?).ok()
+    }
+
     /// Records what the daemon last said of the next hops. Written often when links flap, so not forced to the disk: the
     /// truth is in the kernel, and this only says since when and why.
     pub fn set_next_hops(&self, next_hops: &[NextHopRecord]) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! The one table of diagnostic codes: number, severity and the text of `wayleave explain`.
 //!
-//! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes, 07
-//! tests. A code that was released never changes its meaning.
+//! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes, 07 tests.
+//! A code that was released never changes its meaning.
 
 use std::fmt;
 
@@ -378,8 +378,8 @@ Wrong:  {prefix: 10.0.0.0/8, action: pass, onAllDown: drop}
 Right:  {prefix: 10.0.0.0/8, nextHops: [{name: edge-a}], onAllDown: drop}"
 
     RedundantRoute "WL0314" Warning "a route does what its covering route does"
-"Without this route its packets would meet the next shorter prefix, which belongs to the same policy and does the same. So
-removing the route changes nothing for any packet.
+"Without this route its packets would meet the next shorter prefix, which belongs to the same policy and does the same.
+So removing the route changes nothing for any packet.
 
 Often it is left over from a time when the two differed. Where it is meant to stay when the covering route changes, the
 warning is the price. Of a prefix list all such lines are one warning.
@@ -454,15 +454,15 @@ Wrong:  ports: {uplink: {device: eth0}, dc: {device: eth0}}
 Right:  ports: {uplink: {device: eth0}, dc: {device: eth1}}"
 
     TestPacket "WL0701" Error "the packet of a test is no packet"
-"The case describes a packet that cannot be: addresses of two families, ports where the protocol has none, or a length that
-does not hold its own headers.
+"The case describes a packet that cannot be: addresses of two families, ports where the protocol has none, or a length
+that does not hold its own headers.
 
 Wrong:  packet: {src: 198.18.0.1, dst: \"2001:db8::1\"}
 Right:  packet: {src: \"2001:db8:1::1\", dst: \"2001:db8::1\"}"
 
     TestReference "WL0702" Error "a test names what no policy has"
-"A test expects a policy, a next hop or a route that is nowhere in this source, or only in policies for other nodes than the
-test is for. It could never hold.
+"A test expects a policy, a next hop or a route that is nowhere in this source, or only in policies for other nodes than
+the test is for. It could never hold.
 
 Wrong:  expect: {nextHop: egde-a}
 Right:  expect: {nextHop: edge-a}"

@@ -425,15 +425,182 @@ pub(super) struct NodeSpec {
     #[serde(default = "settle_default")]
     #[schemars(extend("default" = "20ms"))]
     pub(super) settle: String,
+    /// Makes the daemon look when a server says that something was pushed.
+    #[serde(default)]
+    #[schemars(with = "Webhook")]
+    pub(super) webhook: Option<Webhook>,
 }
 
-/// Where the node's policies come from.
+/// Where the node's policies come from: a directory or a git repository, one of them.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 pub(super) struct NodeSource {
     /// A directory of policies; a relative path starts at the folder of this configuration file.
+    #[serde(default)]
     #[schemars(with = "String", length(min = 1))]
-    pub(super) directory: PathBuf,
+    pub(super) directory: Option<PathBuf>,
+    /// A git repository that is fetched and read, never checked out.
+    #[serde(default)]
+    #[schemars(with = "GitSource")]
+    pub(super) git: Option<GitSource>,
+}
+
+/// A git repository of policies.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct GitSource {
+    /// `https://HOST/PATH`, `ssh://USER@HOST/PATH`, `USER@HOST:PATH`, `file:///PATH` or a path, which starts at the folder of
+    /// this configuration file. Without a password: credentials belong into files, see auth.
+    #[schemars(length(min = 1, max = 2048))]
+    pub(super) url: String,
+    /// What is followed.
+    #[serde(rename = "ref")]
+    pub(super) reference: GitReference,
+    /// The folder of the repository that holds the policies; all of it when left out.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 1024))]
+    pub(super) subpath: Option<String>,
+    /// How often the server is asked, such as 1m; each time a tenth more or less, and less often while it fails.
+    #[serde(default = "git_interval_default")]
+    #[schemars(extend("default" = "1m"))]
+    pub(super) interval: String,
+    /// How long a fetch may take; then it is killed.
+    #[serde(default = "git_timeout_default")]
+    #[schemars(extend("default" = "60s"))]
+    pub(super) timeout: String,
+    /// How long connecting may take.
+    #[serde(default = "git_connect_timeout_default")]
+    #[schemars(extend("default" = "10s"))]
+    pub(super) connect_timeout: String,
+    /// How much one fetch may bring, such as 1GiB.
+    #[serde(default = "git_transfer_limit_default")]
+    #[schemars(extend("default" = "1GiB"))]
+    pub(super) transfer_limit: String,
+    /// Files with what the server wants to see.
+    #[serde(default)]
+    pub(super) auth: GitAuth,
+    /// What fetches: the library that is built in, or the git program.
+    #[serde(default)]
+    #[schemars(extend("default" = "libgit2"))]
+    pub(super) backend: GitBackend,
+    /// What becomes of a history that was rewritten, and of a tag that moved: allow takes it, warn takes it and says so, refuse
+    /// stays with what was taken before.
+    #[serde(default)]
+    #[schemars(extend("default" = "warn"))]
+    pub(super) force_push: GitForcePush,
+    /// Whose signatures a commit must carry to be taken.
+    #[serde(default)]
+    #[schemars(with = "GitVerify")]
+    pub(super) verify: Option<GitVerify>,
+}
+
+/// What is followed: exactly one of these.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
+pub(super) struct GitReference {
+    /// The newest commit of a branch.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 255))]
+    pub(super) branch: Option<String>,
+    /// A tag.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 255))]
+    pub(super) tag: Option<String>,
+    /// The tag with the highest version in a range, such as `^1.2`, `~1.4` or `>=2, <3`; tags may begin with v.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 255))]
+    pub(super) semver: Option<String>,
+    /// One commit, by all forty digits of its id.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = r"^[0-9a-f]{40}$"))]
+    pub(super) commit: Option<String>,
+}
+
+/// Files with credentials, read at each fetch and never shown. Relative paths start at the folder of this file.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct GitAuth {
+    /// The name that is sent with the token; `git` when left out, which most servers take.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = r"^[^\s:]+$"), length(min = 1, max = 255))]
+    pub(super) username: Option<String>,
+    /// A file with a token or password for https, in one line.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1))]
+    pub(super) token_file: Option<PathBuf>,
+    /// A file with a private key for ssh, without a passphrase.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1))]
+    pub(super) ssh_key_file: Option<PathBuf>,
+    /// The host keys to trust, as ssh has them in known_hosts; required for ssh.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1))]
+    pub(super) known_hosts_file: Option<PathBuf>,
+    /// Certificates (PEM) to trust for https, instead of the system's.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1))]
+    pub(super) ca_file: Option<PathBuf>,
+}
+
+/// Only commits with an SSH signature of an allowed signer are taken, and no older one than was taken before.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct GitVerify {
+    /// head: the commit that is taken; all-since-last: every commit since the one taken before; tag: the annotated tag, with a
+    /// ref of tag or semver.
+    pub(super) mode: GitVerifyMode,
+    /// Who may sign, in the format of ssh-keygen's allowed signers; options namespaces, valid-after and valid-before (in UTC,
+    /// against this machine's clock).
+    #[schemars(with = "String", length(min = 1))]
+    pub(super) allowed_signers: PathBuf,
+    /// Take a signed commit that does not contain the one taken before.
+    #[serde(default)]
+    #[schemars(extend("default" = false))]
+    pub(super) allow_rollback: bool,
+}
+
+/// What must be signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum GitVerifyMode {
+    Head,
+    AllSinceLast,
+    Tag,
+}
+
+/// What fetches.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum GitBackend {
+    #[default]
+    Libgit2,
+    Git,
+}
+
+/// What becomes of a history that was rewritten.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum GitForcePush {
+    Allow,
+    #[default]
+    Warn,
+    Refuse,
+}
+
+/// An HTTP endpoint, `POST /hook`, that makes the daemon look at the source at once. What is posted says nothing else.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Webhook {
+    /// The address and port to listen on; one that others reach should lie behind a proxy with TLS.
+    #[serde(default = "webhook_listen_default")]
+    #[schemars(extend("default" = "127.0.0.1:9797"))]
+    pub(super) listen: String,
+    /// A file with the secret, in one line, that requests are signed with (X-Hub-Signature-256) or carry (X-Gitlab-Token);
+    /// read at each request.
+    #[schemars(with = "String", length(min = 1))]
+    pub(super) secret_file: PathBuf,
 }
 
 /// The device behind a port name.
@@ -596,6 +763,26 @@ fn state_dir_default() -> PathBuf {
 
 fn rescan_interval_default() -> String {
     "30s".to_owned()
+}
+
+fn webhook_listen_default() -> String {
+    "127.0.0.1:9797".to_owned()
+}
+
+fn git_interval_default() -> String {
+    "1m".to_owned()
+}
+
+fn git_timeout_default() -> String {
+    "60s".to_owned()
+}
+
+fn git_connect_timeout_default() -> String {
+    "10s".to_owned()
+}
+
+fn git_transfer_limit_default() -> String {
+    "1GiB".to_owned()
 }
 
 fn settle_default() -> String {

@@ -1,6 +1,7 @@
 //! A node's own configuration: text in, checked [`NodeConfig`] or diagnostics out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,14 +15,16 @@ use super::route_policy::prefix_fault;
 use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
 use super::yaml::{self, Node, Step};
 use super::{Policy, quantity};
+use crate::source::Source;
+use crate::source::git::spec::{Backend, Credentials, ForcePush, GitSource, Reference, Url, Verify, VerifyMode};
 
 /// The checked configuration of one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
     pub name: String,
     pub labels: BTreeMap<String, String>,
-    /// Absolute, or relative to where the process runs when the configuration's own path was.
-    pub source_directory: PathBuf,
+    /// Its paths are absolute, or relative to where the process runs when the configuration's own path was.
+    pub source: Source,
     /// Port name to device; no two ports share a device.
     pub ports: BTreeMap<String, Port>,
     pub bpffs: PathBuf,
@@ -35,6 +38,14 @@ pub struct NodeConfig {
     pub probes: Vec<Probe>,
     pub probation: Probation,
     pub guards: Guards,
+    pub webhook: Option<Webhook>,
+}
+
+/// Where the daemon listens for pushes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Webhook {
+    pub listen: SocketAddr,
+    pub secret_file: PathBuf,
 }
 
 /// What an apply on this node refuses.
@@ -102,16 +113,9 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
     };
     let spec = written.spec;
     let mut quantity = |text: &str, key: &[Step], read: fn(&str) -> Option<u64>, example: &str| {
-        let value = read(text);
-        if value.is_none() {
-            let mut at = vec![Step::Key("spec")];
-            at.extend_from_slice(key);
-            let message = format!("`{}` is not {example}", schema::shorten(text));
-            faults.push(Diagnostic::new(Code::MalformedValue, file, Some(root.place(&at)), message));
-        }
-        value
+        read_quantity(file, root, faults, text, key, read, example)
     };
-    let duration = "a duration such as 200ms, 5s, 2m or 1h, 1ms to 24h";
+    let duration = DURATION;
     let rescan_ms = quantity(&spec.rescan_interval, &[Step::Key("rescanInterval")], quantity::duration_ms, duration);
     let settle_ms = quantity(&spec.settle, &[Step::Key("settle")], quantity::duration_ms, duration);
     let memory = spec.retain.memory.as_deref().map(|text| {
@@ -130,10 +134,26 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
     check_port_entries(file, root, &spec.ports, faults);
     let guards = guards(file, root, spec.guards, faults);
     let folder = path.parent().unwrap_or(Path::new(""));
+    let store = spec.state_dir.join("git");
+    let source = match (spec.source.directory, spec.source.git) {
+        (Some(directory), _) => Some(Source::Directory(folder.join(directory))),
+        (None, Some(git)) => git_source(file, root, git, folder, store, faults).map(|git| Source::Git(Box::new(git))),
+        (None, None) => None, // the schema asks for one of them
+    };
+    let webhook = spec.webhook.map(|webhook| {
+        let listen = webhook.listen.parse().ok();
+        if listen.is_none() {
+            let at = [Step::Key("spec"), Step::Key("webhook"), Step::Key("listen")];
+            let message =
+                format!("`{}` is not an address and port such as 127.0.0.1:9797", schema::shorten(&webhook.listen));
+            faults.push(Diagnostic::new(Code::MalformedValue, file, Some(root.place(&at)), message));
+        }
+        listen.map(|listen| Webhook { listen, secret_file: folder.join(&webhook.secret_file) })
+    });
     Some(NodeConfig {
         name: written.metadata.name,
         labels: written.metadata.labels,
-        source_directory: folder.join(spec.source.directory),
+        source: source?,
         ports: spec.ports.into_iter().map(|(name, p)| (name, Port { device: p.device, attach: p.attach })).collect(),
         bpffs: spec.bpffs,
         state_dir: spec.state_dir,
@@ -148,6 +168,7 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
             failures: spec.probation.failures,
         },
         guards,
+        webhook: webhook.flatten(),
     })
 }
 
@@ -168,6 +189,159 @@ fn guards(file: &str, root: &Node, written: document::Guards, faults: &mut Fault
         management,
         allow: written.allow.into_iter().collect(),
     }
+}
+
+const DURATION: &str = "a duration such as 200ms, 5s, 2m or 1h, 1ms to 24h";
+
+fn read_quantity(
+    file: &str,
+    root: &Node,
+    faults: &mut Faults,
+    text: &str,
+    key: &[Step],
+    read: fn(&str) -> Option<u64>,
+    example: &str,
+) -> Option<u64> {
+    let value = read(text);
+    if value.is_none() {
+        let mut at = vec![Step::Key("spec")];
+        at.extend_from_slice(key);
+        let message = format!("`{}` is not {example}", schema::shorten(text));
+        faults.push(Diagnostic::new(Code::MalformedValue, file, Some(root.place(&at)), message));
+    }
+    value
+}
+
+/// A git source with every fault of it; `store` is where its mirror will lie.
+fn git_source(
+    file: &str,
+    root: &Node,
+    git: document::GitSource,
+    folder: &Path,
+    store: PathBuf,
+    faults: &mut Faults,
+) -> Option<GitSource> {
+    let steps = |key: &'static str| [Step::Key("source"), Step::Key("git"), Step::Key(key)];
+    let place = |key: &'static str| {
+        let [source, git, key] = steps(key);
+        root.place(&[Step::Key("spec"), source, git, key])
+    };
+    let malformed = |span, message: String| Diagnostic::new(Code::MalformedValue, file, span, message);
+    let url = match Url::parse(&git.url, folder) {
+        Ok(url) => Some(url),
+        Err(error) => {
+            // Neither the URL nor its line is shown: it may hold a password.
+            let message = format!("`spec.source.git.url` is not usable: {error}");
+            faults.push(malformed(None, message));
+            None
+        }
+    };
+    let auth = git.auth;
+    let reference = match git.reference {
+        document::GitReference { branch: Some(name), .. } => Some(Reference::Branch(name)),
+        document::GitReference { tag: Some(name), .. } => Some(Reference::Tag(name)),
+        document::GitReference { semver: Some(range), .. } => Some(Reference::Semver(range)),
+        document::GitReference { commit: Some(id), .. } => Some(Reference::Commit(id)),
+        _ => None, // the schema asks for one of them
+    };
+    match &reference {
+        Some(Reference::Branch(name) | Reference::Tag(name)) if !is_reference(name) => {
+            let message = format!("`{}` is no name of a branch or tag", schema::shorten(name));
+            faults.push(malformed(Some(place("ref")), message));
+        }
+        Some(Reference::Semver(range)) if semver::VersionReq::parse(range).is_err() => {
+            let message = format!("`{}` is no range of versions", schema::shorten(range));
+            faults.push(malformed(Some(place("ref")), message).help("such as ^1.2, ~1.4 or `>=2, <3`"));
+        }
+        _ => {}
+    }
+    if git.subpath.as_deref().is_some_and(|path| !is_subpath(path)) {
+        let message = "`subpath` must be a relative path with `/`, without `.` and `..`".to_owned();
+        faults.push(malformed(Some(place("subpath")), message));
+    }
+    match &url {
+        Some(Url::Ssh { .. }) if auth.known_hosts_file.is_none() || auth.ssh_key_file.is_none() => {
+            let message = "an ssh source needs `auth.sshKeyFile` and `auth.knownHostsFile`".to_owned();
+            let help = "`ssh-keyscan HOST` prints host keys; compare them with what the server's owner publishes";
+            faults.push(Diagnostic::new(Code::MissingKey, file, Some(place("url")), message).help(help));
+        }
+        Some(Url::Https { .. }) if auth.ssh_key_file.is_some() || auth.known_hosts_file.is_some() => {
+            let message = "an https source has no use for `auth.sshKeyFile` and `auth.knownHostsFile`".to_owned();
+            faults.push(malformed(Some(place("auth")), message));
+        }
+        Some(Url::Ssh { .. } | Url::Local(_)) if auth.token_file.is_some() || auth.ca_file.is_some() => {
+            let message = "only an https source has a use for `auth.tokenFile` and `auth.caFile`".to_owned();
+            faults.push(malformed(Some(place("auth")), message));
+        }
+        _ => {}
+    }
+    let verify = git.verify;
+    if verify.as_ref().is_some_and(|verify| verify.mode == document::GitVerifyMode::Tag)
+        && !matches!(reference, None | Some(Reference::Tag(_) | Reference::Semver(_)))
+    {
+        let message = "`verify.mode: tag` needs a `ref` of tag or semver".to_owned();
+        faults.push(malformed(Some(place("verify")), message));
+    }
+    let mut duration =
+        |text: &str, key| read_quantity(file, root, faults, text, &steps(key), quantity::duration_ms, DURATION);
+    let interval = duration(&git.interval, "interval");
+    let timeout = duration(&git.timeout, "timeout");
+    let connect_timeout = duration(&git.connect_timeout, "connectTimeout");
+    let size = "a size such as 64KiB, 512MiB or 2GiB";
+    let limit =
+        read_quantity(file, root, faults, &git.transfer_limit, &steps("transferLimit"), quantity::size_bytes, size);
+    let file = |path: Option<PathBuf>| path.map(|path| folder.join(path));
+    Some(GitSource {
+        url: url?,
+        reference: reference?,
+        subpath: git.subpath,
+        interval: Duration::from_millis(interval?),
+        timeout: Duration::from_millis(timeout?),
+        connect_timeout: Duration::from_millis(connect_timeout?),
+        transfer_bytes_max: limit?,
+        credentials: Credentials {
+            username: auth.username,
+            token_file: file(auth.token_file),
+            ssh_key_file: file(auth.ssh_key_file),
+            known_hosts_file: file(auth.known_hosts_file),
+            ca_file: file(auth.ca_file),
+        },
+        backend: match git.backend {
+            document::GitBackend::Libgit2 => Backend::Libgit2,
+            document::GitBackend::Git => Backend::Git,
+        },
+        force_push: match git.force_push {
+            document::GitForcePush::Allow => ForcePush::Allow,
+            document::GitForcePush::Warn => ForcePush::Warn,
+            document::GitForcePush::Refuse => ForcePush::Refuse,
+        },
+        verify: verify.map(|verify| Verify {
+            mode: match verify.mode {
+                document::GitVerifyMode::Head => VerifyMode::Head,
+                document::GitVerifyMode::AllSinceLast => VerifyMode::AllSinceLast,
+                document::GitVerifyMode::Tag => VerifyMode::Tag,
+            },
+            allowed_signers: folder.join(verify.allowed_signers),
+            allow_rollback: verify.allow_rollback,
+        }),
+        store,
+    })
+}
+
+/// The rules of git-check-ref-format(1) that matter for a name that becomes part of a refspec.
+fn is_reference(name: &str) -> bool {
+    let odd = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
+    let part =
+        |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock") && !part.ends_with('.');
+    !name.contains(odd)
+        && !name.contains("..")
+        && !name.contains("@{")
+        && !name.starts_with('-')
+        && name.split('/').all(part)
+}
+
+fn is_subpath(path: &str) -> bool {
+    path.trim_end_matches('/').split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
 fn check_port_entries(file: &str, root: &Node, ports: &BTreeMap<String, document::Port>, faults: &mut Faults) {

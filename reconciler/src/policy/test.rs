@@ -215,8 +215,9 @@ impl Reader<'_> {
             (Some(verdict), Some(reason)) if reason.verdict() != verdict => Some((
                 "reason",
                 format!(
-                    "a packet with the reason `{}` does not {}",
+                    "the reason `{}` is one of the verdict {}, not {}",
                     reason.name(),
+                    crate::trace::verdict_name(reason.verdict()),
                     crate::trace::verdict_name(verdict)
                 ),
             )),
@@ -277,7 +278,8 @@ pub(super) fn check_references(
             ReferenceTo::Policy if !meant.is_empty() => continue,
             ReferenceTo::Policy => {
                 let name = named.unwrap_or_default();
-                let known: Vec<&str> = policies.iter().map(|policy| policy.name.as_str()).collect();
+                let meets = policies.iter().filter(|policy| policy.nodes.can_meet(&test.nodes));
+                let known: Vec<&str> = meets.map(|policy| policy.name.as_str()).collect();
                 let help = suggestion(name, known.iter().copied());
                 (format!("there is no policy `{}` for these nodes", schema::shorten(name)), help)
             }

@@ -70,9 +70,10 @@ pub fn validate(snapshot: &Snapshot) -> Validated {
         }
     }
     if documents == 0 {
-        let message = match run.tests.is_empty() {
-            true => "the source holds no policy document (`*.yaml` or `*.yml`)",
-            false => "the source holds tests and no policy",
+        let message = if run.tests.is_empty() {
+            "the source holds no policy document (`*.yaml` or `*.yml`)"
+        } else {
+            "the source holds tests and no policy"
         };
         run.faults.push(
             Diagnostic::new(Code::NoPolicy, ".", None, message)

@@ -4,5 +4,5 @@ pub mod probation;
 pub mod schedule;
 pub mod steps;
 
-pub use schedule::{Outcome, Schedule};
+pub use schedule::{Outcome, Schedule, poll_pause};
 pub use steps::{Attachment, Found, Held, PortDevice, Step, Wanted, Wire, steps};

@@ -76,6 +76,18 @@ impl Schedule {
     }
 }
 
+/// Longest pause between two questions to a server that fails, unless the interval itself is longer.
+const POLL_BACKOFF_MAX: Duration = Duration::from_mins(5);
+
+/// How long to wait before a server is asked again: `interval`, or after so many failures in a row 1 s, 2 s, 4 s, … up to
+/// five minutes or the interval, whichever is longer.
+pub fn poll_pause(interval: Duration, failures: u32) -> Duration {
+    match failures.checked_sub(1) {
+        None => interval,
+        Some(doublings) => BACKOFF_FIRST.saturating_mul(1 << doublings.min(16)).min(POLL_BACKOFF_MAX.max(interval)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::disallowed_methods, reason = "any point in time will do to count from")]
@@ -107,6 +119,17 @@ mod tests {
         schedule.hint(start + MS);
         schedule.finished(Outcome::Settled, start + 10 * MS);
         assert_eq!(schedule.next(), start + 21 * MS);
+    }
+
+    #[test]
+    fn a_server_that_fails_is_asked_less_and_less_often() {
+        let check = |interval_s: u64, expected: [u64; 6]| {
+            let pause = |failures| poll_pause(Duration::from_secs(interval_s), failures).as_secs();
+            assert_eq!([0, 1, 2, 3, 9, 99].map(pause), expected, "{interval_s}");
+        };
+        check(60, [60, 1, 2, 4, 256, 300]);
+        check(1, [1, 1, 2, 4, 256, 300]);
+        check(3600, [3600, 1, 2, 4, 256, 3600]);
     }
 
     #[test]

@@ -7,12 +7,76 @@ mod directory;
 pub mod git;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 pub use directory::read_directory;
+use git::GitSource;
+
+/// Where policies come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Directory(PathBuf),
+    /// A revision of a repository on this machine.
+    Local {
+        repo: PathBuf,
+        rev: String,
+        subpath: Option<String>,
+    },
+    /// A repository that is fetched; what was taken of it is read.
+    Git(Box<GitSource>),
+}
+
+/// What a snapshot can be read of.
+pub trait ReadSource {
+    fn read(&self, limits: &Limits) -> Result<Snapshot, SourceError>;
+}
+
+impl ReadSource for Source {
+    fn read(&self, limits: &Limits) -> Result<Snapshot, SourceError> {
+        match self {
+            Self::Directory(path) => read_directory(path, limits),
+            Self::Local { repo, rev, subpath } => Ok(git::read_local(repo, rev, subpath.as_deref(), limits)?),
+            Self::Git(source) => Ok(git::read(source, limits)?),
+        }
+    }
+}
+
+impl ReadSource for Path {
+    fn read(&self, limits: &Limits) -> Result<Snapshot, SourceError> {
+        read_directory(self, limits)
+    }
+}
+
+impl ReadSource for PathBuf {
+    fn read(&self, limits: &Limits) -> Result<Snapshot, SourceError> {
+        read_directory(self, limits)
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(f, "{}", path.display()),
+            Self::Local { repo, rev, .. } => write!(f, "{rev} of {}", repo.display()),
+            Self::Git(source) => write!(f, "{} of {}", source.reference, source.url),
+        }
+    }
+}
+
+impl Source {
+    /// The place that the source's files are named from, for messages.
+    pub fn place(&self) -> PathBuf {
+        match self {
+            Self::Directory(path) => path.clone(),
+            Self::Local { subpath, .. } => subpath.as_deref().unwrap_or(".").into(),
+            Self::Git(source) => source.subpath.as_deref().unwrap_or(".").into(),
+        }
+    }
+}
 
 /// The files of one source state, by source-relative path with `/` between the parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +85,8 @@ pub struct Snapshot {
     /// `main@sha1:…`, `v1.2.0@sha1:…` or `sha1:…`: name and commit.
     pub revision: String,
     pub files: BTreeMap<String, SourceFile>,
+    /// What the author of the commit wrote; `None` for a directory.
+    pub message: Option<String>,
 }
 
 /// The bytes of one file, or why they are not here.
@@ -149,7 +215,7 @@ impl Snapshot {
             revision.push(char::from(HEX[usize::from(byte >> 4)]));
             revision.push(char::from(HEX[usize::from(byte & 15)]));
         }
-        Self { revision, files }
+        Self { revision, files, message: None }
     }
 
     /// The bytes of `path`, when the snapshot has them.

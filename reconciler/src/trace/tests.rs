@@ -38,7 +38,7 @@ fn image(on_all_down: OnAllDown) -> Image {
             probes: vec![],
             name: "branch-offices".to_owned(),
             owner: None,
-            nodes: Default::default(),
+            nodes: crate::policy::Selector::default(),
             origin: Origin { file: 0, line: 1 },
             next_hops: vec![
                 hop("edge-a", Ipv4Addr::new(192, 0, 2, 1).into(), 6),

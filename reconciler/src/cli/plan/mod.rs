@@ -4,7 +4,6 @@ mod beside;
 mod markdown;
 pub(crate) mod saved;
 
-use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -45,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Show a saved plan, whatever has become of its node and sources
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "from", "to", "out", "node_config", "repo"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "from", "to", "out", "node_config", "repo", "rev", "subpath"])]
     show: Option<PathBuf>,
     #[command(flatten)]
     offline: OfflineArgs,
@@ -68,7 +67,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         return offline(args, global);
     }
     let node = node::load(global)?;
-    let source = node::source(args.source.as_ref().or(args.to.as_ref()), &node);
+    let named = args.source.as_deref().or(args.to.as_deref());
+    let source = args.offline.source(named, Some(&node.config))?;
     let proposal = match block_on(propose(&node, &source))? {
         Ok(proposal) => proposal,
         Err(error) => return fail(error, &source),
@@ -85,7 +85,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         beside.set("runtime", serde_json::to_value(runtime)?);
     }
     if let Some(path) = &args.out {
-        beside.set("made_for", saved::made_for(global, &node, &source)?);
+        beside.set("made_for", saved::made_for(global, &node, &args.offline.named(named)?)?);
         save(path, &proposal.plan, &beside)?;
     }
     let Proposal { plan, .. } = &proposal;
@@ -98,13 +98,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 
 fn offline(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let offline = args.offline.open(global)?;
-    let to = match (args.source.as_ref().or(args.to.as_ref()), &offline.node) {
-        (Some(to), _) => to.clone(),
-        (None, Some(node)) => node.source_directory.clone(),
-        (None, None) => node::load(global)?.config.source_directory,
-    };
-    let before = offline.read(&args.from)?;
-    let after = offline.read(&to)?;
+    let before = offline.read_other(&args.from)?;
+    let after = offline.read(args.source.as_deref().or(args.to.as_deref()), global)?;
     let warnings = new_warnings(&before, &after);
     node::show_in(&warnings, &after.snapshot);
     let mut plans = Vec::new();
@@ -141,7 +136,8 @@ fn in_view(
     let to = to_image.view()?;
     let plan = Plan::between(Some(&from), &to);
     let guards = offline.node.as_ref().map(|node| node.guards.clone()).unwrap_or_default();
-    let refusals = guard::check(&plan, Some(&from), &to, &[], &guards, &BTreeSet::new());
+    let allowed = guard::allowed_by_message(after.snapshot.message.as_deref().unwrap_or_default());
+    let refusals = guard::check(&plan, Some(&from), &to, &[], &guards, &allowed);
     let outcomes = super::test::in_view(offline, after, view)?;
     Ok((plan, Beside::new(&refusals, &outcomes, warnings)))
 }
@@ -159,7 +155,9 @@ fn several(args: &Args, plans: &[(Option<&Selector>, Plan, Beside)]) -> anyhow::
             }
         }
         PlanFormat::Markdown => {
-            let each = markdown::BYTES_MAX / plans.len().max(1);
+            let changed = plans.iter().filter(|(_, plan, _)| !plan.is_empty()).count();
+            print(&format!("**{changed} of {} kinds of nodes change.**\n\n", plans.len()))?;
+            let each = (markdown::BYTES_MAX - 100) / plans.len().max(1);
             for (view, plan, beside) in plans {
                 let title = format!("For {}: ", nodes(view));
                 print(&format!("{title}{}\n", markdown::markdown(plan, beside, each.saturating_sub(title.len() + 1))))?;

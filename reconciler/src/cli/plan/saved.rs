@@ -9,6 +9,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::beside::Beside;
 use crate::cli::Global;
+use crate::cli::offline::Named;
+use crate::cli::source::Revision;
 use crate::daemon::apply::Proposal;
 use crate::daemon::node::{Node, unix_ms};
 use crate::daemon::time::rfc3339;
@@ -30,10 +32,9 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Saved> {
 }
 
 /// What a plan of this node is made for.
-pub(super) fn made_for(global: &Global, node: &Node, source: &Path) -> anyhow::Result<Value> {
-    let source = std::path::absolute(source)?;
-    Ok(json!({"node": node.config.name, "config_digest": config_digest(global)?, "source": source,
-        "time": rfc3339(unix_ms())}))
+pub(super) fn made_for(global: &Global, node: &Node, named: &Named) -> anyhow::Result<Value> {
+    Ok(json!({"node": node.config.name, "config_digest": config_digest(global)?, "source": named.source,
+        "ref": named.revision.rev, "subpath": named.revision.subpath, "repo": named.repo, "time": rfc3339(unix_ms())}))
 }
 
 fn config_digest(global: &Global) -> anyhow::Result<String> {
@@ -47,9 +48,14 @@ fn config_digest(global: &Global) -> anyhow::Result<String> {
 }
 
 impl Saved {
-    /// The source that the plan was made from; `None` for a plan between two sources, which no node can apply.
-    pub(crate) fn source(&self) -> Option<PathBuf> {
-        self.beside.get("made_for")["source"].as_str().map(PathBuf::from)
+    /// The source that the plan was made from; the node's own, unless another one was named.
+    pub(crate) fn source(&self) -> Named {
+        let text = |key: &str| self.beside.get("made_for")[key].as_str().map(str::to_owned);
+        Named {
+            source: text("source").map(PathBuf::from),
+            revision: Revision { rev: text("ref"), subpath: text("subpath") },
+            repo: text("repo").map(PathBuf::from),
+        }
     }
 
     /// Why the plan is not for this node as it is configured now.
@@ -85,9 +91,10 @@ impl Saved {
         if was.digest == is.digest {
             return None;
         }
-        Some(match was.revision == is.revision {
-            true => "the same source makes other rules now: addresses of the node have changed".to_owned(),
-            false => format!("the source was {} then and is {} now", was.revision, is.revision),
+        Some(if was.revision == is.revision {
+            "the same source makes other rules now: addresses of the node have changed".to_owned()
+        } else {
+            format!("the source was {} then and is {} now", was.revision, is.revision)
         })
     }
 }

@@ -55,7 +55,7 @@ fn owners(policy: &Policy) -> Vec<Option<String>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     /// A route is said to be redundant or shadowed only when nothing is another thing without it; and every route without
     /// which nothing changes is said, or lies between others that are.

@@ -39,6 +39,10 @@ pub enum GitError {
     Empty { place: String },
     #[error("{place} has more than {limit} {what}")]
     TooLarge { place: String, what: &'static str, limit: u64 },
+    #[error("nothing was fetched from {url} yet")]
+    NothingFetched { url: String },
+    #[error("the commit {commit} of {url} is no longer on this machine; it will be fetched again")]
+    Lost { url: String, commit: String },
     #[error("the repository `{}` is damaged", path.display())]
     Damaged {
         path: PathBuf,

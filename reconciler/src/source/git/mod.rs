@@ -6,13 +6,20 @@
 
 mod commit;
 mod error;
+pub mod fetch;
+mod mirror;
 mod read;
+pub mod spec;
+mod verify;
 
 use std::path::Path;
 
 pub use commit::Commit;
 pub use error::GitError;
+pub use mirror::{Update, UpdateError, look, read, read_commit, take, update};
 pub use read::{Repo, Resolved};
+pub use spec::GitSource;
+pub use verify::VerifyError;
 
 use super::{Limits, Snapshot};
 

@@ -72,6 +72,11 @@ impl Repo {
         Ok((repo, below))
     }
 
+    /// Where [`Self::open`] finds it again.
+    pub fn root(&self) -> PathBuf {
+        self.repository.path().to_owned()
+    }
+
     fn open_with(path: &Path, flags: RepositoryOpenFlags) -> Result<Self, GitError> {
         let none: [&Path; 0] = [];
         match Repository::open_ext(path, flags, none) {
@@ -141,7 +146,11 @@ impl Repo {
         if walk.found.is_empty() {
             return Err(GitError::Empty { place });
         }
-        Ok(Snapshot { revision: resolved.revision(), files: walk.found })
+        let files = walk.found;
+        let commit = Oid::from_str(&resolved.commit.id).and_then(|id| self.repository.find_commit(id));
+        let message = commit.map_err(|e| self.failed(e))?.message_bytes().to_vec();
+        let message = Some(String::from_utf8_lossy(&message).into_owned());
+        Ok(Snapshot { revision: resolved.revision(), files, message })
     }
 
     /// The tree at `subpath`. Links and submodules on the way are no directories.
@@ -168,6 +177,71 @@ impl Repo {
             return Err(GitError::NotADirectory { path: walked, commit: resolved.commit.id.clone(), kind });
         }
         Ok(tree.id())
+    }
+
+    /// Reads a commit's tree, so that what is broken shows before it is relied on.
+    pub(super) fn check(&self, resolved: &Resolved) -> Result<(), GitError> {
+        self.tree(resolved, None).map(drop)
+    }
+
+    /// Whether the history of commit `now` has the commit `before`; false for one that is not here.
+    pub(super) fn contains(&self, now: &str, before: &str) -> bool {
+        let (Ok(now), Ok(before)) = (Oid::from_str(now), Oid::from_str(before)) else { return false };
+        now == before || self.repository.graph_descendant_of(now, before).unwrap_or(false)
+    }
+
+    /// The signature of a commit and what it was made over; `None` without one, or of a commit that no person would read.
+    pub(super) fn signed_commit(
+        &self,
+        commit: &str,
+        bytes_max: usize,
+    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, git2::Error> {
+        let id = Oid::from_str(commit)?;
+        if self.repository.odb()?.read_header(id)?.0 > bytes_max {
+            return Ok(None);
+        }
+        match self.repository.extract_signature(&id, None) {
+            Ok((signature, content)) => Ok(Some((signature.to_vec(), content.to_vec()))),
+            Err(e) if e.code() == ErrorCode::NotFound && e.class() == ErrorClass::Object => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The bytes of the tag object that a reference names; `None` where it names a commit itself.
+    pub(super) fn tag_object(&self, reference: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, git2::Error> {
+        let id = self.repository.refname_to_id(reference)?;
+        let odb = self.repository.odb()?;
+        let (size, kind) = odb.read_header(id)?;
+        if kind != ObjectType::Tag || size > bytes_max {
+            return Ok(None);
+        }
+        Ok(Some(odb.read(id)?.data().to_vec()))
+    }
+
+    /// The commits that the history of `now` has and that of `before` has not; `None` when they are more than `limit`.
+    pub(super) fn between(&self, before: &str, now: &str, limit: usize) -> Result<Option<Vec<String>>, git2::Error> {
+        let mut walk = self.repository.revwalk()?;
+        walk.push(Oid::from_str(now)?)?;
+        let before = Oid::from_str(before)?;
+        // One that was lost with a damaged mirror hides nothing: then all of them are new.
+        if self.repository.find_commit(before).is_ok() {
+            walk.hide(before)?;
+        }
+        let mut commits = Vec::new();
+        for commit in walk {
+            if commits.len() == limit {
+                return Ok(None);
+            }
+            commits.push(commit?.to_string());
+        }
+        Ok(Some(commits))
+    }
+
+    /// Names a commit, so that it stays.
+    pub(super) fn keep(&self, name: &str, commit: &str, why: &str) -> Result<(), git2::Error> {
+        let id = Oid::from_str(commit)?;
+        self.repository.find_commit(id)?;
+        self.repository.reference(name, id, true, why).map(drop)
     }
 
     /// An error in the middle of reading: an object that another one promises is missing or broken, or the disk failed.

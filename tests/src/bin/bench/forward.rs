@@ -63,7 +63,7 @@ fn one_table(
         if !warm_up {
             lab.router.enter(|| {
                 crate::block_on(async {
-                    let proposal = wayleave::daemon::apply::propose(&node, &node.config.source_directory).await?;
+                    let proposal = wayleave::daemon::apply::propose(&node, &node.config.source).await?;
                     wayleave::daemon::apply::apply(&node, proposal, &mut |_| {}).await?;
                     anyhow::Ok(())
                 })?

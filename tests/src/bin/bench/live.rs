@@ -115,7 +115,7 @@ fn in_process(lab: &Lab, table: &Table) -> Result<Vec<(&'static str, Duration)>>
     let steps = lab.router.enter(|| {
         block_on(async {
             let begin = Instant::now();
-            let proposal = propose(&node, &node.config.source_directory).await?;
+            let proposal = propose(&node, &node.config.source).await?;
             let mut steps = vec![(STAGES[3], begin.elapsed())];
             let mut running: Option<(&'static str, Instant)> = None;
             let mut end = |running: Option<(&'static str, Instant)>| {

@@ -57,7 +57,7 @@ impl Live {
         let v6 = if table.v6.is_empty() { Vec::new() } else { table.addresses_v6(addresses, random) };
         let (programs, routes, bytes) = lab.router.enter(|| {
             block_on(async {
-                let proposal = propose(&node, &node.config.source_directory).await?;
+                let proposal = propose(&node, &node.config.source).await?;
                 apply(&node, proposal, &mut |_| {}).await?;
                 anyhow::Ok(())
             })??;
