@@ -299,7 +299,9 @@ fn tests_run_in_the_kernel_beside_a_node_and_leave_nothing() {
         let held = BpfObjects::pinned(&node.pins()).unwrap();
         let outcome = node.run(&["test", "--kernel"]).unwrap();
         assert_eq!(outcome.code, Some(code), "{outcome:?}");
-        said.iter().for_each(|words| assert!(outcome.stdout.contains(words), "{words}: {outcome:?}"));
+        for words in said {
+            assert!(outcome.stdout.contains(words), "{words}: {outcome:?}");
+        }
         assert_eq!(BpfObjects::pinned(&node.pins()).unwrap(), held);
         let beside = format!("{}-test", node.pins().display());
         assert!(!std::path::Path::new(&beside).exists(), "{beside} is left");

@@ -194,7 +194,7 @@ impl<'a> Offline<'a> {
     }
 
     /// Compiles for one of [`Self::views`], without addresses of a node, ports by name only.
-    pub(crate) fn compile(&self, read: &Read, view: Option<&Selector>, ids: &LiveIds) -> anyhow::Result<Image> {
+    pub(crate) fn compile(read: &Read, view: Option<&Selector>, ids: &LiveIds) -> anyhow::Result<Image> {
         let of_view = view.map(|view| read.policy.clone().for_node(view.labels()));
         compile(of_view.as_ref().unwrap_or(&read.policy), &NodeFacts::default(), ids).map_err(|error| {
             note(&format!("error: {error}"));

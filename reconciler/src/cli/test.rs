@@ -36,7 +36,7 @@ pub(crate) struct Args {
 enum TestFormat {
     Human,
     Json,
-    /// JUnit's XML, as CI servers read it
+    /// The XML of `JUnit`, as CI servers read it
     Junit,
 }
 
@@ -70,14 +70,16 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
 
 /// The outcomes of the tests that are for the nodes of one view.
 pub(super) fn in_view(offline: &Offline<'_>, read: &Read, view: Option<&Selector>) -> anyhow::Result<Vec<Outcome>> {
-    let image = offline.compile(read, view, &LiveIds::default())?;
+    let image = Offline::compile(read, view, &LiveIds::default())?;
     let tests: Vec<_> = match view {
         Some(view) => read.tests.iter().filter(|test| test.nodes.matches(view.labels())).cloned().collect(),
         None => read.tests.clone(),
     };
     let mut outcomes = policy_test::run_all(&image.view()?, &tests, offline.ports().as_deref())?;
     let nodes = view.map(|view| if view.labels().is_empty() { "other labels".to_owned() } else { view.to_string() });
-    outcomes.iter_mut().for_each(|outcome| outcome.nodes.clone_from(&nodes));
+    for outcome in &mut outcomes {
+        outcome.nodes.clone_from(&nodes);
+    }
     Ok(outcomes)
 }
 

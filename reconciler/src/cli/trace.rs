@@ -10,7 +10,7 @@ use fib::packet::{Tags, destination_mac};
 use fib::{Image, Ingress, Neighbour, Reach, ReachWords, Reason};
 
 use super::node::{self, block_on, fail};
-use super::offline::OfflineArgs;
+use super::offline::{Offline as Reader, OfflineArgs};
 use super::source;
 use super::{Ended, Exit, Format, Global, note, print};
 use crate::compile::{LiveIds, View};
@@ -127,7 +127,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         });
         let offline = args.offline.open(global)?;
         let read = offline.read(Some(&args.against), global)?;
-        let image = offline.compile(&read, None, &LiveIds::default())?;
+        let image = Reader::compile(&read, None, &LiveIds::default())?;
         return answer(args, &image.view()?, &Asked { assumes: true, in_port, ..Asked::default() }, None);
     }
     match on_node(args, &node::load(global)?) {

@@ -145,13 +145,11 @@ async fn addresses_of(host: &str) -> Vec<IpAddr> {
         return vec![address];
     }
     let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, 0))).await;
-    match found {
-        Ok(Ok(addresses)) => addresses.map(|address| address.ip()).collect(),
-        _ => {
-            tracing::warn!(host, "the address of the source's server is not known; no guard covers it");
-            Vec::new()
-        }
+    if let Ok(Ok(addresses)) = found {
+        return addresses.map(|address| address.ip()).collect();
     }
+    tracing::warn!(host, "the address of the source's server is not known; no guard covers it");
+    Vec::new()
 }
 
 /// Whether nothing is live, and this source is what was live last: after a reboot a node takes up its rules again, whatever

@@ -64,7 +64,7 @@ fn policy_of(routes: &[(&str, &str)], line: u32) -> Policy {
             probes: vec![],
             name: "branch".to_owned(),
             owner: None,
-            nodes: crate::policy::Selector::default(),
+            nodes: policy::Selector::default(),
             origin: Origin { file: 0, line: 1 },
             next_hops: (0..3).map(hop).collect(),
             groups,

@@ -74,8 +74,8 @@ impl Search<'_> {
     fn family(&mut self, rows: &[Row<'_>]) {
         let mut covers: Vec<Cover<'_, '_>> = Vec::new();
         for row in rows {
-            while covers.last().is_some_and(|cover| cover.row.last < row.first) {
-                self.closed(covers.pop());
+            while let Some(cover) = covers.pop_if(|cover| cover.row.last < row.first) {
+                self.closed(&cover);
             }
             // What a packet would meet without this route, on a node that has it.
             let next = covers.iter().rev().find(|cover| cover.row.policy.nodes.can_meet(&row.policy.nodes));
@@ -99,13 +99,13 @@ impl Search<'_> {
             covers.push(Cover { row, uncovered: Some(row.first), by: None });
         }
         while let Some(cover) = covers.pop() {
-            self.closed(Some(cover));
+            self.closed(&cover);
         }
     }
 
     /// Nothing longer comes any more.
-    fn closed(&mut self, cover: Option<Cover<'_, '_>>) {
-        if let Some(Cover { row, uncovered: None, by: Some(by) }) = cover {
+    fn closed(&mut self, cover: &Cover<'_, '_>) {
+        if let Cover { row, uncovered: None, by: Some(by) } = cover {
             self.found(Code::ShadowedRoute, row, by);
         }
     }

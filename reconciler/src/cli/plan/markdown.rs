@@ -73,7 +73,9 @@ fn block<'l>(out: &mut String, title: &str, lines: impl Iterator<Item = &'l str>
     let lines: Vec<String> = lines.map(|line| cut(line.to_owned())).collect();
     let fence = fence(lines.iter());
     let _ = write!(out, "\n{title}:\n\n{fence}\n");
-    lines.iter().for_each(|line| _ = writeln!(out, "{line}"));
+    for line in &lines {
+        let _ = writeln!(out, "{line}");
+    }
     let _ = writeln!(out, "{fence}");
 }
 
@@ -97,11 +99,13 @@ fn fold(out: &mut String, title: &str, total: usize, lines: impl Iterator<Item =
     if fence.len() > 20 {
         // Only a file name made on purpose needs so many.
         shown.clear();
-        fence = "```".to_owned();
+        "```".clone_into(&mut fence);
     }
     let _ = write!(out, "\n<details><summary>{title} ({total})</summary>\n\n{fence}{language}\n");
-    shown.iter().for_each(|line| _ = writeln!(out, "{line}"));
-    let _ = write!(out, "{fence}\n");
+    for line in &shown {
+        let _ = writeln!(out, "{line}");
+    }
+    let _ = writeln!(out, "{fence}");
     let missing = total - shown.len();
     if missing > 0 {
         let words = title.to_lowercase();

@@ -130,9 +130,9 @@ fn in_view(
     view: Option<&Selector>,
     warnings: &[Diagnostic],
 ) -> anyhow::Result<(Plan, Beside)> {
-    let from_image = offline.compile(before, view, &LiveIds::default())?;
+    let from_image = Offline::compile(before, view, &LiveIds::default())?;
     let from = from_image.view()?;
-    let to_image = offline.compile(after, view, &LiveIds::from_views([&from]))?;
+    let to_image = Offline::compile(after, view, &LiveIds::from_views([&from]))?;
     let to = to_image.view()?;
     let plan = Plan::between(Some(&from), &to);
     let guards = offline.node.as_ref().map(|node| node.guards.clone()).unwrap_or_default();
@@ -144,14 +144,14 @@ fn in_view(
 
 /// One plan for each view of the sources, in the order of their labels.
 fn several(args: &Args, plans: &[(Option<&Selector>, Plan, Beside)]) -> anyhow::Result<Exit> {
-    let nodes = |view: &Option<&Selector>| match view {
+    let nodes = |view: Option<&Selector>| match view {
         Some(view) if !view.labels().is_empty() => format!("nodes with {view}"),
         _ => "all other nodes".to_owned(),
     };
     match args.format {
         PlanFormat::Human => {
             for (view, plan, beside) in plans {
-                print(&format!("For {}:\n\n{plan}{}\n", nodes(view), beside.human(plan)))?;
+                print(&format!("For {}:\n\n{plan}{}\n", nodes(*view), beside.human(plan)))?;
             }
         }
         PlanFormat::Markdown => {
@@ -159,7 +159,7 @@ fn several(args: &Args, plans: &[(Option<&Selector>, Plan, Beside)]) -> anyhow::
             print(&format!("**{changed} of {} kinds of nodes change.**\n\n", plans.len()))?;
             let each = (markdown::BYTES_MAX - 100) / plans.len().max(1);
             for (view, plan, beside) in plans {
-                let title = format!("For {}: ", nodes(view));
+                let title = format!("For {}: ", nodes(*view));
                 print(&format!("{title}{}\n", markdown::markdown(plan, beside, each.saturating_sub(title.len() + 1))))?;
             }
         }
