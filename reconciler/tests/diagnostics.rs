@@ -1,6 +1,6 @@
 //! Golden diagnostics: every folder of `diagnostics/` is validated by the binary and its output compared.
 //!
-//! A case has `policies/`, with or without a `config.yaml`, and `expected.txt`. A file `NAME.sparse` stands for a file
+//! A case has `policies/`, or `policies.fast-import` for a repository with the branch `main`, with or without a `config.yaml`, and `expected.txt`. A file `NAME.sparse` stands for a file
 //! NAME of as many bytes as it says. `WAYLEAVE_BLESS=1` rewrites what is expected.
 #![allow(clippy::disallowed_methods, reason = "a test reads its cases and runs the binary")]
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
@@ -56,10 +56,32 @@ fn run(case: &Path) -> String {
     if case.join("config.yaml").exists() {
         command.args(["--config", "config.yaml"]);
     }
-    let output = command.arg("policies").output().unwrap();
+    command.arg("policies");
+    let stream = case.join("policies.fast-import");
+    if stream.exists() {
+        import(&copy.path().join("policies"), &stream);
+        command.args(["--ref", "main"]);
+    }
+    let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     let exit = output.status.code().unwrap();
     format!("{}{}exit {exit}\n", text(output.stdout), text(output.stderr))
+}
+
+/// Makes a bare repository from a stream of git-fast-import(1).
+fn import(repository: &Path, stream: &Path) {
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        git.env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .arg("-C")
+            .arg(repository)
+            .args(arguments);
+        assert!(git.stdin(fs::File::open(stream).unwrap()).status().unwrap().success(), "{arguments:?}");
+    };
+    fs::create_dir(repository).unwrap();
+    git(&["init", "--quiet", "--bare"]);
+    git(&["fast-import", "--quiet"]);
 }
 
 fn copy_folder(from: &Path, to: &Path) {

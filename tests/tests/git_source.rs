@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -96,7 +97,8 @@ fn assert_refused(outcome: &Outcome, words: &[&str]) {
 fn wait_for(node: &TestNode<'_>, what: &str, mut holds: impl FnMut(&Value) -> bool) -> Value {
     let deadline = Instant::now() + BOUND;
     loop {
-        let status = node.status().unwrap();
+        // While the very first generation is put into the kernel, there is no status to have.
+        let status = node.status().unwrap_or_default();
         if holds(&status) {
             return status;
         }
@@ -160,11 +162,11 @@ fn branches_tags_versions_and_commits_are_followed() {
         check("tag: v1.0.0", Ok(format!("v1.0.0@sha1:{first}")));
         check("semver: ^1", Ok(format!("v1.10.0@sha1:{second}")));
         check("semver: ~1.9", Ok(format!("v1.9.0@sha1:{first}")));
-        check(&format!("commit: {first}"), Ok(format!("sha1:{first}")));
+        check(&format!("commit: \"{first}\""), Ok(format!("sha1:{first}")));
         check("branch: gone", Err("has no branch `gone`"));
         check("tag: v9", Err("has no tag `v9`"));
         check("semver: ^3", Err("has no tag with a version in the range `^3`"));
-        check(&format!("commit: {}", "12".repeat(20)), Err("has no branch or tag with the commit 1212"));
+        check(&format!("commit: {}", "ab".repeat(20)), Err("has no branch or tag with the commit abab"));
     }
 }
 
@@ -206,7 +208,7 @@ fn wrong_keys_hosts_tokens_and_certificates_are_refused_after_one_attempt() {
         check(source(&url, backend, &auth), &["the certificate of", "is not trusted"]);
         assert_eq!(https.requests().len(), seen, "a token was sent to a server that is not trusted");
         https.tamper(Tamper::Redirect);
-        check(https_source(&https, https.port, backend, &good, ""), &["elsewhere.example"]);
+        check(https_source(&https, https.port, backend, &good, ""), &["has moved", "redirects are not followed"]);
     }
 }
 
@@ -247,7 +249,13 @@ fn no_secret_is_in_an_argument_or_an_environment_while_a_fetch_runs() {
 #[test]
 fn cut_stalled_and_dripping_connections_end_within_the_time_limit() {
     let quiet = Quiet::new();
-    let (repository, id) = repository();
+    let (repository, _) = repository();
+    // Some hundred kilobytes that do not get smaller, so that there is a middle of the pack.
+    let mut noise = vec![0; 200 << 10];
+    fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+    fs::write(repository.folder().join("work/noise"), noise).unwrap();
+    let id = repository.commit("noise").unwrap();
+    repository.push("main").unwrap();
     let sshd = Sshd::start(&quiet.namespace, 2203).unwrap();
     let https = Https::start(&quiet.namespace, repository.folder(), Some(TOKEN)).unwrap();
     for backend in BACKENDS {
@@ -265,7 +273,15 @@ fn cut_stalled_and_dripping_connections_end_within_the_time_limit() {
             } else {
                 node.set_source(&https_source(&https, proxy.port, backend, &token, limits)).unwrap();
             }
-            for spoil in [Spoil::Cut(0), Spoil::Cut(1500), Spoil::Stall(0), Spoil::Stall(1500), Spoil::Drip(1500)] {
+            for spoil in [
+                Spoil::Cut(0),
+                Spoil::Cut(600),
+                Spoil::Cut(20_000),
+                Spoil::Stall(0),
+                Spoil::Stall(20_000),
+                Spoil::Drip(600),
+                Spoil::Drip(20_000),
+            ] {
                 proxy.set(spoil);
                 let begun = Instant::now();
                 let outcome = validate(&node);
@@ -310,13 +326,16 @@ fn a_huge_blob_costs_no_memory_and_a_huge_transfer_is_cut_off() {
     fs::File::create(&work).unwrap().set_len(1 << 30).unwrap();
     repository.commit("huge").unwrap();
     repository.push("main").unwrap();
+    let https = Https::start(&quiet.namespace, repository.folder(), Some(TOKEN)).unwrap();
     for backend in BACKENDS {
         let mut node = quiet.node();
-        node.set_source(&source(&repository.path().display().to_string(), backend, "")).unwrap();
+        let token = node.scratch().join("token");
+        fs::write(&token, TOKEN).unwrap();
+        node.set_source(&https_source(&https, https.port, backend, &token, "")).unwrap();
         let outcome = validate(&node);
         assert_eq!(outcome.code, Some(3), "{backend}: {outcome:?}");
         assert!(outcome.stdout.contains("WL0002") && outcome.stdout.contains("1073741824 bytes"), "{outcome:?}");
-        node.set_source(&source(&repository.path().display().to_string(), backend, ", transferLimit: 100KiB")).unwrap();
+        node.set_source(&https_source(&https, https.port, backend, &token, ", transferLimit: 100KiB")).unwrap();
         fs::remove_dir_all(node.state()).unwrap();
         assert_refused(&validate(&node), &["sends more than 102400 bytes", "transferLimit"]);
     }
@@ -374,10 +393,25 @@ fn commands_read_a_local_repository_at_a_revision() {
     check(&[&bare, "--ref", "gone"], "`gone` names nothing in the repository");
     check(&[&format!("file://{bare}")], "say with --ref");
     check(&["https://ada:s3cret@127.0.0.1/x", "--ref", "main"], "carries credentials");
-    let outcome =
-        node.run(&["trace", "--against", &bare, "--ref", "main", "--subpath", "policies", "--dst", "198.51.100.9"]);
+    let outcome = node.run(&[
+        "trace",
+        "--against",
+        &bare,
+        "--ref",
+        "main",
+        "--subpath",
+        "policies",
+        "--src",
+        "192.0.2.1",
+        "--dst",
+        "198.51.100.9",
+    ]);
     let outcome = outcome.unwrap();
     assert!(outcome.stdout.contains("up-b"), "{outcome:?}");
+    std::os::unix::fs::chown(repository.path(), Some(12345), Some(12345)).unwrap();
+    let real = repository.path().canonicalize().unwrap().display().to_string();
+    check(&[&bare, "--ref", "main"], "belongs to another user, and git does not read those unasked");
+    check(&[&bare, "--ref", "main"], &format!("`git config --global --add safe.directory {real}`"));
     let config = node.config();
     let text = fs::read_to_string(&config).unwrap();
     fs::write(
@@ -459,7 +493,7 @@ fn a_push_goes_live_and_whatever_a_server_does_the_rules_stay() {
         let log = daemon.log();
         assert!(!log.contains(TOKEN), "{log}");
         assert_eq!(daemon.stop(Signal::TERM), Some(0));
-        node.succeed(&["detach"]).unwrap();
+        node.succeed(&["detach", "--auto-approve"]).unwrap();
     }
 }
 
@@ -500,7 +534,7 @@ fn a_rewritten_history_is_allowed_warned_of_or_refused() {
             ]);
             assert_eq!(kept.unwrap().trim(), first);
             assert_eq!(daemon.stop(Signal::TERM), Some(0));
-            node.succeed(&["detach"]).unwrap();
+            node.succeed(&["detach", "--auto-approve"]).unwrap();
         }
     }
 }
@@ -558,6 +592,267 @@ fn a_damaged_mirror_is_fetched_anew_and_the_rules_stay() {
         let second = repository.publish("policies/probe.yaml", &rules('b', "second"), "second").unwrap();
         wait_for(&node, "the second commit", |s| s["revision"] == format!("main@sha1:{second}"));
         assert_eq!(daemon.stop(Signal::TERM), Some(0));
-        node.succeed(&["detach"]).unwrap();
+        node.succeed(&["detach", "--auto-approve"]).unwrap();
     }
+}
+
+/// A repository whose commits are signed by `signer`, made by git itself.
+struct Signed {
+    repository: Repository,
+    folder: tempfile::TempDir,
+}
+
+impl Signed {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (key, kind) in [("ada", "ed25519"), ("bob", "rsa"), ("eve", "ed25519")] {
+            let mut keygen = std::process::Command::new("ssh-keygen");
+            keygen.args(["-q", "-t", kind, "-N", "", "-C", key, "-f"]).arg(folder.path().join(key));
+            assert!(keygen.status().unwrap().success());
+        }
+        Self { repository: Repository::new().unwrap(), folder }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// The allowed signers: lines of a principal, options, and the name of a key.
+    fn allow(&self, lines: &[(&str, &str, &str)]) {
+        let line = |(who, options, key): &(&str, &str, &str)| {
+            format!("{who} {options} {}", fs::read_to_string(self.file(&format!("{key}.pub"))).unwrap())
+        };
+        fs::write(self.file("signers"), lines.iter().map(line).collect::<String>()).unwrap();
+    }
+
+    /// Runs git with `key` as the key that signs.
+    fn git(&self, key: &str, arguments: &[&str]) -> String {
+        let key = format!("user.signingKey={}", self.file(key));
+        self.repository.git(&[&["-c", "gpg.format=ssh", "-c", &key], arguments].concat()).unwrap()
+    }
+
+    /// Commits rules to upstream `upstream`, signed by `key`, and pushes them.
+    fn publish(&self, upstream: char, remark: &str, key: Option<&str>) -> String {
+        self.repository.write("policies/probe.yaml", &rules(upstream, remark)).unwrap();
+        self.repository.git(&["add", "--all"]).unwrap();
+        match key {
+            Some(key) => drop(self.git(key, &["commit", "--quiet", "-S", "-m", remark])),
+            None => drop(self.repository.git(&["commit", "--quiet", "-m", remark]).unwrap()),
+        }
+        self.repository.push("+main").unwrap();
+        self.repository.head().unwrap()
+    }
+
+    fn source(&self, reference: &str, verify: &str) -> String {
+        format!(
+            "{{git: {{url: {}, ref: {{{reference}}}, subpath: policies, interval: 300ms, forcePush: allow, verify: {{allowedSigners: \
+             {}, {verify}}}}}}}",
+            self.repository.path().display(),
+            self.file("signers")
+        )
+    }
+}
+
+#[test]
+fn only_commits_signed_by_an_allowed_signer_are_read() {
+    let quiet = Quiet::new();
+    let signed = Signed::new();
+    signed.allow(&[("ada@example.org", "", "ada"), ("bob@example.org", "namespaces=\"git\"", "bob")]);
+    let mut node = quiet.node();
+    let check = |node: &TestNode<'_>, expected: Result<&str, &[&str]>| {
+        let outcome = validate(node);
+        match expected {
+            Ok(id) => assert!(outcome.stderr.contains(&format!("; main@sha1:{id}")), "{outcome:?}"),
+            Err(words) => assert_refused(&outcome, words),
+        }
+    };
+    node.set_source(&signed.source("branch: main", "mode: head")).unwrap();
+    let id = signed.publish('a', "by ada", Some("ada"));
+    check(&node, Ok(&id));
+    let id = signed.publish('b', "by bob with RSA", Some("bob"));
+    check(&node, Ok(&id));
+    let id = signed.publish('a', "by eve", Some("eve"));
+    check(&node, Err(&[&id, "is signed by the key SHA256:", "which the allowed signers do not have"]));
+    let id = signed.publish('b', "by nobody", None);
+    check(&node, Err(&[&id, "is not signed"]));
+
+    signed.allow(&[
+        ("ada@example.org", "valid-before=\"20200101Z\"", "ada"),
+        ("bob@example.org", "namespaces=\"file\"", "bob"),
+    ]);
+    let id = signed.publish('a', "by ada, too late", Some("ada"));
+    check(&node, Err(&[&id, "ada@example.org, whose key is not valid any more"]));
+    let id = signed.publish('b', "by bob, who may sign files", Some("bob"));
+    check(&node, Err(&[&id, "which the allowed signers do not have"]));
+    signed.allow(&[("ada@example.org", "valid-after=\"20990101Z\"", "ada")]);
+    let id = signed.publish('a', "by ada, too early", Some("ada"));
+    check(&node, Err(&[&id, "whose key is not valid yet"]));
+
+    // The signature of one commit on the content of another.
+    signed.allow(&[("ada@example.org", "", "ada")]);
+    let id = signed.publish('b', "honest", Some("ada"));
+    check(&node, Ok(&id));
+    let object = signed.repository.git(&["cat-file", "commit", "HEAD"]).unwrap().replace("\nhonest", "\ntampered");
+    fs::write(signed.file("object"), object).unwrap();
+    let forged = signed.repository.git(&["hash-object", "-t", "commit", "-w", &signed.file("object")]).unwrap();
+    signed.repository.git(&["reset", "--quiet", "--hard", forged.trim()]).unwrap();
+    signed.repository.push("+main").unwrap();
+    check(&node, Err(&[forged.trim(), "has been tampered with", "ada@example.org"]));
+
+    fs::write(signed.file("signers"), "ada@example.org cert-authority ssh-ed25519 AAAA\n").unwrap();
+    check(&node, Err(&["line 1 of the allowed signers in"]));
+    fs::remove_file(signed.file("signers")).unwrap();
+    check(&node, Err(&["the allowed signers in", "cannot be read"]));
+}
+
+#[test]
+fn a_tag_must_be_signed_under_its_own_name() {
+    let quiet = Quiet::new();
+    let signed = Signed::new();
+    signed.allow(&[("ada@example.org", "", "ada")]);
+    let id = signed.publish('a', "release", None);
+    let mut node = quiet.node();
+    signed.git("ada", &["tag", "-s", "-m", "one", "v1.0.0"]);
+    signed.repository.git(&["tag", "-a", "-m", "unsigned", "v1.1.0"]).unwrap();
+    signed.repository.git(&["tag", "v1.2.0"]).unwrap();
+    signed.git("eve", &["tag", "-s", "-m", "by eve", "v1.3.0"]);
+    // The same object under a higher version.
+    signed.repository.git(&["update-ref", "refs/tags/v2.0.0", "v1.0.0"]).unwrap();
+    signed.repository.git(&["push", "--quiet", "origin", "--tags"]).unwrap();
+    let mut check = |reference: &str, expected: Result<&str, &[&str]>| {
+        node.set_source(&signed.source(reference, "mode: tag")).unwrap();
+        let outcome = validate(&node);
+        match expected {
+            Ok(name) => assert!(outcome.stderr.contains(&format!("; {name}@sha1:{id}")), "{outcome:?}"),
+            Err(words) => assert_refused(&outcome, words),
+        }
+    };
+    check("tag: v1.0.0", Ok("v1.0.0"));
+    check("semver: =1.0.0", Ok("v1.0.0"));
+    check("tag: v1.1.0", Err(&["the tag v1.1.0 is not signed"]));
+    check("tag: v1.2.0", Err(&["the tag v1.2.0 is a tag without an object of its own"]));
+    check("tag: v1.3.0", Err(&["the tag v1.3.0 is signed by the key", "which the allowed signers do not have"]));
+    check("semver: ^2", Err(&["the tag v2.0.0 was signed as the tag `v1.0.0`"]));
+}
+
+#[test]
+fn unsigned_commits_and_replays_of_signed_ones_leave_the_rules_alone() {
+    let lab = lab();
+    let signed = Signed::new();
+    signed.allow(&[("ada@example.org", "", "ada")]);
+    let first = signed.publish('a', "first", Some("ada"));
+    let mut node = TestNode::router(&lab).unwrap();
+    node.set_source(&signed.source("branch: main", "mode: all-since-last")).unwrap();
+    let at = |id: &str| format!("main@sha1:{id}");
+    let daemon = Daemon::start(&node);
+    wait_for(&node, "the first commit", |s| s["revision"] == at(&first));
+    let second = signed.publish('b', "second", Some("ada"));
+    let status = wait_for(&node, "the second commit", |s| s["revision"] == at(&second));
+    let generation = status["generation"].clone();
+    let refused = |words: &[&str]| {
+        let status = wait_for(&node, "a refusal", |s| {
+            let error = s["source"]["error"].as_str().unwrap_or_default();
+            s["source"]["state"] == "refused" && words.iter().all(|word| error.contains(word))
+        });
+        assert_eq!(
+            (&status["generation"], &status["revision"]),
+            (&generation, &Value::from(at(&second))),
+            "{status:#}"
+        );
+        assert_eq!(status["source"]["reason"], "signature");
+    };
+    // The older signed commit again.
+    signed.repository.git(&["push", "--quiet", "origin", &format!("+{first}:main")]).unwrap();
+    refused(&[&first, "does not contain", &second, "allowRollback"]);
+    // An unsigned commit below a signed one.
+    let unsigned = signed.publish('a', "slipped in", None);
+    let _covered = signed.publish('b', "on top", Some("ada"));
+    refused(&[&unsigned, "is not signed"]);
+    assert_eq!(daemon.stop(Signal::TERM), Some(0));
+    // Asked for, it is taken.
+    signed.repository.git(&["push", "--quiet", "origin", &format!("+{first}:main")]).unwrap();
+    node.set_source(&signed.source("branch: main", "mode: head, allowRollback: true")).unwrap();
+    let daemon = Daemon::start(&node);
+    wait_for(&node, "the rollback", |s| s["revision"] == at(&first));
+    assert_eq!(daemon.stop(Signal::TERM), Some(0));
+}
+
+/// Posts a body to the hook in the node's namespace; returns the status, or none when the connection was closed without one.
+fn post(node: &Topology, head: &str, body: &[u8]) -> Option<u16> {
+    use std::io::Write as _;
+    let mut stream = node.router.enter(|| std::net::TcpStream::connect("127.0.0.1:9797")).unwrap().unwrap();
+    stream.set_read_timeout(Some(20 * SECOND)).unwrap();
+    let _ = write!(stream, "{head}Host: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    let _ = stream.write_all(body);
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer.split_whitespace().nth(1).and_then(|status| status.parse().ok())
+}
+
+/// HMAC-SHA256 as another program has it.
+fn hmac(secret: &str, body: &str) -> String {
+    let script = format!("printf %s '{body}' | openssl dgst -sha256 -hmac '{secret}' -r | cut -d' ' -f1");
+    let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_signed_webhook_makes_the_daemon_look_and_nothing_else_does() {
+    let lab = lab();
+    let (repository, first) = repository();
+    let mut node = TestNode::router(&lab).unwrap();
+    let secret = node.scratch().join("secret");
+    fs::write(&secret, "hush\n").unwrap();
+    let url = repository.path().display().to_string();
+    node.set_source(&format!("{{git: {{url: {url}, ref: {{branch: main}}, subpath: policies, interval: 1h}}}}"))
+        .unwrap();
+    node.set_spec(&format!("webhook: {{secretFile: {}}}", secret.display())).unwrap();
+    let daemon = Daemon::start(&node);
+    let at = |id: &str| format!("main@sha1:{id}");
+    wait_for(&node, "the first commit", |s| s["revision"] == at(&first));
+    let body = "{\"ref\": \"refs/heads/main\"}";
+    let signature =
+        |secret: &str| format!("POST /hook HTTP/1.1\r\nX-Hub-Signature-256: sha256={}\r\n", hmac(secret, body));
+
+    let second = repository.publish("policies/probe.yaml", &rules('b', "second"), "second").unwrap();
+    assert_eq!(post(&lab, &signature("guess"), body.as_bytes()), Some(403));
+    assert_eq!(post(&lab, "POST /hook HTTP/1.1\r\n", body.as_bytes()), Some(403));
+    assert_eq!(post(&lab, "POST /hook HTTP/1.1\r\nX-Gitlab-Token: hus\r\n", body.as_bytes()), Some(403));
+    assert_eq!(post(&lab, "POST /else HTTP/1.1\r\n", b""), Some(404));
+    assert_eq!(post(&lab, "GET /hook HTTP/1.1\r\n", b""), Some(405));
+    assert_eq!(post(&lab, &signature("hush"), &vec![b' '; (1 << 20) + 1]), Some(413));
+    thread::sleep(SECOND);
+    assert_eq!(node.status().unwrap()["revision"], at(&first), "a refused request made the daemon look");
+    let begun = Instant::now();
+    assert_eq!(post(&lab, &signature("hush"), body.as_bytes()), Some(202));
+    wait_for(&node, "the second commit", |s| s["revision"] == at(&second));
+    assert!(begun.elapsed() < 5 * SECOND, "{:?}", begun.elapsed());
+
+    // The secret is read at each request; GitLab's way.
+    fs::write(&secret, "other").unwrap();
+    let third = repository.publish("policies/probe.yaml", &rules('a', "third"), "third").unwrap();
+    assert_eq!(post(&lab, "POST /hook HTTP/1.1\r\nX-Gitlab-Token: other\r\n", body.as_bytes()), Some(202));
+    wait_for(&node, "the third commit", |s| s["revision"] == at(&third));
+
+    // Slow ones keep nobody waiting, and are hung up on.
+    let slow: Vec<_> = (0..8)
+        .map(|_| {
+            use std::io::Write as _;
+            let mut stream = lab.router.enter(|| std::net::TcpStream::connect("127.0.0.1:9797")).unwrap().unwrap();
+            stream.write_all(b"POST /hook HTTP/1.1\r\nX-").unwrap();
+            stream
+        })
+        .collect();
+    thread::sleep(12 * SECOND);
+    for mut stream in slow {
+        stream.set_read_timeout(Some(SECOND)).unwrap();
+        let mut answer = Vec::new();
+        assert!(stream.read_to_end(&mut answer).is_ok(), "a slow connection is still open");
+    }
+    let answers: Vec<_> = (0..40).map(|_| post(&lab, &signature("guess"), body.as_bytes())).collect();
+    let many = answers.iter().filter(|status| **status == Some(429)).count();
+    assert!(many >= 20 && answers.contains(&Some(403)), "{answers:?}");
+    let log = daemon.log();
+    assert!(!log.contains("hush"), "{log}");
+    assert_eq!(daemon.stop(Signal::TERM), Some(0));
 }

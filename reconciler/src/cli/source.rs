@@ -15,7 +15,7 @@ use crate::source::git::{self, Repo};
 use crate::source::{Limits, ReadSource, Snapshot, Source, SourceError};
 
 /// Limits of a fetch that no configuration describes.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TRANSFER_BYTES_MAX: u64 = 1 << 30;
 
@@ -36,7 +36,7 @@ pub(crate) enum Opened {
     /// Read where it lies.
     Here(Source),
     /// Fetched by this command.
-    Fetched { snapshot: Snapshot, place: PathBuf, taking: Option<Taking> },
+    Fetched { snapshot: Snapshot, place: PathBuf, taking: Option<Box<Taking>> },
 }
 
 /// A commit that was looked at and is the source's once it has been applied.
@@ -89,9 +89,8 @@ pub(crate) fn open(named: Option<&Path>, revision: &Revision, config: Option<&No
                 };
                 fetch(source, revision.rev.is_none())
             }
-            here if revision.rev.is_none() => Ok(Opened::Here(here.clone())),
-            Source::Directory(directory) => open_named(directory, revision, None),
-            here @ Source::Local { .. } => Ok(Opened::Here(here.clone())),
+            Source::Directory(directory) if revision.rev.is_some() => open_named(directory, revision, None),
+            here @ (Source::Directory(_) | Source::Local { .. }) => Ok(Opened::Here(here.clone())),
         },
         (None, None) => bail!("name a SOURCE"),
     }
@@ -141,7 +140,7 @@ fn fetch(source: GitSource, configured: bool) -> anyhow::Result<Opened> {
     }
     let snapshot = git::read_commit(&source, &update, &Limits::default())?;
     let place = source.subpath.as_deref().unwrap_or(".").into();
-    Ok(Opened::Fetched { snapshot, place, taking: configured.then_some(Taking { source, update }) })
+    Ok(Opened::Fetched { snapshot, place, taking: configured.then(|| Box::new(Taking { source, update })) })
 }
 
 /// Fetches a URL of the command line into a folder of its own, which is gone afterwards.

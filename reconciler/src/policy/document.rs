@@ -534,7 +534,7 @@ pub(super) struct GitAuth {
     #[serde(default)]
     #[schemars(with = "String", length(min = 1))]
     pub(super) ssh_key_file: Option<PathBuf>,
-    /// The host keys to trust, as ssh has them in known_hosts; required for ssh.
+    /// The host keys to trust, as ssh has them in `known_hosts`; required for ssh.
     #[serde(default)]
     #[schemars(with = "String", length(min = 1))]
     pub(super) known_hosts_file: Option<PathBuf>,

@@ -331,8 +331,10 @@ fn git_source(
 /// The rules of git-check-ref-format(1) that matter for a name that becomes part of a refspec.
 fn is_reference(name: &str) -> bool {
     let odd = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
-    let part =
-        |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock") && !part.ends_with('.');
+    let part = |part: &str| {
+        let reserved = part.starts_with('.') || part.strip_suffix(".lock").is_some() || part.ends_with('.');
+        !part.is_empty() && !reserved
+    };
     !name.contains(odd)
         && !name.contains("..")
         && !name.contains("@{")

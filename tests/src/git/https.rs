@@ -143,8 +143,10 @@ fn serve(client: TcpStream, config: Arc<ServerConfig>, shared: &Shared) -> Resul
     } else {
         let mut answer = backend(shared, &method, path, query, &header, &body)?;
         if tamper == Tamper::Flip as u8 && path.ends_with("git-upload-pack") {
-            let middle = answer.len() - answer.len().min(60);
-            answer[middle] ^= 0x10;
+            let pack = answer.windows(4).position(|w| w == b"PACK");
+            if let Some(bit) = pack.and_then(|pack| answer.get_mut(pack + 24)) {
+                *bit ^= 0x10;
+            }
         }
         out.write_all(&answer)?;
     }
@@ -217,7 +219,7 @@ fn decode(text: &str) -> String {
         count += 6;
         if count >= 8 {
             count -= 8;
-            bytes.push((bits >> count & 0xff) as u8);
+            bytes.push((bits >> count).to_le_bytes()[0]);
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()

@@ -75,6 +75,6 @@ impl Drop for Sshd {
 }
 
 /// Makes an ed25519 key at `path`, without a passphrase.
-pub fn make_key(path: &Path) -> Result<()> {
+pub(super) fn make_key(path: &Path) -> Result<()> {
     run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(path)).map(drop)
 }

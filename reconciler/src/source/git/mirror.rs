@@ -39,7 +39,7 @@ pub struct Update {
 /// Why the commit that was taken before stays.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
-    #[error("the fetch failed: {0}")]
+    #[error("the fetch failed")]
     Fetch(#[from] FetchError),
     #[error(transparent)]
     Git(#[from] GitError),
@@ -47,7 +47,7 @@ pub enum UpdateError {
         "the history of {what} was rewritten: {new} does not contain {old}, which is kept as {kept}; `forcePush: allow` takes it"
     )]
     Rewritten { what: String, old: String, new: String, kept: String },
-    #[error("the signatures do not allow it: {0}")]
+    #[error("the signatures do not allow it")]
     Verify(#[from] VerifyError),
     #[error("the state of the source in {} cannot be used", path.display())]
     State {
@@ -248,15 +248,11 @@ fn taken(source: &GitSource) -> Result<Option<Taken>, UpdateError> {
     };
     let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     let text = |key: &str| value[key].as_str().map(str::to_owned);
-    match (text("reference"), text("commit")) {
-        (Some(reference), Some(commit)) => {
-            Ok(Some(Taken { reference, name: text("name"), commit, verified: value["verified"] == true }))
-        }
-        _ => {
-            let cause = io::Error::new(io::ErrorKind::InvalidData, "it is damaged; remove it to begin anew");
-            Err(UpdateError::State { path, cause })
-        }
-    }
+    let (Some(reference), Some(commit)) = (text("reference"), text("commit")) else {
+        let cause = io::Error::new(io::ErrorKind::InvalidData, "it is damaged; remove it to begin anew");
+        return Err(UpdateError::State { path, cause });
+    };
+    Ok(Some(Taken { reference, name: text("name"), commit, verified: value["verified"] == true }))
 }
 
 fn record(source: &GitSource, update: &Update) -> Result<(), UpdateError> {

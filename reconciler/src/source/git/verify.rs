@@ -107,7 +107,7 @@ fn check_commit(repo: &Repo, commit: &str, signers: &[Signer], now_unix_s: i64) 
     let object = format!("the commit {commit}");
     match repo.signed_commit(commit, OBJECT_BYTES_MAX)? {
         None => Err(VerifyError::Unsigned { object }),
-        Some((signature, content)) => check_signature(object, &signature, &content, signers, now_unix_s),
+        Some(signed) => check_signature(object, &signed.signature, &signed.content, signers, now_unix_s),
     }
 }
 
@@ -183,13 +183,11 @@ fn check_signature(
         let early = signer.valid_after.filter(|after| now_unix_s < *after).map(|_| "yet".to_owned());
         early.or_else(|| signer.valid_before.filter(|before| now_unix_s > *before).map(|_| "any more".to_owned()))
     };
-    let principal = match known.iter().find(|signer| outside(signer).is_none()) {
-        Some(signer) => signer.principal.clone(),
-        None => {
-            let when = outside(first).unwrap_or_default();
-            return Err(VerifyError::Expired { object, principal: first.principal.clone(), when });
-        }
+    let Some(signer) = known.iter().find(|signer| outside(signer).is_none()) else {
+        let when = outside(first).unwrap_or_default();
+        return Err(VerifyError::Expired { object, principal: first.principal.clone(), when });
     };
+    let principal = signer.principal.clone();
     let signed = SshSig::signed_data(NAMESPACE, signature.hash_alg(), content);
     let signed = match signed {
         Ok(signed) => signed,
@@ -258,7 +256,7 @@ fn parse_signer(line: &str) -> Result<Signer, String> {
     if principal.is_empty() || rest.is_empty() {
         return Err("it names no key".to_owned());
     }
-    let mut signer = |key: &str| {
+    let signer = |key: &str| {
         let key = PublicKey::from_openssh(key).map_err(|e| format!("the key cannot be read: {e}"))?;
         let (principal, key) = (principal.trim_matches('"').to_owned(), key.key_data().clone());
         Ok(Signer { principal, key, valid_after: None, valid_before: None, namespaces: None })

@@ -110,9 +110,10 @@ pub(super) fn open(path: &Path) -> Result<Repository, FetchError> {
     let failed =
         |e: &dyn std::fmt::Display| FetchError::local(format!("the mirror {} cannot be made: {e}", path.display()));
     match Repository::open_bare(path) {
-        Ok(repository) => return Ok(repository),
+        // libgit2 opens one whose HEAD is broken, and fails later.
+        Ok(repository) if repository.find_reference("HEAD").is_ok() => return Ok(repository),
         Err(e) if e.code() == ErrorCode::Owner => return Err(failed(&"it belongs to another user")),
-        Err(_) => {}
+        Ok(_) | Err(_) => {}
     }
     match std::fs::remove_dir_all(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(&e)),

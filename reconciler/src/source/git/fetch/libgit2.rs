@@ -9,7 +9,7 @@ use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Trans
 use git2::{AutotagOption, Direction, ErrorClass, ErrorCode, FetchOptions, RemoteCallbacks};
 
 use super::super::spec::Url;
-use super::{Fetch, FetchError, FetchErrorKind, RemoteRef, Request, child, http, ssh, too_large};
+use super::{Choose, Fetch, FetchError, FetchErrorKind, RemoteRef, Request, child, http, ssh, too_large};
 
 /// Packs are read through windows: with the limit on memory, small ones.
 const WINDOW_BYTES: usize = 16 << 20;
@@ -21,11 +21,7 @@ pub(super) struct Libgit2;
 pub(super) type Failure = Arc<Mutex<Option<FetchError>>>;
 
 impl Fetch for Libgit2 {
-    fn fetch(
-        &self,
-        request: &Request,
-        choose: &mut dyn FnMut(&[RemoteRef]) -> Result<Vec<String>, FetchError>,
-    ) -> Result<(), FetchError> {
+    fn fetch(&self, request: &Request, choose: &mut Choose<'_>) -> Result<(), FetchError> {
         let failure = Failure::default();
         let failed = |e: &git2::Error| {
             let told = failure.lock().ok().and_then(|mut told| told.take());
@@ -133,7 +129,10 @@ fn words(request: &Request, error: &git2::Error) -> FetchError {
             );
             return FetchError::new(FetchErrorKind::Local, message);
         }
-        (ErrorClass::NoMemory, _) => FetchErrorKind::TooLarge,
+        (ErrorClass::NoMemory, _) => {
+            let message = format!("what {url} sends needs more memory than a fetch may take");
+            return FetchError::new(FetchErrorKind::TooLarge, message);
+        }
         (_, ErrorCode::NotFound) if matches!(request.url, Url::Local(_)) => FetchErrorKind::NotFound,
         (ErrorClass::Os | ErrorClass::Filesystem, _) => FetchErrorKind::Local,
         _ => FetchErrorKind::Server,

@@ -53,15 +53,14 @@ pub struct RemoteRef {
     pub id: String,
 }
 
+/// Says which refspecs to fetch, of the references that a server has.
+pub type Choose<'c> = dyn FnMut(&[RemoteRef]) -> Result<Vec<String>, FetchError> + 'c;
+
 /// One way of talking to a server.
 pub trait Fetch {
     /// Asks the server for its references, lets `choose` say which refspecs to fetch, and fetches those. No refspecs:
     /// nothing is fetched.
-    fn fetch(
-        &self,
-        request: &Request,
-        choose: &mut dyn FnMut(&[RemoteRef]) -> Result<Vec<String>, FetchError>,
-    ) -> Result<(), FetchError>;
+    fn fetch(&self, request: &Request, choose: &mut Choose<'_>) -> Result<(), FetchError>;
 }
 
 /// Why nothing was fetched. The message never holds a credential.
@@ -246,8 +245,8 @@ pub fn run(request: &Request, stop: &Stop) -> Result<Option<String>, FetchError>
         command.envs(std::env::var_os(kept).map(|value| (kept, value)));
     }
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(start)?;
-    let mut group = Group { group: Pid::from_child(&child), child, stop };
-    if !stop.runs(Some(group.group)) {
+    let mut group = Group { id: Pid::from_child(&child), child, stop };
+    if !stop.runs(Some(group.id)) {
         return Err(FetchError::local("stopped"));
     }
     if let Some(mut stdin) = group.child.stdin.take() {
@@ -297,13 +296,13 @@ fn too_large(request: &Request) -> FetchError {
 /// A child with all that it started; none of them outlives this.
 struct Group<'s> {
     child: Child,
-    group: Pid,
+    id: Pid,
     stop: &'s Stop,
 }
 
 impl Drop for Group<'_> {
     fn drop(&mut self) {
-        let _ = kill_process_group(self.group, Signal::KILL);
+        let _ = kill_process_group(self.id, Signal::KILL);
         let _ = self.child.wait();
         self.stop.runs(None);
     }
@@ -322,7 +321,7 @@ mod tests {
             credentials: Credentials { token_file: Some("/etc/token".into()), ..Credentials::default() },
             backend: Backend::Git,
             connect_timeout: Duration::from_secs(10),
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
             transfer_bytes_max: 1 << 30,
         };
         assert_eq!(Request::from_json(&request.to_json()), Some(request.clone()));

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::super::spec::Url;
-use super::{Fetch, FetchError, FetchErrorKind, RemoteRef, Request, child, ssh, too_large};
+use super::{Choose, Fetch, FetchError, FetchErrorKind, RemoteRef, Request, child, ssh, too_large};
 
 /// References listed are no more than this.
 const LIST_BYTES_MAX: u64 = 64 << 20;
@@ -23,11 +23,7 @@ const HELPER: &str = "!f() { test \"$1\" = get || exit 0; printf 'username=%s\\n
 pub(super) struct Program;
 
 impl Fetch for Program {
-    fn fetch(
-        &self,
-        request: &Request,
-        choose: &mut dyn FnMut(&[RemoteRef]) -> Result<Vec<String>, FetchError>,
-    ) -> Result<(), FetchError> {
+    fn fetch(&self, request: &Request, choose: &mut Choose<'_>) -> Result<(), FetchError> {
         let url = address(&request.url);
         let listed = git(request, &["ls-remote".as_ref(), "--quiet".as_ref(), "--".as_ref(), url.as_ref()])?;
         let refs: Vec<_> = listed
@@ -148,9 +144,15 @@ fn git(request: &Request, arguments: &[&Path]) -> Result<String, FetchError> {
 fn words(request: &Request, said: &str) -> FetchError {
     let url = &request.url;
     let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
-    // libc::SIGXFSZ, as git names it.
-    if has(&["died of signal 25", "File too large"]) {
+    // The limit on files ends git's helper by a signal, 25, and git itself may only say that it heard nothing.
+    let complaints = said.lines().filter(|line| line.starts_with("fatal:") || line.starts_with("error:")).count();
+    let silent = complaints == 1 && has(&["invalid index-pack output"]);
+    if silent || has(&["died of signal 25", "File too large"]) {
         return too_large(request);
+    }
+    if has(&["returned error: 30"]) {
+        let message = format!("{url} has moved; redirects are not followed, so write the URL where it is now");
+        return FetchError::new(FetchErrorKind::Server, message);
     }
     if has(&["out of memory", "Out of memory", "mmap failed", "died of signal 9"]) {
         let message = format!("what {url} sent needs more memory than a fetch may take");

@@ -82,7 +82,9 @@ pub(super) fn words(url: &Url, said: &str) -> FetchError {
         FetchErrorKind::Server
     };
     // The last lines say what happened; boxes of @ come before them.
-    let telling = |line: &&str| !line.is_empty() && !line.starts_with('@');
+    let idle = ["Could not read from remote repository", "Please make sure you have", "and the repository exists"];
+    let telling =
+        |line: &&str| !line.is_empty() && !line.starts_with('@') && !idle.iter().any(|idle| line.contains(idle));
     let mut lines: Vec<&str> = said.lines().map(str::trim).filter(telling).rev().take(3).collect();
     lines.reverse();
     let text = if lines.is_empty() { "the connection ended".to_owned() } else { lines.join("; ") };
