@@ -16,7 +16,7 @@ const SYSTEM: [&str; 4] = [
 
 /// Why nobody can be trusted.
 #[derive(Debug, thiserror::Error)]
-pub enum TrustError {
+pub(crate) enum TrustError {
     #[error("this system trusts no certificates; install the package ca-certificates, or name a file of them")]
     NothingTrusted,
     #[error("the certificates in {} cannot be read: {source}", path.display())]
@@ -26,7 +26,7 @@ pub enum TrustError {
 }
 
 /// Trusts the certificates in `file` and no others, or else what the system trusts.
-pub fn trusting(file: Option<&Path>) -> Result<TlsConfig, TrustError> {
+pub(crate) fn trusting(file: Option<&Path>) -> Result<TlsConfig, TrustError> {
     let system = || SYSTEM.iter().map(Path::new).find(|path| path.exists());
     let path = file.or_else(system).ok_or(TrustError::NothingTrusted)?.to_owned();
     let text = match std::fs::read(&path) {
