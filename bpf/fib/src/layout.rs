@@ -14,7 +14,7 @@
 /// `WAYLEAVE` as little-endian bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"WAYLEAVE");
 /// Changes with any change of this module's meaning.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Smallest capacity class: 1 MiB.
 pub const CAPACITY_MIN: u32 = 1 << 20;
