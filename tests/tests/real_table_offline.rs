@@ -63,6 +63,7 @@ fn policy(routes: &[(Prefix, u32)]) -> Policy {
         revision: "dir@sha256:internet".to_owned(),
         files: vec!["internet.yaml".to_owned(), "lists/internet.txt".to_owned()],
         route_policies: vec![RoutePolicy {
+            probes: vec![],
             name: "internet".to_owned(),
             owner: None,
             nodes: wayleave::policy::Selector::default(),

@@ -250,6 +250,7 @@ impl Met {
 
     /// The same with this reason.
     #[inline(always)]
+    #[must_use]
     pub const fn because(self, reason: Reason) -> Self {
         Self(self.0 & !Self::REASON_MASK | reason as u64)
     }

@@ -275,11 +275,13 @@ fn tests_failed(error: &NodeError) -> Sync {
     Sync::TestsFailed { failed: failures.len(), first: first.unwrap_or_default() }
 }
 
+type Waiting<'n> = Pin<Box<dyn Future<Output = Result<Verdict, NodeError>> + 'n>>;
+
 /// The change on probation that is waited for.
 #[derive(Default)]
 struct Trial<'n> {
     /// Its generation, and the wait.
-    waiting: Option<(u64, Pin<Box<dyn Future<Output = Result<Verdict, NodeError>> + 'n>>)>,
+    waiting: Option<(u64, Waiting<'n>)>,
 }
 
 impl<'n> Trial<'n> {

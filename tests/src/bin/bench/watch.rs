@@ -86,7 +86,7 @@ fn path(lab: &Lab, live: &mut Live, options: &Options, name: &str, report: &mut 
 fn apply(lab: &Lab, node: &Node) -> Result<()> {
     lab.router.enter(|| {
         crate::block_on(async {
-            let proposal = wayleave::daemon::apply::propose(node, &node.config.source_directory).await?;
+            let proposal = wayleave::daemon::apply::propose(node, &node.config.source).await?;
             wayleave::daemon::apply::apply(node, proposal, &mut |_| {}).await?;
             anyhow::Ok(())
         })?
