@@ -146,10 +146,12 @@ Right:  owner: \"net-team\""
 
 Keep one of the two sides, and remove the lines that begin with <<<<<<<, =======, and >>>>>>>.
 
-Wrong:          via: 192.0.2.2
-        
+Wrong:  <<<<<<< HEAD
         via: 192.0.2.1
-        Right:  via: 192.0.2.2"
+        =======
+        via: 192.0.2.2
+        >>>>>>> branch
+Right:  via: 192.0.2.2"
 
     YamlAnchor "WL0105" Error "anchors and aliases are refused"
 "A value is named with `&name` or repeated with `*name`.

@@ -131,7 +131,7 @@ mod tests {
     fn a_failure_is_tried_again_at_once_and_the_second_is_one_too_many() {
         let mut probation = Probation::new(rules(2), 10 * S, None, ["web".to_owned()]);
         assert_eq!(probation.heard(&results(&[("web", false)]), 11 * S), round(11 * S));
-        assert_eq!(probation.heard(&results(&[("web", true)]), 11 * S), round(11 * S));
+        assert_eq!(probation.heard(&results(&[("web", true)]), 11 * S), round(12 * S));
         assert_eq!(probation.heard(&results(&[("web", false)]), 13 * S), round(13 * S));
         let why = "the probe web passed before it and fails now: refused".to_owned();
         assert_eq!(probation.heard(&results(&[("web", false)]), 14 * S), Judgement::RollBack { why });
