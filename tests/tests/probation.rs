@@ -124,7 +124,7 @@ fn a_change_that_nobody_confirms_is_rolled_back_though_everybody_is_dead() {
     assert!(again.stderr.contains("there is nothing to confirm"), "{again:?}");
     // Nobody: the apply is killed, and no daemon runs.
     let before = node.status().unwrap()["digest"].clone();
-    node.write("web.yaml", &policy(true, 1)).unwrap();
+    node.write("web.yaml", &policy(false, 2)).unwrap();
     let mut killed = spawn(&node, &["apply", "--auto-approve", "--confirm-timeout", "3s"]);
     wait_for(&node, "pending");
     killed.kill().unwrap();

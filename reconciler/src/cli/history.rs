@@ -49,7 +49,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
                 .iter()
                 .map(|e| {
                     json!({"event": e.event, "generation": e.generation, "parent": e.parent, "time": rfc3339(e.unix_ms),
-                        "revision": e.revision, "digest": e.digest, "by": e.by, "summary": e.summary,
+                        "revision": e.revision, "digest": e.digest, "by": e.by, "summary": e.summary, "why": e.why,
                         "live": e.generation == observed.live_number() && e.event != Event::Detached,
                         "retained": kept(e.generation)})
                 })
@@ -72,8 +72,9 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
                     Event::RolledBack => "rolled back",
                     Event::Detached => "detached",
                 };
+                let why = entry.why.as_ref().map_or_else(String::new, |why| format!("        {why}\n"));
                 print(&format!(
-                    "{:>6}  {}  {what} by {}: {}{mark}\n        {}\n",
+                    "{:>6}  {}  {what} by {}: {}{mark}\n        {}\n{why}",
                     entry.generation,
                     rfc3339(entry.unix_ms),
                     entry.by,

@@ -35,6 +35,8 @@ pub struct Proposal {
     pub probes: Vec<Probe>,
     /// What it has to prove; nothing when left out. Another change that was still on probation counts as superseded then.
     pub terms: Option<Terms>,
+    /// The generation on probation that this rolls back: it says itself how it ended.
+    pub concludes: Option<u64>,
     /// Why, where somebody said so.
     pub why: Option<String>,
     /// What the guards say of it; [`apply`] refuses a proposal with any.
@@ -193,8 +195,22 @@ fn proposal(
     };
     let steps = steps(&node.found(&observed, &image, &facts)?, &node.wanted(&image, &facts)?);
     let (tests, probes, refusals) = (Vec::new(), Vec::new(), Vec::new());
-    let (terms, why) = (None, None);
-    Ok(Proposal { plan, steps, diagnostics, tests, probes, terms, why, refusals, image, observed, facts, event })
+    let (terms, concludes, why) = (None, None, None);
+    Ok(Proposal {
+        plan,
+        steps,
+        diagnostics,
+        tests,
+        probes,
+        terms,
+        concludes,
+        why,
+        refusals,
+        image,
+        observed,
+        facts,
+        event,
+    })
 }
 
 /// Makes a proposal true. Refused when a guard says so, and when another generation has become live since it was made.
@@ -234,7 +250,7 @@ pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut
     if now == live {
         probation::restore(node, before)?;
     } else {
-        probation::supersede(node, now)?;
+        probation::supersede(node, now, proposal.concludes)?;
         record(node, &proposal, now)?;
     }
     Ok(Applied { live: now, report: result? })

@@ -208,10 +208,11 @@ pub(super) fn restore(node: &Node, before: Option<Record>) -> Result<(), NodeErr
     }
 }
 
-/// Generation `live` was published: an older one that was still on probation need not prove anything any more.
-pub(super) fn supersede(node: &Node, live: u64) -> Result<(), NodeError> {
+/// Generation `live` was published: an older one that was still on probation need not prove anything any more. Not so one
+/// that this `concludes`.
+pub(super) fn supersede(node: &Node, live: u64, concludes: Option<u64>) -> Result<(), NodeError> {
     match pending(node)? {
-        Some(record) if record.generation != live => {
+        Some(record) if record.generation != live && concludes != Some(record.generation) => {
             let why = Some(format!("generation {live} came before it had proved itself"));
             store(node, &Record { standing: Standing::Superseded, why, ..record })
         }
@@ -335,6 +336,7 @@ async fn back_to(node: &Node, record: &Record, why: &str) -> Result<(), NodeErro
         return Ok(());
     }
     let mut proposal = propose_rollback(node, Some(record.fallback)).await?;
+    proposal.concludes = Some(record.generation);
     proposal.why = Some(format!("generation {}: {why}", record.generation));
     apply(node, proposal, &mut |step| tracing::debug!(%step, "rollback")).await.map(drop)
 }
