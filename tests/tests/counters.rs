@@ -325,16 +325,21 @@ struct Watch {
     lines: std::io::Lines<BufReader<ChildStdout>>,
 }
 
+/// Waits until a watcher that was started is heard by the program, however long it takes to start.
+fn until_heard(child: &mut Child) {
+    let mut says = String::new();
+    BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut says).unwrap();
+    assert!(says.starts_with("watching "), "{says}");
+    // The wish follows at once.
+    thread::sleep(Duration::from_millis(200));
+}
+
 impl Watch {
     /// Started, and heard by the program.
     fn start(node: &TestNode, arguments: &[&str]) -> Self {
         let mut command = node.command(&["watch", "--format", "json"]).unwrap();
         let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut says = String::new();
-        BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut says).unwrap();
-        assert!(says.starts_with("watching "), "{says}");
-        // The wish follows at once.
-        thread::sleep(Duration::from_millis(200));
+        until_heard(&mut child);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
     }
@@ -404,8 +409,8 @@ fn events_name_the_line_that_decided() {
     assert_eq!(sampled_every(&lab, &node), 0, "nobody listens any more");
     // For people.
     let mut human = node.command(&["watch", "--policy", "two", "--count", "1"]).unwrap();
-    let human = human.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    thread::sleep(SECOND);
+    let mut human = human.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until_heard(&mut human);
     wire.send("192.0.100.9", 3);
     wire.send("192.0.101.9", 1);
     let output = human.wait_with_output().unwrap();

@@ -69,7 +69,7 @@ const TESTS: [(&str, &[&str]); 10] = [
 const READ: [&str; 3] = ["policies", "examples", "tests/packets"];
 
 /// Longest life of a machine; on a machine with nothing else to do it is a quarter of it.
-const LIFE: Duration = Duration::from_mins(8);
+const LIFE: Duration = Duration::from_mins(16);
 /// Lines of the console that are shown of a machine that failed.
 const CONSOLE_LINES: usize = 120;
 

@@ -9,6 +9,7 @@ mod confirm;
 mod demo;
 mod detach;
 mod doctor;
+mod drift;
 mod explain;
 mod history;
 pub(crate) mod node;
@@ -86,6 +87,7 @@ enum Command {
     History(history::Args),
     Rollback(rollback::Args),
     Confirm(confirm::Args),
+    Drift(drift::Args),
     Detach(detach::Args),
     Demo(demo::Args),
     Doctor(doctor::Args),
@@ -110,6 +112,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::History(args) => history::run(args, &cli.global),
         Command::Rollback(args) => rollback::run(args, &cli.global),
         Command::Confirm(args) => confirm::run(args, &cli.global),
+        Command::Drift(args) => drift::run(args, &cli.global),
         Command::Detach(args) => detach::run(args, &cli.global),
         Command::Doctor(args) => doctor::run(args, &cli.global),
         Command::Demo(args) => demo::run(args),

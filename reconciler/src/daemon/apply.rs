@@ -27,6 +27,8 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Proposal {
     pub plan: Plan,
     pub steps: Vec<Step>,
+    /// The tables of ports are not what the node's devices ask for.
+    pub ports_differ: bool,
     /// Warnings about the source.
     pub diagnostics: Vec<Diagnostic>,
     /// Tests of the source, which are run in the kernel before its rules are published.
@@ -180,6 +182,16 @@ pub async fn propose_rollback(node: &Node, number: Option<u64>) -> Result<Propos
     proposal(node, image, Vec::new(), observed, facts, Event::RolledBack)
 }
 
+/// Proposes what is live again, for what the node's devices are now; `None`: nothing is live.
+pub async fn propose_live(node: &Node) -> Result<Option<Proposal>, NodeError> {
+    node.refuse_newer_layout()?;
+    let observed = node.observe()?;
+    let facts = node.facts().await?;
+    let Some(live) = &observed.live else { return Ok(None) };
+    let image = Image::copy_of(&live.image.view()?);
+    proposal(node, image, Vec::new(), observed, facts, Event::Applied).map(Some)
+}
+
 /// Both the plan and the steps are made against what is there; a newer layout is nothing that this version can read.
 fn proposal(
     node: &Node,
@@ -193,12 +205,15 @@ fn proposal(
         let live = observed.live.as_ref().map(|g| g.image.view()).transpose()?;
         Plan::between(live.as_ref(), &image.view()?)
     };
-    let steps = steps(&node.found(&observed, &image, &facts)?, &node.wanted(&image, &facts)?);
+    let found = node.found(&observed, &image, &facts)?;
+    let steps = steps(&found, &node.wanted(&image, &facts)?);
+    let ports_differ = found.ports_differ;
     let (tests, probes, refusals) = (Vec::new(), Vec::new(), Vec::new());
     let (terms, concludes, why) = (None, None, None);
     Ok(Proposal {
         plan,
         steps,
+        ports_differ,
         diagnostics,
         tests,
         probes,

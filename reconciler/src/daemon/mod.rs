@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod cases;
 pub mod detach;
+pub mod drift;
 pub mod execute;
 mod follow;
 pub mod journal;
