@@ -143,10 +143,10 @@ pub(crate) fn carry_out(
 
 /// Waits until a published change is decided.
 fn prove(node: &Node, generation: u64, watcher: &mut Watcher) -> anyhow::Result<Exit> {
-    let Some(pending) = probation::pending(node)?.filter(|record| record.generation == generation) else {
-        return Ok(Exit::Ok);
-    };
-    note(&in_words(&pending));
+    // It may be decided already: only what `follow` finds says how.
+    if let Some(pending) = probation::pending(node)?.filter(|record| record.generation == generation) {
+        note(&in_words(&pending));
+    }
     let decided = watcher.follow(node, generation)?;
     if let Some(record) = &decided {
         note(&in_words(record));

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -143,8 +144,10 @@ async fn tried(probes: Vec<Probe>) -> Results {
     if probes.is_empty() {
         return Results::new();
     }
-    // The task is never cancelled, and a probe does not panic.
-    tokio::task::spawn_blocking(move || try_all(&probes)).await.unwrap_or_default()
+    // Never "nothing was expected": a panic goes on here. The task is not cancelled.
+    tokio::task::spawn_blocking(move || try_all(&probes))
+        .await
+        .unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }
 
 /// The change that has still to prove itself, if there is one.
