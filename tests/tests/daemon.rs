@@ -11,7 +11,8 @@ use serde_json::Value;
 use wayleave_tests::{Daemon, Mac, Packet, PacketSocket, Seen, TestNode, Topology, require_root_and_bpf};
 
 const SECOND: Duration = Duration::from_secs(1);
-const BOUND: Duration = Duration::from_secs(5);
+/// So long may a slow machine take; what is promised is a benchmark's business.
+const BOUND: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 
 fn lab() -> Topology {

@@ -127,10 +127,12 @@ impl Carrying {
 const ALL: u32 = 0;
 
 impl Objects {
-    /// `None` while no program that counts them has been loaded.
+    /// `None` while no program that counts them has been loaded; the first one pins them one by one.
     pub fn open(pins: &Pins) -> Result<Option<Self>, KernelError> {
-        if sys::pinned(&pins.map("CARRYING"))?.is_none() {
-            return Ok(None);
+        for name in ["CARRIED", "CARRYING", "COUNTERS", "NEXT_HOP_COUNTERS", "POLICY_STAYED"] {
+            if sys::pinned(&pins.map(name))?.is_none() {
+                return Ok(None);
+            }
         }
         Ok(Some(Self {
             reasons: open(pins, "COUNTERS")?,
