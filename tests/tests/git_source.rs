@@ -16,7 +16,7 @@ use wayleave_tests::{Daemon, Namespace, Outcome, TestNode, Topology, require_roo
 const BACKENDS: [&str; 2] = ["libgit2", "git"];
 const TOKEN: &str = "t0ps3cret-token";
 const SECOND: Duration = Duration::from_secs(1);
-const BOUND: Duration = Duration::from_secs(8);
+const BOUND: Duration = Duration::from_secs(20);
 
 /// Sends the test's prefix to an upstream.
 fn rules(upstream: char, remark: &str) -> String {

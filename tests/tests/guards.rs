@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use wayleave_tests::{BpfObjects, Daemon, Outcome, TestNode, Topology, require_root_and_bpf};
 
-const BOUND: Duration = Duration::from_secs(5);
+const BOUND: Duration = Duration::from_secs(20);
 /// Guards as they are when the configuration says nothing of them.
 const GUARDED: &str = "guards: {}";
 
