@@ -354,7 +354,11 @@ fn jumbo_frames_are_forwarded() {
         set_all(&mut node, attach);
         node.apply().unwrap();
         let status = node.status().unwrap();
-        assert_eq!((&interface(&status, "lan")["why"], &status["health"]["state"]), (&why.into(), &"healthy".into()), "{attach}");
+        assert_eq!(
+            (&interface(&status, "lan")["why"], &status["health"]["state"]),
+            (&why.into(), &"healthy".into()),
+            "{attach}"
+        );
         let native = matches!(attach, "auto" | "native");
         let link = lab.router.ip("-d link show dev lan").unwrap();
         assert_eq!(link.contains("name wayleave_frags"), native, "{attach}: {link}");

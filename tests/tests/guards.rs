@@ -182,7 +182,10 @@ fn the_daemon_keeps_what_is_live_until_another_source_comes() {
     let status = wait_for_state(&node, "policy", "tests-failed");
     assert_eq!(status["policy"]["failed"], 1);
     assert!(
-        status["policy"]["message"].as_str().unwrap().starts_with("tests.yaml:6: reachability: expected drop, got forward")
+        status["policy"]["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("tests.yaml:6: reachability: expected drop, got forward")
     );
     assert_eq!(status["generation"], 2, "{status:#}");
     node.write("tests.yaml", &expects("100.64.1.1", "nextHop: up-b")).unwrap();

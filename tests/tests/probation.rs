@@ -97,7 +97,11 @@ fn a_change_that_breaks_what_worked_is_rolled_back_at_once() {
     assert!(begun.elapsed() < 15 * SECOND, "{:?}", begun.elapsed());
     let after = node.status().unwrap();
     assert_eq!((&after["digest"], &after["generation"]), (&before["digest"], &3.into()), "{after:#}");
-    assert_eq!((&after["probation"]["state"], &after["health"]["state"]), (&"rolled-back".into(), &"healthy".into()), "{after:#}");
+    assert_eq!(
+        (&after["probation"]["state"], &after["health"]["state"]),
+        (&"rolled-back".into(), &"healthy".into()),
+        "{after:#}"
+    );
     let history = node.succeed(&["history"]).unwrap().stdout;
     assert!(history.contains("generation 2: the probe web passed before it and fails now"), "{history}");
     // A good change proves itself.

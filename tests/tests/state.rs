@@ -110,6 +110,9 @@ fn a_suspension_holds_changes_over_restarts_until_somebody_resumes() {
     node.write("probe.yaml", &rules('b')).unwrap();
     wait(&node, "mended", |status| status["policy"]["state"] == "valid");
 
+    let plan = node.run(&["plan"]).unwrap();
+    assert_eq!(plan.code, Some(0), "{plan:?}");
+    assert!(plan.stdout.contains("Apply would be held now: suspended by alice"), "{plan:?}");
     // Not by hand either, without a word.
     let by_hand = node.run(&["apply", "--auto-approve"]).unwrap();
     refused(&by_hand, &["suspended by alice since ", "change freeze", "`wayleave resume`", "--allow suspended"]);
@@ -252,9 +255,13 @@ fn a_change_outside_the_windows_waits_for_one() {
 
     // Where a window allows, there must be one that is open.
     let closed = (unix_now() / 3600 + 12) % 24;
-    node.set_spec(&format!("sync: {{windows: [{{kind: allow, schedule: \"0 {closed} * * *\", duration: 1h}}]}}")).unwrap();
+    node.set_spec(&format!("sync: {{windows: [{{kind: allow, schedule: \"0 {closed} * * *\", duration: 1h}}]}}"))
+        .unwrap();
     node.write("probe.yaml", &rules('a')).unwrap();
-    refused(&node.run(&["apply", "--auto-approve"]).unwrap(), &["the allow window `0 ", "is closed; changes are taken from "]);
+    refused(
+        &node.run(&["apply", "--auto-approve"]).unwrap(),
+        &["the allow window `0 ", "is closed; changes are taken from "],
+    );
     assert_eq!(upstream(&node), "up-b");
 }
 
@@ -353,7 +360,12 @@ fn each_trouble_shows_on_its_own_axis() {
     assert_eq!(states(&status), ["ready", "valid", "quarantined", "degraded"], "{status:#}");
     assert!(status["health"]["since"].is_string(), "{status:#}");
     let human = node.succeed(&["status"]).unwrap().stdout;
-    for line in ["  source      ready since ", "  policy      valid since ", "  sync        quarantined", "  health      degraded"] {
+    for line in [
+        "  source      ready since ",
+        "  policy      valid since ",
+        "  sync        quarantined",
+        "  health      degraded",
+    ] {
         assert!(human.contains(line), "{line:?} is not in\n{human}");
     }
 }

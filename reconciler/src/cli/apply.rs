@@ -94,7 +94,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     if let Some(why) = saved.as_ref().and_then(|saved| saved.differs_from(&proposal)) {
         return Ok(stale(&why));
     }
-    let guards = args.allow.iter().filter_map(|allow| if let Allow::Guard(guard) = allow { Some(*guard) } else { None });
+    let guards =
+        args.allow.iter().filter_map(|allow| if let Allow::Guard(guard) = allow { Some(*guard) } else { None });
     proposal.allow(&guards.collect());
     let holds = args.allow.iter().filter_map(|allow| if let Allow::Hold(hold) = allow { Some(*hold) } else { None });
     proposal.go_past(&holds.collect());

@@ -110,7 +110,8 @@ fn lines(entries: &[Entry], live: u64, retired: impl Fn(&Entry) -> bool) -> Stri
     }
     if let (Some(oldest), times) = (older.last(), entries.len()) {
         let first = rfc3339(oldest.unix_ms);
-        let _ = writeln!(out, "        the same rules {times} times, first as generation {} {first}", oldest.generation);
+        let _ =
+            writeln!(out, "        the same rules {times} times, first as generation {} {first}", oldest.generation);
     }
     if let Some(why) = &newest.why {
         let _ = writeln!(out, "        {why}");

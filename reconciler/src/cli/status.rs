@@ -124,9 +124,9 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
                 .collect::<Vec<_>>(), "words": in_words(record)})
     });
     // Until another change comes.
-    let unhealthy = probation.as_ref().filter(|record| {
-        record.standing == Standing::RolledBackUnhealthy && status["parent"] == record.generation
-    });
+    let unhealthy = probation
+        .as_ref()
+        .filter(|record| record.standing == Standing::RolledBackUnhealthy && status["parent"] == record.generation);
     let published = observed.live.as_ref().map(|live| live.image.view()).transpose()?.map(|v| v.created_unix_ms());
     let not_attached = status["interfaces"].as_array().into_iter().flatten().filter(|i| i["attached"] != true);
     let words = |value: &Value| value.as_str().unwrap_or_default().to_owned();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::compile::{Image, View};
+use crate::compile::{Image, View, compile};
 use crate::guard::{self, Refusal};
 use crate::kernel::KernelError;
 use crate::kernel::observe::Observed;
@@ -212,6 +212,30 @@ pub async fn propose_live(node: &Node) -> Result<Option<Proposal>, NodeError> {
     let Some(live) = &observed.live else { return Ok(None) };
     let image = Image::copy_of(&live.image.view()?);
     proposal(node, image, Vec::new(), observed, facts, Event::Applied).map(Some)
+}
+
+/// Proposes that what is live stays in force on the node as it is now, its own addresses included, whatever the source says;
+/// `None`: nothing is live.
+pub async fn propose_kept(node: &Node) -> Result<Option<Proposal>, NodeError> {
+    node.refuse_newer_layout()?;
+    let observed = node.observe()?;
+    let facts = node.facts().await?;
+    let Some(live) = &observed.live else { return Ok(None) };
+    let (image, moved) = {
+        let view = live.image.view()?;
+        let mut addresses = facts.node.local_addresses.clone();
+        addresses.sort_unstable();
+        addresses.dedup();
+        if view.locals().eq(addresses) {
+            (Image::copy_of(&view), false)
+        } else {
+            (compile(&view.policy(), &facts.node, &Node::live_ids(&observed))?, true)
+        }
+    };
+    let mut proposal = proposal(node, image, Vec::new(), observed, facts, Event::Applied)?;
+    proposal.why = moved.then(|| "the node has other addresses of its own".to_owned());
+    proposal.probes.clone_from(&node.config.probes);
+    Ok(Some(proposal))
 }
 
 /// Both the plan and the steps are made against what is there; a newer layout is nothing that this version can read.

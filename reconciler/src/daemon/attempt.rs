@@ -283,7 +283,12 @@ impl Tried {
             NodeError::Tests { failures } => {
                 let first = failures.first().map(|failure| match &failure.ended {
                     Ended::Failed { expected, got } => {
-                        format!("{}:{}: {}: expected {expected}, got {got}", failure.file, failure.line, failure.title())
+                        format!(
+                            "{}:{}: {}: expected {expected}, got {got}",
+                            failure.file,
+                            failure.line,
+                            failure.title()
+                        )
                     }
                     _ => failure.title(),
                 });

@@ -227,14 +227,19 @@ impl Node {
             diagnostics.extend(unknown);
             return Err(NodeError::Policy { diagnostics });
         }
-        let views: Vec<_> =
-            observed.live.iter().chain(&observed.retained).filter_map(|g| g.image.view().ok()).collect();
-        let image = compile(&policy, facts, &LiveIds::from_views(&views))?;
+        let image = compile(&policy, facts, &Self::live_ids(observed))?;
         let mut probes = self.config.probes.clone();
         probes.extend(policy.route_policies.iter().flat_map(|policy| policy.probes.iter().cloned()));
         let allowed = guard::allowed_by_message(snapshot.message.as_deref().unwrap_or_default());
         let subject = snapshot.message.as_deref().and_then(|message| message.lines().next()).map(str::to_owned);
         Ok(Desired { image, revision: policy.revision, diagnostics, tests, probes, allowed, subject })
+    }
+
+    /// The ids that the kernel's generations have given out.
+    pub(super) fn live_ids(observed: &Observed) -> LiveIds {
+        let views: Vec<_> =
+            observed.live.iter().chain(&observed.retained).filter_map(|g| g.image.view().ok()).collect();
+        LiveIds::from_views(&views)
     }
 
     /// What the steps are computed from: the kernel's side.

@@ -20,7 +20,7 @@ use crate::reconcile::{Outcome, Schedule};
 use crate::source::git::GitError;
 use crate::source::{Source, SourceError};
 
-use super::apply::{Proposal, apply, propose_degraded, propose_live, summary};
+use super::apply::{Proposal, apply, propose_degraded, propose_kept, summary};
 use super::attempt::{self, Axis, By, Noting, Seen, Tried};
 use super::follow::Follower;
 use super::node::{Node, NodeError};
@@ -148,6 +148,12 @@ impl Daemon<'_> {
         let source = Noting::new(self.source);
         let mut seen = Seen::default();
         let result = self.reconcile(&source, &mut seen).await;
+        // Neither does a source that cannot be taken keep the node from its rules.
+        if let Err(NodeError::Source(_) | NodeError::Policy { .. } | NodeError::Refused { .. }) = &result
+            && let Err(error) = self.keep_live(&mut seen).await
+        {
+            tracing::warn!(error = %chain(&error), "the live rules could not be kept in force");
+        }
         let lost = matches!(&result, Err(NodeError::Source(SourceError::Git(GitError::Lost { .. }))));
         let may_pass = match &result {
             Err(NodeError::Source(SourceError::Git(GitError::NothingFetched { .. }))) => false,
@@ -213,12 +219,17 @@ impl Daemon<'_> {
         }
     }
 
-    /// Keeps the live rules in force while the source's are not to be published: devices that came back, hands in the kernel.
+    /// Keeps the live rules in force while the source's are not published: devices that came back, hands in the kernel, the
+    /// node's own addresses.
     async fn keep_live(&self, seen: &mut Seen) -> Result<(), NodeError> {
-        match propose_live(self.node).await? {
-            Some(proposal) if !proposal.is_empty() => self.apply(proposal, seen).await,
-            _ => Ok(()),
+        let Some(mut proposal) = propose_kept(self.node).await? else { return Ok(()) };
+        if proposal.is_empty() {
+            return Ok(());
         }
+        if !proposal.is_live() {
+            proposal.terms = Some(probation::terms(self.node, proposal.probes.clone(), None).await?);
+        }
+        self.apply(proposal, seen).await
     }
 
     /// Ends a probation, and says how.

@@ -33,8 +33,7 @@ pub fn holds(node: &Node) -> Result<Vec<Hold>, NodeError> {
 pub fn suspend(node: &Node, reason: &str, until_unix_ms: Option<u64>) -> Result<Option<Suspension>, NodeError> {
     let _lock = node.lock()?;
     let before = current(node)?;
-    let suspension =
-        Suspension { by: operator(), reason: reason.to_owned(), since_unix_ms: unix_ms(), until_unix_ms };
+    let suspension = Suspension { by: operator(), reason: reason.to_owned(), since_unix_ms: unix_ms(), until_unix_ms };
     let state = State::new(&node.config.state_dir);
     state.replace(FILE, to_json(&suspension).to_string().as_bytes()).map_err(|source| state_error(node, source))?;
     let until = until_unix_ms.map_or_else(String::new, |until| format!(" until {}", super::time::rfc3339(until)));

@@ -188,7 +188,12 @@ pub(crate) mod tests {
         opens("0 22 * * 1-5", "Europe/Berlin", "2026-12-01T10:00:00Z", &["2026-12-01T21:00:00Z"]);
         opens("0 22 * * *", "UTC", "2026-12-01T22:00:00Z", &["2026-12-02T22:00:00Z"]);
         opens("30 4 * * *", "Asia/Kolkata", "2026-12-01T00:00:00Z", &["2026-12-01T23:00:00Z"]);
-        opens("0 9 1 * *", "America/New_York", "2026-02-10T00:00:00Z", &["2026-03-01T14:00:00Z", "2026-04-01T13:00:00Z"]);
+        opens(
+            "0 9 1 * *",
+            "America/New_York",
+            "2026-02-10T00:00:00Z",
+            &["2026-03-01T14:00:00Z", "2026-04-01T13:00:00Z"],
+        );
         opens("@daily", "UTC", "2026-12-01T22:00:00Z", &["2026-12-02T00:00:00Z"]);
     }
 
@@ -214,7 +219,9 @@ pub(crate) mod tests {
         for bad in ["", "* * * *", "61 * * * *", "0 0 30 2 *", "0 0 * * * *", "0 22 * * 9", "noon"] {
             assert!(schedule(bad).is_err(), "{bad}");
         }
-        for (zone, known) in [("Europe/Berlin", true), ("UTC", true), ("Europe/Berln", false), ("CEST", false), ("", false)] {
+        for (zone, known) in
+            [("Europe/Berlin", true), ("UTC", true), ("Europe/Berln", false), ("CEST", false), ("", false)]
+        {
             assert_eq!(time_zone(zone).is_some(), known, "{zone}");
         }
     }
