@@ -127,7 +127,13 @@ fn a_suspension_holds_changes_over_restarts_until_somebody_resumes() {
     assert_eq!((&status["generation"], &status["sync"]["state"]), (&1.into(), &"suspended".into()), "{status:#}");
     assert_eq!(upstream(&node), "up-a");
 
-    // What is live stays in force meanwhile: a device that comes back is attached.
+    // What is live stays in force meanwhile: it follows the node's own addresses, and a device that comes back is attached.
+    lab.router.ip("address add 198.51.100.77/32 dev lo").unwrap();
+    wait(&node, "another address", |status| status["generation"] == 2);
+    let local = ["trace", "--src", "198.18.0.1", "--dst", "198.51.100.77", "--format", "json"];
+    let local: Value = serde_json::from_str(&node.succeed(&local).unwrap().stdout).unwrap();
+    assert_eq!((&local["verdict"], &local["next_hop"]), (&"pass".into(), &Value::Null), "{local}");
+    assert_eq!(upstream(&node), "up-a");
     lab.router.ip("link delete upz").unwrap();
     wait(&node, "lost", |status| status["health"]["reason"] == "port-not-attached");
     lab.router.ip("link add upz type veth peer name other").unwrap();

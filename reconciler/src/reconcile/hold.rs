@@ -7,9 +7,9 @@ use jiff::Timestamp;
 
 use crate::policy::{SyncWindow, WindowKind};
 
-/// Steps from one opening or closing of a window to the next that are looked through at most. A decision that does not change
-/// within them is asked for again then.
-const STEPS_MAX: usize = 500;
+/// Windows that follow each other without a gap are taken together up to this number. Where there are more, the next change is
+/// said too early, and asked for again then.
+const STEPS_MAX: usize = 100;
 
 /// Somebody said that the source is not to be followed for a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,31 +48,51 @@ pub struct Standing<'w> {
 /// What `windows` say at `now_unix_ms`. One that denies wins over those that allow; where there is any that allows, a change
 /// needs one to be open.
 pub fn standing(windows: &[SyncWindow], now_unix_ms: u64) -> Standing<'_> {
-    let (open, window) = at(windows, now_unix_ms);
-    let mut time = now_unix_ms;
-    let mut until = None;
-    for _ in 0..STEPS_MAX {
-        until = windows.iter().filter_map(|window| edge(window, time)).min();
-        match until {
-            Some(edge) if at(windows, edge).0 == open => time = edge,
-            _ => break,
-        }
+    let of = |kind| windows.iter().filter(move |window| window.kind == kind);
+    let open = |kind| of(kind).find(|window| open_until(window, now_unix_ms).is_some());
+    if let Some(denies) = open(WindowKind::Deny) {
+        return Standing { open: false, window: Some(denies), until_unix_ms: closed_until(windows, now_unix_ms) };
     }
-    Standing { open, window, until_unix_ms: until }
+    let first = of(WindowKind::Allow).min_by_key(|window| window.opens_after(now_unix_ms).unwrap_or(u64::MAX));
+    let allows = open(WindowKind::Allow);
+    if first.is_some() && allows.is_none() {
+        return Standing { open: false, window: first, until_unix_ms: closed_until(windows, now_unix_ms) };
+    }
+    let denied = of(WindowKind::Deny).filter_map(|window| window.opens_after(now_unix_ms));
+    let until_unix_ms = denied.chain(allowed_until(windows, now_unix_ms)).min();
+    Standing { open: true, window: allows, until_unix_ms }
 }
 
-fn at(windows: &[SyncWindow], now: u64) -> (bool, Option<&SyncWindow>) {
+/// When none that denies is open and one that allows is, if there are any; from a time when that is not so.
+fn closed_until(windows: &[SyncWindow], now: u64) -> Option<u64> {
     let of = |kind| windows.iter().filter(move |window| window.kind == kind);
-    if let Some(denies) = of(WindowKind::Deny).find(|window| open_until(window, now).is_some()) {
-        return (false, Some(denies));
-    }
-    match of(WindowKind::Allow).find(|window| open_until(window, now).is_some()) {
-        Some(allows) => (true, Some(allows)),
-        None => {
-            let first = of(WindowKind::Allow).min_by_key(|window| window.opens_after(now).unwrap_or(u64::MAX));
-            (first.is_none(), first)
+    let mut time = now;
+    for _ in 0..STEPS_MAX {
+        if let Some(closes) = of(WindowKind::Deny).filter_map(|window| open_until(window, time)).max() {
+            time = closes;
+        } else if of(WindowKind::Allow).next().is_some() && allowed_until(windows, time).is_none() {
+            time = of(WindowKind::Allow).filter_map(|window| window.opens_after(time)).min()?;
+        } else {
+            break;
         }
     }
+    Some(time)
+}
+
+/// Until when one that allows is open, or another that follows it without a gap; `None`: none is.
+fn allowed_until(windows: &[SyncWindow], now: u64) -> Option<u64> {
+    let at = |time| {
+        let allows = windows.iter().filter(|window| window.kind == WindowKind::Allow);
+        allows.filter_map(|window| open_until(window, time)).max()
+    };
+    let mut until = at(now)?;
+    for _ in 0..STEPS_MAX {
+        match at(until) {
+            Some(later) => until = later,
+            None => break,
+        }
+    }
+    Some(until)
 }
 
 /// When a window closes that is open at `now`; one that opens again meanwhile stays open.
@@ -86,11 +106,6 @@ fn open_until(window: &SyncWindow, now: u64) -> Option<u64> {
         }
     }
     Some(opened.saturating_add(duration))
-}
-
-/// When a window opens or closes next.
-fn edge(window: &SyncWindow, now: u64) -> Option<u64> {
-    open_until(window, now).or_else(|| window.opens_after(now))
 }
 
 /// Why a change is held.
@@ -262,6 +277,28 @@ mod tests {
                 ("2026-10-25T01:30:00Z", false, Some("2026-10-26T01:30:00Z")),
             ],
         );
+    }
+
+    #[test]
+    fn the_next_opening_is_found_behind_any_number_of_denials() {
+        let zone = |kind, text: &str, duration| window(kind, text, duration, "UTC");
+        let windows = [
+            zone(WindowKind::Allow, "30 12 24 12 *", HOUR),
+            zone(WindowKind::Deny, "0 * * * *", HOUR / 4),
+            zone(WindowKind::Deny, "30 12 * * *", HOUR / 6),
+        ];
+        check(
+            &windows,
+            &[
+                ("2026-01-01T00:00:00Z", false, Some("2026-12-24T12:40:00Z")),
+                ("2026-12-24T12:40:00Z", true, Some("2026-12-24T13:00:00Z")),
+                ("2026-12-24T13:15:00Z", true, Some("2026-12-24T13:30:00Z")),
+                ("2026-12-24T13:30:00Z", false, Some("2027-12-24T12:40:00Z")),
+            ],
+        );
+        // Two that cover each other's ends are one.
+        let windows = [zone(WindowKind::Allow, "0 8 * * *", 2 * HOUR), zone(WindowKind::Allow, "0 10 * * *", HOUR)];
+        check(&windows, &[("2026-07-01T08:00:00Z", true, Some("2026-07-01T11:00:00Z"))]);
     }
 
     #[test]
