@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::confirm::in_words;
+use crate::compile::View;
 use crate::daemon::attempt::{Attempt, Axis};
 use crate::daemon::journal::{Entry, Event};
 use crate::daemon::node::{Node, NodeError, unix_ms};
@@ -141,7 +142,7 @@ pub(super) fn sync(
         },
         (Ok(None), Some(_)) if base.state == "in-sync" => match probation {
             Some(record) if record.standing == Standing::Pending && record.generation == observed.live_number() => {
-                let since_unix_ms = live.as_ref().map(|live| live.created_unix_ms());
+                let since_unix_ms = live.as_ref().map(View::created_unix_ms);
                 Axis { since_unix_ms, ..Axis::new("probation").saying(in_words(record)) }
             }
             _ => base,

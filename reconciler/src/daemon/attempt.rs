@@ -153,7 +153,7 @@ impl Attempt {
 
     fn learn(&mut self, tried: Tried, seen: Seen, now_unix_ms: u64) {
         self.unix_ms = now_unix_ms;
-        self.outcome = tried.outcome.to_owned();
+        tried.outcome.clone_into(&mut self.outcome);
         self.source.learn(tried.source, now_unix_ms);
         self.policy.learn(tried.policy, now_unix_ms);
         self.sync.learn(tried.sync, now_unix_ms);
@@ -390,7 +390,7 @@ pub fn record(node: &Node, by: By, seen: Seen, tried: Tried) {
     match by {
         By::Daemon => {
             attempt.daemon_pid = Some(std::process::id());
-            attempt.by = "the daemon".to_owned();
+            "the daemon".clone_into(&mut attempt.by);
         }
         By::Operator => attempt.by = operator(),
     }

@@ -156,9 +156,8 @@ impl Daemon<'_> {
         }
         let lost = matches!(&result, Err(NodeError::Source(SourceError::Git(GitError::Lost { .. }))));
         let may_pass = match &result {
-            Err(NodeError::Source(SourceError::Git(GitError::NothingFetched { .. }))) => false,
+            Ok(_) | Err(NodeError::Source(SourceError::Git(GitError::NothingFetched { .. }))) => false,
             Err(error) => error.may_pass(),
-            Ok(_) => false,
         };
         let proposed = seen.revision.is_some();
         let tried = match &result {

@@ -7,6 +7,7 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use croner::Cron;
+use croner::errors::CronError;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::Timestamp;
 use jiff::tz::{TimeZone, TimeZoneDatabase};
@@ -132,11 +133,22 @@ fn time_zone(name: &str) -> Option<TimeZone> {
 /// Five fields, or a nickname such as `@daily`.
 fn schedule(text: &str) -> Result<Cron, String> {
     let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
-    let cron = parser.parse(text).map_err(|error| error.to_string())?;
+    let cron = parser.parse(text).map_err(words)?;
     let start = Timestamp::from_str(ANY_TIME).map_err(|error| error.to_string())?.to_zoned(TimeZone::UTC);
     match cron.find_next_occurrence(&start, true) {
         Ok(_) => Ok(cron),
         Err(_) => Err("there is no such day".to_owned()),
+    }
+}
+
+/// What is wrong, without the parser's own classes of faults.
+fn words(error: CronError) -> String {
+    match error {
+        CronError::ComponentError(words) | CronError::InvalidPattern(words) | CronError::IllegalCharacters(words) => {
+            words.trim_end_matches('.').to_owned()
+        }
+        CronError::EmptyPattern => "it is empty".to_owned(),
+        other => other.to_string(),
     }
 }
 
