@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::compile::{Image, View};
+use crate::compile::{Image, View, compile};
 use crate::guard::{self, Refusal};
 use crate::kernel::KernelError;
 use crate::kernel::observe::Observed;
 use crate::plan::Plan;
 use crate::policy::{Diagnostic, Guard, PolicyTest, Prefix, Probe};
 use crate::policy_test::{self, Outcome};
+use crate::reconcile::hold::Hold;
 use crate::reconcile::{Step, steps};
 use crate::source::{ReadSource, Source};
 
@@ -18,6 +19,7 @@ use super::execute::{Report, execute};
 use super::journal::{Entry, Event};
 use super::node::{Facts, Node, NodeError, operator, unix_ms};
 use super::probation::{self, Terms};
+use super::suspension;
 
 /// How long the name of the source's server is looked up.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,6 +45,12 @@ pub struct Proposal {
     pub why: Option<String>,
     /// What the guards say of it; [`apply`] refuses a proposal with any.
     pub refusals: Vec<Refusal>,
+    /// What keeps it from being published for now; [`apply`] refuses a proposal with any, and looks again itself.
+    pub holds: Vec<Hold>,
+    /// Whether it brings something new of the source, which can be held.
+    can_be_held: bool,
+    /// Holds that it goes past, by name.
+    past_holds: BTreeSet<&'static str>,
     image: Image,
     observed: Observed,
     facts: Facts,
@@ -66,6 +74,12 @@ impl Proposal {
     /// Goes past these guards.
     pub fn allow(&mut self, guards: &BTreeSet<Guard>) {
         self.refusals.retain(|refusal| !guards.contains(&refusal.guard));
+    }
+
+    /// Goes past these holds; the words of [`Hold::NAMES`].
+    pub fn go_past(&mut self, holds: &BTreeSet<&'static str>) {
+        self.past_holds.clone_from(holds);
+        self.holds.retain(|hold| !holds.contains(hold.name()));
     }
 
     /// The tests by the library, every next hop taken to be up.
@@ -123,8 +137,16 @@ async fn propose_with(node: &Node, source: &(impl ReadSource + ?Sized), facts: F
     let mut proposal = proposal(node, desired.image, desired.diagnostics, observed, facts, Event::Applied)?;
     proposal.tests = desired.tests;
     proposal.probes = desired.probes;
-    if !was_live_before(node, &proposal)? {
+    proposal.why = desired.subject;
+    let was_live_before = was_live_before(node, &proposal)?;
+    if !was_live_before {
         proposal.refusals = refusals(node, &proposal, &desired.allowed).await?;
+    }
+    // The source that is live already, compiled anew for other addresses or devices of the node, is nothing new.
+    let same_revision = proposal.plan.from().is_some_and(|live| live.revision == proposal.plan.to().revision);
+    proposal.can_be_held = !proposal.is_live() && !same_revision && !was_live_before;
+    if proposal.can_be_held {
+        proposal.holds = suspension::holds(node)?;
     }
     Ok(proposal)
 }
@@ -192,6 +214,30 @@ pub async fn propose_live(node: &Node) -> Result<Option<Proposal>, NodeError> {
     proposal(node, image, Vec::new(), observed, facts, Event::Applied).map(Some)
 }
 
+/// Proposes that what is live stays in force on the node as it is now, its own addresses included, whatever the source says;
+/// `None`: nothing is live.
+pub async fn propose_kept(node: &Node) -> Result<Option<Proposal>, NodeError> {
+    node.refuse_newer_layout()?;
+    let observed = node.observe()?;
+    let facts = node.facts().await?;
+    let Some(live) = &observed.live else { return Ok(None) };
+    let (image, moved) = {
+        let view = live.image.view()?;
+        let mut addresses = facts.node.local_addresses.clone();
+        addresses.sort_unstable();
+        addresses.dedup();
+        if view.locals().eq(addresses) {
+            (Image::copy_of(&view), false)
+        } else {
+            (compile(&view.policy(), &facts.node, &Node::live_ids(&observed))?, true)
+        }
+    };
+    let mut proposal = proposal(node, image, Vec::new(), observed, facts, Event::Applied)?;
+    proposal.why = moved.then(|| "the node has other addresses of its own".to_owned());
+    proposal.probes.clone_from(&node.config.probes);
+    Ok(Some(proposal))
+}
+
 /// Both the plan and the steps are made against what is there; a newer layout is nothing that this version can read.
 fn proposal(
     node: &Node,
@@ -210,6 +256,7 @@ fn proposal(
     let ports_differ = found.ports_differ;
     let (tests, probes, refusals) = (Vec::new(), Vec::new(), Vec::new());
     let (terms, concludes, why) = (None, None, None);
+    let (holds, can_be_held, past_holds) = (Vec::new(), false, BTreeSet::new());
     Ok(Proposal {
         plan,
         steps,
@@ -221,6 +268,9 @@ fn proposal(
         concludes,
         why,
         refusals,
+        holds,
+        can_be_held,
+        past_holds,
         image,
         observed,
         facts,
@@ -238,6 +288,14 @@ pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut
         return Err(NodeError::Refused { refusals: proposal.refusals });
     }
     let _lock = node.lock()?;
+    // Somebody may have suspended since, and a window may have closed.
+    if proposal.can_be_held {
+        let mut holds = suspension::holds(node)?;
+        holds.retain(|hold| !proposal.past_holds.contains(hold.name()));
+        if !holds.is_empty() {
+            return Err(NodeError::Held { holds });
+        }
+    }
     // What a killed process left, or another process did, may have changed while this one waited.
     let observed = node.observe()?;
     if observed.live_number() != live {

@@ -1,6 +1,7 @@
 //! The node's side: files, clock, sockets and signals, around the pure pipeline.
 
 pub mod apply;
+pub mod attempt;
 pub mod cases;
 pub mod detach;
 pub mod drift;
@@ -16,6 +17,7 @@ pub mod reach;
 pub mod run;
 pub mod runtime;
 pub mod state;
+pub mod suspension;
 pub mod time;
 pub mod trial;
 mod webhook;

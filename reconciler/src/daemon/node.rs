@@ -21,6 +21,7 @@ use crate::kernel::tables::Tables;
 use crate::kernel::xdp_features::all_xdp_features;
 use crate::policy::{self, Diagnostic, Guard, NodeConfig, PolicyTest, Probe};
 use crate::policy_test::Outcome;
+use crate::reconcile::hold::Hold;
 use crate::reconcile::{Attachment, Found, Held, PortDevice, Wanted};
 use crate::source::{Limits, ReadSource, SourceError};
 
@@ -66,6 +67,8 @@ pub enum NodeError {
     Tests { failures: Vec<Outcome> },
     #[error("refused by {}", refusals.iter().map(|r| r.guard.name()).collect::<Vec<_>>().join(" and "))]
     Refused { refusals: Vec<Refusal> },
+    #[error("held: {}", holds.iter().map(Hold::message).collect::<Vec<_>>().join("; "))]
+    Held { holds: Vec<Hold> },
     #[error("there is no generation {number}; `wayleave history` lists those that can be rolled back to")]
     NoGeneration { number: u64 },
     #[error("nothing older than generation {live} is retained; there is nothing to roll back to")]
@@ -93,7 +96,8 @@ impl NodeError {
             | Self::NoGeneration { .. }
             | Self::AttachTwoWays { .. }
             | Self::Tests { .. }
-            | Self::Refused { .. } => false,
+            | Self::Refused { .. }
+            | Self::Held { .. } => false,
             Self::Source(_)
             | Self::Port(_)
             | Self::Update(_)
@@ -141,6 +145,8 @@ pub struct Desired {
     pub probes: Vec<Probe>,
     /// Guards that the commit goes past, by its trailers.
     pub allowed: BTreeSet<Guard>,
+    /// The first line of the commit's message.
+    pub subject: Option<String>,
 }
 
 impl Node {
@@ -221,13 +227,19 @@ impl Node {
             diagnostics.extend(unknown);
             return Err(NodeError::Policy { diagnostics });
         }
-        let views: Vec<_> =
-            observed.live.iter().chain(&observed.retained).filter_map(|g| g.image.view().ok()).collect();
-        let image = compile(&policy, facts, &LiveIds::from_views(&views))?;
+        let image = compile(&policy, facts, &Self::live_ids(observed))?;
         let mut probes = self.config.probes.clone();
         probes.extend(policy.route_policies.iter().flat_map(|policy| policy.probes.iter().cloned()));
         let allowed = guard::allowed_by_message(snapshot.message.as_deref().unwrap_or_default());
-        Ok(Desired { image, revision: policy.revision, diagnostics, tests, probes, allowed })
+        let subject = snapshot.message.as_deref().and_then(|message| message.lines().next()).map(str::to_owned);
+        Ok(Desired { image, revision: policy.revision, diagnostics, tests, probes, allowed, subject })
+    }
+
+    /// The ids that the kernel's generations have given out.
+    pub(super) fn live_ids(observed: &Observed) -> LiveIds {
+        let views: Vec<_> =
+            observed.live.iter().chain(&observed.retained).filter_map(|g| g.image.view().ok()).collect();
+        LiveIds::from_views(&views)
     }
 
     /// What the steps are computed from: the kernel's side.

@@ -14,19 +14,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::guard::Refusal;
-use crate::policy::Severity;
-use crate::policy_test::Ended;
+use crate::reconcile::hold::Hold;
 use crate::reconcile::{Outcome, Schedule};
 
 use crate::source::git::GitError;
 use crate::source::{Source, SourceError};
 
-use super::apply::{Applied, Proposal, apply, propose_degraded, summary};
+use super::apply::{Proposal, apply, propose_degraded, propose_kept, summary};
+use super::attempt::{self, Axis, By, Noting, Seen, Tried};
 use super::follow::Follower;
-use super::node::{Node, NodeError, unix_ms};
+use super::node::{Node, NodeError};
 use super::probation::{self, Standing, Verdict};
 use super::runtime::Runtime;
-use super::state::{Attempt, State, Sync};
+use super::state::State;
+use super::suspension::Watched;
 use super::webhook;
 
 /// Runs until SIGTERM or SIGINT. SIGHUP looks at once.
@@ -70,6 +71,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
     // A change that a daemon before this one, or an `apply`, did not see to its end is watched first of all.
     let mut trial = Trial::default();
     trial.renew(node);
+    let mut held = Watched::new(node);
 
     loop {
         tokio::select! {
@@ -81,6 +83,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
                 look_again();
             }
             Some(()) = hinted.recv() => schedule.hint(Instant::now()),
+            () = held.changed() => schedule.hint(Instant::now()),
             error = runtime.ended() => return Err(error.unwrap_or_else(|| NodeError::State {
                 path: PathBuf::from("threads"),
                 source: io::Error::other("the thread that follows links and neighbours panicked"),
@@ -127,79 +130,71 @@ struct Daemon<'a> {
     source: &'a Source,
     state: State,
     /// How the last look ended, to log changes of it.
-    last: Option<Sync>,
+    last: Option<Tried>,
+}
+
+/// How a look ended that did not fail.
+enum Done {
+    InSync,
+    /// The source is what was rolled back from.
+    Quarantined,
+    /// A suspension or a window holds its change; guards would refuse it besides.
+    Held(Vec<Hold>, Vec<Refusal>),
 }
 
 impl Daemon<'_> {
     /// One look at the source, recorded and logged. Says, too, whether the source must be fetched again.
     async fn look(&mut self) -> (Outcome, bool) {
-        let mut lost = false;
-        let mut revision = None;
-        let mut unresolved = Vec::new();
-        let result = self.reconcile(&mut revision, &mut unresolved).await;
-        let (sync, outcome) = match result {
-            Ok(sync) => (sync, Outcome::Settled),
-            Err(NodeError::Policy { diagnostics }) => {
-                let errors: Vec<_> = diagnostics.iter().filter(|d| d.severity == Severity::Error).collect();
-                let first = errors.first().map(|d| format!("{}: {}", d.file, d.message)).unwrap_or_default();
-                tracing::error!(errors = errors.len(), %first, "the policies have errors; the live generation stays");
-                (Sync::InvalidPolicy { errors: errors.len(), first }, Outcome::Settled)
-            }
-            Err(NodeError::Refused { refusals }) => (refused(&refusals), Outcome::Settled),
-            Err(NodeError::Step { source, .. }) if matches!(*source, NodeError::Tests { .. }) => {
-                (tests_failed(&source), Outcome::Settled)
-            }
-            Err(error @ NodeError::Source(SourceError::Git(GitError::NothingFetched { .. }))) => {
-                let text = chain(&error);
-                tracing::info!("{text}");
-                (Sync::Failed { error: text }, Outcome::Settled)
-            }
-            Err(error) => {
-                lost = matches!(&error, NodeError::Source(SourceError::Git(GitError::Lost { .. })));
-                let text = chain(&error);
-                tracing::error!(error = %text, "the look failed; the live generation stays");
-                let outcome = if error.may_pass() { Outcome::Failed } else { Outcome::Settled };
-                (Sync::Failed { error: text }, outcome)
-            }
+        let source = Noting::new(self.source);
+        let mut seen = Seen::default();
+        let result = self.reconcile(&source, &mut seen).await;
+        // Neither does a source that cannot be taken keep the node from its rules.
+        if let Err(NodeError::Source(_) | NodeError::Policy { .. } | NodeError::Refused { .. }) = &result
+            && let Err(error) = self.keep_live(&mut seen).await
+        {
+            tracing::warn!(error = %chain(&error), "the live rules could not be kept in force");
+        }
+        let lost = matches!(&result, Err(NodeError::Source(SourceError::Git(GitError::Lost { .. }))));
+        let may_pass = match &result {
+            Ok(_) | Err(NodeError::Source(SourceError::Git(GitError::NothingFetched { .. }))) => false,
+            Err(error) => error.may_pass(),
         };
-        if self.last.as_ref() != Some(&sync) {
-            match &sync {
-                Sync::InSync => tracing::info!(revision = revision.as_deref(), "the kernel holds what the source says"),
-                Sync::Quarantined => {
-                    tracing::warn!(
-                        revision = revision.as_deref(),
-                        "this source was rolled back; waiting for another one"
-                    );
-                }
-                Sync::Refused { guards, first } => {
-                    tracing::error!(?guards, %first, "a guard refuses this source; the live generation stays");
-                }
-                Sync::TestsFailed { failed, first } => {
-                    tracing::error!(failed, %first, "policy tests fail; the live generation stays");
-                }
-                Sync::InvalidPolicy { .. } | Sync::Failed { .. } => {}
-            }
-            self.last = Some(sync.clone());
+        let proposed = seen.revision.is_some();
+        let tried = match &result {
+            Ok(Done::InSync) => Tried::in_sync(),
+            Ok(Done::Quarantined) => Tried::quarantined(),
+            Ok(Done::Held(holds, refusals)) => Tried::held(holds, refusals),
+            Err(error) => Tried::failed(error, proposed),
+        };
+        if seen.revision.is_none() {
+            seen.revision = source.revision();
         }
-        let attempt = Attempt { pid: std::process::id(), unix_ms: unix_ms(), revision, sync, unresolved };
-        if let Err(error) = self.state.set_attempt(&attempt) {
-            tracing::warn!(%error, "the state directory cannot be written");
+        if self.last.as_ref() != Some(&tried) || may_pass {
+            log(&tried, seen.revision.as_deref(), result.as_ref().err());
         }
-        (outcome, lost)
+        self.last = Some(tried.clone());
+        attempt::record(self.node, By::Daemon, seen, tried);
+        (if may_pass { Outcome::Failed } else { Outcome::Settled }, lost)
     }
 
-    async fn reconcile(&self, revision: &mut Option<String>, unresolved: &mut Vec<String>) -> Result<Sync, NodeError> {
-        let mut proposal = propose_degraded(self.node, self.source).await?;
+    async fn reconcile(&self, source: &Noting<'_, Source>, seen: &mut Seen) -> Result<Done, NodeError> {
+        let mut proposal = propose_degraded(self.node, source).await?;
+        seen.proposal(&proposal);
         let (desired, digest) = {
             let view = proposal.desired()?;
             (view.revision().to_owned(), view.digest().to_string())
         };
-        *revision = Some(desired.clone());
         let state = |source| NodeError::State { path: self.node.config.state_dir.clone(), source };
         let aside = self.state.quarantined().map_err(state)?;
         // Live again all the same: an operator brought it back, or the rollback was interrupted before its publish.
         if aside.iter().any(|a| a.matches(&desired, &digest)) && !proposal.is_live() {
-            return Ok(Sync::Quarantined);
+            self.keep_live(seen).await?;
+            return Ok(Done::Quarantined);
+        }
+        if !proposal.holds.is_empty() {
+            let (holds, refusals) = (proposal.holds, proposal.refusals);
+            self.keep_live(seen).await?;
+            return Ok(Done::Held(holds, refusals));
         }
         if !aside.is_empty()
             && let Err(error) = self.state.lift_quarantine()
@@ -213,10 +208,27 @@ impl Daemon<'_> {
             }
             proposal.terms = Some(terms);
         }
-        let applied = self.apply(proposal).await?;
-        unresolved
-            .extend(applied.report.unresolved.iter().map(|u| format!("{} via {} port {}", u.next_hop, u.via, u.port)));
-        Ok(Sync::InSync)
+        match self.apply(proposal, seen).await {
+            // Suspended while the probes were tried.
+            Err(NodeError::Held { holds }) => {
+                self.keep_live(seen).await?;
+                Ok(Done::Held(holds, Vec::new()))
+            }
+            result => result.map(|()| Done::InSync),
+        }
+    }
+
+    /// Keeps the live rules in force while the source's are not published: devices that came back, hands in the kernel, the
+    /// node's own addresses.
+    async fn keep_live(&self, seen: &mut Seen) -> Result<(), NodeError> {
+        let Some(mut proposal) = propose_kept(self.node).await? else { return Ok(()) };
+        if proposal.is_empty() {
+            return Ok(());
+        }
+        if !proposal.is_live() {
+            proposal.terms = Some(probation::terms(self.node, proposal.probes.clone(), None).await?);
+        }
+        self.apply(proposal, seen).await
     }
 
     /// Ends a probation, and says how.
@@ -241,7 +253,7 @@ impl Daemon<'_> {
         }
     }
 
-    async fn apply(&self, proposal: Proposal) -> Result<Applied, NodeError> {
+    async fn apply(&self, proposal: Proposal, seen: &mut Seen) -> Result<(), NodeError> {
         let summary = summary(&proposal.plan);
         let applied = apply(self.node, proposal, &mut |_| {}).await?;
         for (attachment, attached) in &applied.report.attached {
@@ -254,25 +266,39 @@ impl Daemon<'_> {
         for next_hop in &applied.report.unresolved {
             tracing::warn!(next_hop = next_hop.next_hop, via = %next_hop.via, port = next_hop.port, "no neighbour");
         }
-        Ok(applied)
+        seen.live = applied.live;
+        let unresolved = applied.report.unresolved.iter();
+        seen.unresolved = unresolved.map(|u| format!("{} via {} port {}", u.next_hop, u.via, u.port)).collect();
+        Ok(())
     }
 }
 
-fn refused(refusals: &[Refusal]) -> Sync {
-    let guards = refusals.iter().map(|refusal| refusal.guard.name().to_owned()).collect();
-    let first = refusals.first().map(|refusal| format!("{}; {}", refusal.message, refusal.help()));
-    Sync::Refused { guards, first: first.unwrap_or_default() }
-}
-
-fn tests_failed(error: &NodeError) -> Sync {
-    let NodeError::Tests { failures } = error else { return Sync::Failed { error: chain(error) } };
-    let first = failures.first().map(|failure| match &failure.ended {
-        Ended::Failed { expected, got } => {
-            format!("{}:{}: {}: expected {expected}, got {got}", failure.file, failure.line, failure.title())
+/// How a look ended, where that is news.
+fn log(tried: &Tried, revision: Option<&str>, error: Option<&NodeError>) {
+    let (policy, sync) = tried.words();
+    let said = |axis: Option<&Axis>| axis.and_then(|axis| axis.message.clone()).unwrap_or_default();
+    match (tried.outcome, error) {
+        ("in-sync", _) => tracing::info!(revision, "the kernel holds what the source says"),
+        ("quarantined", _) => tracing::warn!(revision, "this source was rolled back; waiting for another one"),
+        ("suspended" | "outside-window", _) => {
+            tracing::warn!(revision, why = said(sync), "the source's change is held; the live generation stays");
         }
-        _ => failure.title(),
-    });
-    Sync::TestsFailed { failed: failures.len(), first: first.unwrap_or_default() }
+        ("invalid", Some(NodeError::Policy { diagnostics })) => {
+            let (errors, first) = attempt::first_error(diagnostics);
+            tracing::error!(revision, errors, %first, "the policies have errors; the live generation stays");
+        }
+        ("refused", _) => {
+            tracing::error!(revision, first = said(policy), "a guard refuses this source; the live generation stays");
+        }
+        ("tests-failed", _) => {
+            tracing::error!(revision, first = said(policy), "policy tests fail; the live generation stays");
+        }
+        (_, Some(error @ NodeError::Source(SourceError::Git(GitError::NothingFetched { .. })))) => {
+            tracing::info!("{}", chain(error));
+        }
+        (_, Some(error)) => tracing::error!(error = %chain(error), "the look failed; the live generation stays"),
+        (outcome, None) => tracing::info!(revision, outcome, "looked"),
+    }
 }
 
 type Waiting<'n> = Pin<Box<dyn Future<Output = Result<Verdict, NodeError>> + 'n>>;

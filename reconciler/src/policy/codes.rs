@@ -1,6 +1,7 @@
 //! The one table of diagnostic codes: number, severity and the text of `wayleave explain`.
 //!
-//! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes, 07 tests.
+//! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes, 07 tests,
+//! 08 probes, 09 sync windows.
 //! A code that was released never changes its meaning.
 
 use std::fmt;
@@ -486,6 +487,30 @@ Right:  {name: gateway, tcp: {address: 198.51.100.10, port: 443}}"
 
 Wrong:  probes: [{name: api, ping: {address: 10.0.0.1}}, {name: api, ping: {address: 10.0.0.2}}]
 Right:  probes: [{name: api-1, ping: {address: 10.0.0.1}}, {name: api-2, ping: {address: 10.0.0.2}}]"
+
+    CronSchedule "WL0901" Error "this is no cron schedule"
+"A sync window opens at the times of a cron schedule: minute, hour, day of month, month and day of week. Each is `*`, a
+number, a range `1-5`, a list `1,15` or a step `*/15`; months and days of the week have names, too. There are no seconds
+and no years, and a schedule must come some time.
+
+Where day of month and day of week are both given, either is enough, as cron has it.
+
+Wrong:  schedule: 22:00
+Right:  schedule: 0 22 * * 1-5"
+
+    TimeZone "WL0902" Error "unknown time zone"
+"The time zone of a sync window is a name of the IANA database, which is part of this program: a window opens at the
+same time on every machine. Abbreviations such as CEST mean different zones to different people and are no names.
+
+Wrong:  timeZone: CEST
+Right:  timeZone: Europe/Berlin"
+
+    WindowDuration "WL0903" Error "a sync window is open for no time, or for too long"
+"A sync window stays open for 1 s to 7 d after each time of its schedule. Elapsed time counts, whatever daylight saving
+time does to the clock meanwhile.
+
+Wrong:  duration: 0h
+Right:  duration: 4h"
 }
 
 #[cfg(test)]

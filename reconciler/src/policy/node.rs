@@ -13,6 +13,7 @@ use super::prefix::Prefix;
 use super::probe::{Probe, read_node_probes};
 use super::route_policy::prefix_fault;
 use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
+use super::window::{SyncWindow, read_windows};
 use super::yaml::{self, Node, Step};
 use super::{Policy, quantity};
 use crate::source::Source;
@@ -38,6 +39,8 @@ pub struct NodeConfig {
     pub probes: Vec<Probe>,
     pub probation: Probation,
     pub guards: Guards,
+    /// When changes of the source are taken.
+    pub sync_windows: Vec<SyncWindow>,
     pub webhook: Option<Webhook>,
 }
 
@@ -133,6 +136,7 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
     let probes = read_node_probes(file, root, &spec.probes, &spec.probe_commands, faults);
     check_port_entries(file, root, &spec.ports, faults);
     let guards = guards(file, root, spec.guards, faults);
+    let sync_windows = read_windows(file, root, spec.sync.windows, faults);
     let folder = path.parent().unwrap_or(Path::new(""));
     let store = spec.state_dir.join("git");
     let source = match (spec.source.directory, spec.source.git) {
@@ -168,6 +172,7 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
             failures: spec.probation.failures,
         },
         guards,
+        sync_windows,
         webhook: webhook.flatten(),
     })
 }
