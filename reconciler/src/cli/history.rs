@@ -71,6 +71,8 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
                     Event::Applied => "applied",
                     Event::RolledBack => "rolled back",
                     Event::Detached => "detached",
+                    Event::Repaired => "repaired",
+                    Event::Drifted => "drift found",
                 };
                 let why = entry.why.as_ref().map_or_else(String::new, |why| format!("        {why}\n"));
                 print(&format!(

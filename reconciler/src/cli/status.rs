@@ -19,6 +19,7 @@ use crate::kernel::counters::{self, Count, Owners};
 use crate::kernel::layout::OtherLayout;
 use crate::kernel::link::{Link, XdpMode, links, wire};
 use crate::kernel::observe::Observed;
+use crate::policy::DriftMode;
 use crate::source::Source;
 use crate::trace::tag_words;
 
@@ -114,6 +115,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
     status["leftovers"] = (observed.strays.len() + older).into();
     status["source"] = source(node, &state);
     status["sync"] = sync(&state);
+    status["drift"] = drift(node, &state);
     let unresolved = status["next_hops"].as_array().is_some_and(|all| all.iter().any(|h| h["resolved"] == false));
     let probation = probation::last(node)?;
     status["probation"] = probation.as_ref().map_or(Value::Null, |record| {
@@ -208,6 +210,20 @@ fn sync(state: &State) -> Value {
     sync
 }
 
+/// What the daemon last found to differ in the kernel. `wayleave drift` looks itself.
+fn drift(node: &Node, state: &State) -> Value {
+    let mode = node.config.drift.mode;
+    let known = state.drift().filter(|known| mode != DriftMode::Off && known["mode"] == mode.word()).unwrap_or_default();
+    let time = |value: &Value| value.as_u64().map(rfc3339);
+    let repaired = match &known["repaired"] {
+        Value::Object(_) => json!({"time": time(&known["repaired"]["unix_ms"]),
+            "differences": known["repaired"]["differences"]}),
+        _ => Value::Null,
+    };
+    json!({"mode": mode.word(), "looked": time(&known["unix_ms"]), "since": time(&known["since_unix_ms"]),
+        "differences": known["differences"], "repaired": repaired, "error": known["error"]})
+}
+
 fn interfaces(node: &Node, observed: &Observed, links: &[Link]) -> Vec<Value> {
     let decided = State::new(&node.config.state_dir).attachments();
     let newer = observed.layouts.iter().any(OtherLayout::is_newer);
@@ -286,6 +302,24 @@ fn human(status: &Value, next_hops: &str) -> String {
         if let Some(reason) = status["sync"][key].as_str() {
             let _ = writeln!(out, "              {reason}");
         }
+    }
+    let drift = &status["drift"];
+    let differences = list(&drift["differences"]);
+    if !differences.is_empty() {
+        let count = differences.len();
+        let plural = if count == 1 { "" } else { "s" };
+        let _ = writeln!(
+            out,
+            "  drift       {count} difference{plural} since {}, mode {}",
+            text(&drift["since"]),
+            text(&drift["mode"])
+        );
+        for difference in &differences {
+            let _ = writeln!(out, "              {}", text(&difference["message"]));
+        }
+    } else if drift["repaired"].is_object() {
+        let of: Vec<_> = list(&drift["repaired"]["differences"]).iter().map(|one| text(&one["message"])).collect();
+        let _ = writeln!(out, "  drift       none; repaired {}: {}", text(&drift["repaired"]["time"]), of.join("; "));
     }
     let source = &status["source"];
     if let Some(url) = source["git"].as_str() {

@@ -20,6 +20,10 @@ pub enum Event {
     Applied,
     RolledBack,
     Detached,
+    /// What somebody changed in the kernel was put right; the generation may be the same as before.
+    Repaired,
+    /// Somebody changed something in the kernel, and it was left so.
+    Drifted,
 }
 
 /// One event.
@@ -111,6 +115,8 @@ fn parse(line: &[u8]) -> Option<Entry> {
         "applied" => Event::Applied,
         "rolled-back" => Event::RolledBack,
         "detached" => Event::Detached,
+        "repaired" => Event::Repaired,
+        "drifted" => Event::Drifted,
         _ => return None,
     };
     Some(Entry {

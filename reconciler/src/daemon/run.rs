@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Instant;
 
+use serde_json::{Value, json};
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::guard::Refusal;
-use crate::policy::Severity;
+use crate::policy::{DriftMode, Severity};
 use crate::policy_test::Ended;
 use crate::reconcile::{Outcome, Schedule};
 
@@ -22,7 +23,9 @@ use crate::source::git::GitError;
 use crate::source::{Source, SourceError};
 
 use super::apply::{Applied, Proposal, apply, propose_degraded, summary};
+use super::drift::{self, Difference, drift, repair};
 use super::follow::Follower;
+use super::journal::Event;
 use super::node::{Node, NodeError, unix_ms};
 use super::probation::{self, Standing, Verdict};
 use super::runtime::Runtime;
@@ -39,7 +42,8 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(signal_error)?;
 
     let (hints, mut hinted) = mpsc::channel::<()>(1);
-    let mut runtime = Runtime::start(node, hints.clone())?;
+    let (changes, mut changed) = mpsc::channel::<()>(1);
+    let mut runtime = Runtime::start(node, changes)?;
     let state = State::new(&node.config.state_dir);
     let mut files = match source {
         Source::Directory(directory) => Some(FileWatch::new(directory, hints.clone())),
@@ -65,7 +69,8 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
         None => None,
     };
     let mut schedule = Schedule::new(node.config.settle, node.config.rescan_interval, Instant::now());
-    let mut daemon = Daemon { node, source, state, last: None };
+    let mut drift = DriftWatch::new(node, state.clone());
+    let mut daemon = Daemon { node, source, state, last: None, decided: true };
     let mut ready = false;
     // A change that a daemon before this one, or an `apply`, did not see to its end is watched first of all.
     let mut trial = Trial::default();
@@ -81,6 +86,19 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
                 look_again();
             }
             Some(()) = hinted.recv() => schedule.hint(Instant::now()),
+            // Devices or addresses are others: what has to follow them does, in every mode of drift.
+            Some(()) = changed.recv() => {
+                daemon.decided = true;
+                schedule.hint(Instant::now());
+            }
+            () = drift.due() => {
+                if drift.look().await {
+                    daemon.decided = true;
+                    schedule.hint(Instant::now());
+                }
+                trial.renew(node);
+                runtime.wake();
+            }
             error = runtime.ended() => return Err(error.unwrap_or_else(|| NodeError::State {
                 path: PathBuf::from("threads"),
                 source: io::Error::other("the thread that follows links and neighbours panicked"),
@@ -95,7 +113,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
                 if let Some(files) = &mut files {
                     files.renew();
                 }
-                let (outcome, lost) = daemon.look().await;
+                let (outcome, lost) = daemon.look(&mut drift).await;
                 if lost {
                     look_again();
                 }
@@ -128,15 +146,18 @@ struct Daemon<'a> {
     state: State,
     /// How the last look ended, to log changes of it.
     last: Option<Sync>,
+    /// The next look puts everything right, whatever the mode of drift: it is the first, or follows a change of the node's
+    /// devices or addresses.
+    decided: bool,
 }
 
 impl Daemon<'_> {
     /// One look at the source, recorded and logged. Says, too, whether the source must be fetched again.
-    async fn look(&mut self) -> (Outcome, bool) {
+    async fn look(&mut self, drift: &mut DriftWatch<'_>) -> (Outcome, bool) {
         let mut lost = false;
         let mut revision = None;
         let mut unresolved = Vec::new();
-        let result = self.reconcile(&mut revision, &mut unresolved).await;
+        let result = self.reconcile(drift, &mut revision, &mut unresolved).await;
         let (sync, outcome) = match result {
             Ok(sync) => (sync, Outcome::Settled),
             Err(NodeError::Policy { diagnostics }) => {
@@ -177,6 +198,12 @@ impl Daemon<'_> {
                 Sync::TestsFailed { failed, first } => {
                     tracing::error!(failed, %first, "policy tests fail; the live generation stays");
                 }
+                Sync::Drifted => {
+                    tracing::warn!(
+                        revision = revision.as_deref(),
+                        "other rules than those published last are live; `wayleave apply` puts them right"
+                    );
+                }
                 Sync::InvalidPolicy { .. } | Sync::Failed { .. } => {}
             }
             self.last = Some(sync.clone());
@@ -188,7 +215,19 @@ impl Daemon<'_> {
         (outcome, lost)
     }
 
-    async fn reconcile(&self, revision: &mut Option<String>, unresolved: &mut Vec<String>) -> Result<Sync, NodeError> {
+    /// Whether this source is what was published last: then whatever is to be done is not its doing.
+    fn is_published(&self, digest: &str) -> Result<bool, NodeError> {
+        let state = |source| NodeError::State { path: self.node.config.state_dir.clone(), source };
+        let last = self.node.journal.read().map_err(state)?.pop();
+        Ok(last.is_some_and(|last| last.event != Event::Detached && last.digest == digest))
+    }
+
+    async fn reconcile(
+        &mut self,
+        drift: &mut DriftWatch<'_>,
+        revision: &mut Option<String>,
+        unresolved: &mut Vec<String>,
+    ) -> Result<Sync, NodeError> {
         let mut proposal = propose_degraded(self.node, self.source).await?;
         let (desired, digest) = {
             let view = proposal.desired()?;
@@ -206,6 +245,14 @@ impl Daemon<'_> {
         {
             tracing::warn!(%error, "the quarantine cannot be lifted");
         }
+        if !self.decided && !proposal.is_empty() && self.is_published(&digest)? {
+            if self.node.config.drift.mode != DriftMode::Heal {
+                return Ok(if proposal.is_live() { Sync::InSync } else { Sync::Drifted });
+            }
+            // So that it is told what was put right.
+            drift.look().await;
+            proposal = propose_degraded(self.node, self.source).await?;
+        }
         if !proposal.is_live() {
             let terms = probation::terms(self.node, proposal.probes.clone(), None).await?;
             for (probe, error) in &terms.failing {
@@ -214,6 +261,7 @@ impl Daemon<'_> {
             proposal.terms = Some(terms);
         }
         let applied = self.apply(proposal).await?;
+        self.decided = false;
         unresolved
             .extend(applied.report.unresolved.iter().map(|u| format!("{} via {} port {}", u.next_hop, u.via, u.port)));
         Ok(Sync::InSync)
@@ -255,6 +303,91 @@ impl Daemon<'_> {
             tracing::warn!(next_hop = next_hop.next_hop, via = %next_hop.via, port = next_hop.port, "no neighbour");
         }
         Ok(applied)
+    }
+}
+
+/// Looks for drift on a timer.
+struct DriftWatch<'n> {
+    node: &'n Node,
+    state: State,
+    next: Instant,
+    /// What was told last, and since when it is so.
+    told: Vec<Difference>,
+    since_unix_ms: u64,
+    repaired: Value,
+    error: Option<String>,
+}
+
+impl<'n> DriftWatch<'n> {
+    fn new(node: &'n Node, state: State) -> Self {
+        let next = Instant::now() + node.config.drift.interval;
+        let repaired = state.drift().map(|drift| drift["repaired"].clone()).unwrap_or_default();
+        Self { node, state, next, told: Vec::new(), since_unix_ms: unix_ms(), repaired, error: None }
+    }
+
+    /// Waits for the next look; for ever where nobody wants one. May be dropped and asked again.
+    async fn due(&self) {
+        if self.node.config.drift.mode == DriftMode::Off {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep_until(self.next.into()).await;
+    }
+
+    /// One look: tells what differs, once, and puts it right where that is wanted. Says whether only the source can.
+    async fn look(&mut self) -> bool {
+        let heals = self.node.config.drift.mode == DriftMode::Heal;
+        let mut needs_source = false;
+        let mut error = None;
+        match drift(self.node).await {
+            Ok(differences) => {
+                if differences != self.told {
+                    self.tell(&differences, heals);
+                    self.since_unix_ms = unix_ms();
+                    self.told = differences;
+                }
+                if heals && !self.told.is_empty() {
+                    match repair(self.node, &self.told).await {
+                        Ok(Some(applied)) => self.done(&applied),
+                        Ok(None) => needs_source = true,
+                        Err(failed) => error = Some(chain(&failed)),
+                    }
+                }
+            }
+            Err(failed) => error = Some(chain(&failed)),
+        }
+        if let Some(error) = error.as_ref().filter(|error| self.error.as_ref() != Some(error)) {
+            tracing::error!(%error, "drift cannot be looked for, or not be repaired");
+        }
+        self.error = error;
+        let document = json!({
+            "mode": self.node.config.drift.mode.word(), "unix_ms": unix_ms(), "since_unix_ms": self.since_unix_ms,
+            "differences": self.told, "repaired": self.repaired, "error": self.error,
+        });
+        if let Err(error) = self.state.set_drift(&document) {
+            tracing::warn!(%error, "the state directory cannot be written");
+        }
+        self.next = Instant::now() + self.node.config.drift.interval;
+        needs_source
+    }
+
+    fn tell(&self, differences: &[Difference], heals: bool) {
+        for difference in differences.iter().filter(|difference| !self.told.contains(difference)) {
+            tracing::warn!(of = difference.of, "drift: {}", difference.message);
+        }
+        if differences.is_empty() {
+            tracing::info!("the kernel is as the last publish left it again");
+        } else if !heals && let Err(error) = drift::record(self.node, Event::Drifted, differences) {
+            tracing::warn!(error = %chain(&error), "the journal cannot be written");
+        }
+    }
+
+    fn done(&mut self, applied: &Applied) {
+        for difference in &self.told {
+            tracing::info!(of = difference.of, generation = applied.live, "repaired: {}", difference.message);
+        }
+        self.repaired = json!({"unix_ms": unix_ms(), "generation": applied.live, "differences": self.told});
+        self.told.clear();
+        self.since_unix_ms = unix_ms();
     }
 }
 

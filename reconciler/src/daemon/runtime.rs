@@ -15,12 +15,15 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::kernel::attach::Hook;
 use crate::kernel::link::Link;
-use crate::kernel::neighbour::{Neighbour, Question, ask_all, neighbours};
+use crate::kernel::neighbour::{Neighbour, Question, ask_all};
 use crate::kernel::observe;
 use crate::kernel::tables::Tables;
 use crate::kernel::watch::Watch;
+use crate::policy::DriftMode;
 use crate::reconcile::PortDevice;
 
+use super::drift::{Difference, record};
+use super::journal::Event;
 use super::neighbours::{Key, mac, neighbour, write, write_devices};
 use super::node::{Facts, Node, NodeError, unix_ms};
 use super::reach::{Cause, Signs, Standing, judge, word};
@@ -107,6 +110,8 @@ struct Memory {
     why: Option<String>,
     kept_until: Option<Instant>,
     logged: Option<Instant>,
+    /// What was written last for the live generation: another entry is somebody else's.
+    written: Option<Reach>,
 }
 
 /// What of the node's devices decides about ports and rules: everything but whether their links are up.
@@ -175,11 +180,15 @@ impl Follower {
             return Ok(now + IDLE);
         };
         let changed = self.live.as_ref().is_none_or(|live| live.map != generation.image.id());
+        if changed {
+            // Whoever published it wrote the entries.
+            self.memory.values_mut().for_each(|memory| memory.written = None);
+        }
         if idle && !changed && !self.is_due(now) {
             return Ok(self.next(now));
         }
         let facts = self.node.facts().await?;
-        let devices = devices(&facts);
+        let devices = devices(&facts, self.node.config.drift.mode);
         let mut tables = Tables::open(&self.node.pins)?;
         if changed || self.devices.as_ref() != Some(&devices) {
             let view = generation.image.view()?;
@@ -218,13 +227,17 @@ impl Follower {
         if self.hinted.as_ref() == Some(&seen) {
             return Ok(());
         }
+        // What did not change itself and is not attached is drift.
+        let before = self.hinted.as_ref().map(|(devices, _)| devices.as_slice()).unwrap_or_default();
+        let heals = self.node.config.drift.mode == DriftMode::Heal;
+        let is_news = |port: &PortDevice| heals || !before.iter().any(|(before, _)| before == port);
         let locals_differ = self.live.as_ref().is_some_and(|live| live.locals != facts.node.local_addresses);
         let attached = self.node.observe()?.links;
         let moved = |port: &PortDevice| {
             let fits = |hook| hook == Hook::Tc || !port.wire.hides_tags;
             !attached.iter().any(|link| link.index == port.wire.link.index && fits(link.hook))
         };
-        if locals_differ || facts.ports.iter().any(|(port, _)| moved(port)) {
+        if locals_differ || devices.iter().any(|(port, _)| is_news(port) && moved(port)) {
             // A full channel holds a hint already.
             let _ = self.hints.try_send(());
         }
@@ -236,11 +249,12 @@ impl Follower {
     async fn judge(&mut self, tables: &mut Tables, facts: &Facts, now: Instant) -> Result<(), NodeError> {
         let Some(live) = &self.live else { return Ok(()) };
         let entries: BTreeMap<Key, Neighbour> =
-            neighbours().await?.into_iter().map(|entry| ((entry.ifindex, entry.ip), entry)).collect();
+            facts.neighbours.iter().map(|entry| ((entry.ifindex, entry.ip), entry.clone())).collect();
         let ports: BTreeMap<&str, &(PortDevice, Link)> =
             facts.ports.iter().map(|port| (port.0.port.as_str(), port)).collect();
         let mut questions = BTreeMap::new();
         let mut told = false;
+        let mut repaired = Vec::new();
         for hop in &live.hops {
             let port = ports.get(hop.port.as_str());
             let device = port.map(|(port, _)| port);
@@ -259,7 +273,15 @@ impl Follower {
                 (Standing::Down(_), ..) => Reach::Down,
                 _ => Reach::Unknown,
             };
-            write(tables, hop.id, &before, &reach)?;
+            let foreign = memory.and_then(|memory| memory.written).is_some_and(|written| written != before);
+            // Nothing happened, and the entry is another one: somebody changed it.
+            let tampered = foreign && memory.and_then(|memory| memory.written) == Some(reach) && reach != before;
+            if !tampered || self.node.config.drift.mode == DriftMode::Heal {
+                write(tables, hop.id, &before, &reach)?;
+            }
+            if tampered && self.node.config.drift.mode == DriftMode::Heal {
+                repaired.push(hop.name.clone());
+            }
             let unheard = memory.is_none_or(|memory| {
                 // Back from a link that was down, or lost just now: asked at once, whenever the last question was.
                 matches!(standing, Standing::Kept(_)) && memory.kept_until.is_none()
@@ -274,6 +296,9 @@ impl Follower {
                 };
                 questions.insert(key, (question, unheard, entry));
             }
+        }
+        if !repaired.is_empty() {
+            self.tell_repaired(&repaired);
         }
         let ids: BTreeSet<u32> = live.hops.iter().map(|hop| hop.id).collect();
         self.memory.retain(|id, _| ids.contains(id));
@@ -308,6 +333,17 @@ impl Follower {
         Ok(ask_all(&due).await?)
     }
 
+    /// Says whose entries somebody had changed.
+    fn tell_repaired(&self, next_hops: &[String]) {
+        let differences: Vec<_> = next_hops.iter().map(|next_hop| Difference::foreign_neighbour(next_hop)).collect();
+        for difference in &differences {
+            tracing::warn!(of = difference.of, "drift repaired: {}", difference.message);
+        }
+        if let Err(error) = record(&self.node, Event::Repaired, &differences) {
+            tracing::warn!(error = %chain(&error), "the journal cannot be written");
+        }
+    }
+
     /// Leaves since when and why where `status` and a successor find it.
     fn tell(&self) {
         let Some(live) = &self.live else { return };
@@ -333,7 +369,7 @@ impl Memory {
     fn recall(record: NextHopRecord) -> Option<Self> {
         let state = ["up", "down", "unknown"].into_iter().find(|state| *state == record.state)?;
         let NextHopRecord { since_unix_ms, why, .. } = record;
-        Some(Self { state, cause: None, since_unix_ms, why, kept_until: None, logged: None })
+        Some(Self { state, cause: None, since_unix_ms, why, kept_until: None, logged: None, written: None })
     }
 }
 
@@ -372,12 +408,14 @@ fn remember(
             tracing::info!(next_hop, %via, port, "next hop {state}");
         }
     }
-    all.insert(hop.id, Memory { state, cause, since_unix_ms, why, kept_until, logged });
+    all.insert(hop.id, Memory { state, cause, since_unix_ms, why, kept_until, logged, written: Some(*reach) });
     news
 }
 
-fn devices(facts: &Facts) -> Devices {
-    let same = |link: &Link| Link { up: true, carrier: true, ..link.clone() };
+fn devices(facts: &Facts, mode: DriftMode) -> Devices {
+    // Which program is attached is no event where drift is to be left.
+    let xdp = |link: &Link| link.xdp.filter(|_| mode == DriftMode::Heal);
+    let same = |link: &Link| Link { up: true, carrier: true, xdp: xdp(link), ..link.clone() };
     let port_of = |port: &PortDevice| {
         let mut port = port.clone();
         port.wire.link = same(&port.wire.link);

@@ -22,6 +22,8 @@ pub enum Sync {
     TestsFailed { failed: usize, first: String },
     /// A guard refuses the source; the live generation stays until the source is another one, or somebody allows it.
     Refused { guards: Vec<String>, first: String },
+    /// The source is what was published last, and somebody put other rules into the kernel; `drift.mode` leaves them there.
+    Drifted,
     /// Something else failed; the daemon tries again.
     Failed { error: String },
 }
@@ -100,6 +102,17 @@ impl State {
     /// The daemon's last look as JSON; `None` when there was none.
     pub fn attempt(&self) -> Option<Value> {
         serde_json::from_slice(&std::fs::read(self.directory.join("attempt.json")).ok()?).ok()
+    }
+
+    /// Records what the daemon last found to differ in the kernel. Written with every look, so not forced to the disk.
+    pub fn set_drift(&self, drift: &Value) -> io::Result<()> {
+        let new = self.write_beside("drift.json", drift.to_string().as_bytes())?.1;
+        std::fs::rename(new, self.directory.join("drift.json"))
+    }
+
+    /// What a daemon last found to differ; `None` where none looked.
+    pub fn drift(&self) -> Option<Value> {
+        serde_json::from_slice(&std::fs::read(self.directory.join("drift.json")).ok()?).ok()
     }
 
     /// Records what the daemon knows of the source that it follows.

@@ -20,7 +20,8 @@ use fib::Reason;
 use crate::compile::View;
 
 use super::pins::Pins;
-use super::{KernelError, sys};
+use super::restore;
+use super::KernelError;
 
 /// What one counter holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,8 +130,9 @@ const ALL: u32 = 0;
 impl Objects {
     /// `None` while no program that counts them has been loaded.
     pub fn open(pins: &Pins) -> Result<Option<Self>, KernelError> {
-        if sys::pinned(&pins.map("CARRYING"))?.is_none() {
-            return Ok(None);
+        match restore::map(pins, "CARRYING") {
+            Err(KernelError::NoMap { .. }) => return Ok(None),
+            result => drop(result?),
         }
         Ok(Some(Self {
             reasons: open(pins, "COUNTERS")?,
@@ -223,12 +225,12 @@ impl Objects {
 }
 
 fn open_array<T: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Array<MapData, T>, KernelError> {
-    let map = MapData::from_pin(pins.map(name)).map_err(KernelError::map(name))?;
+    let map = MapData::from_fd(restore::map(pins, name)?).map_err(KernelError::map(name))?;
     Array::try_from(Map::Array(map)).map_err(KernelError::map(name))
 }
 
 fn open(pins: &Pins, name: &'static str) -> Result<Counters<MapData>, KernelError> {
-    let map = MapData::from_pin(pins.map(name)).map_err(KernelError::map(name))?;
+    let map = MapData::from_fd(restore::map(pins, name)?).map_err(KernelError::map(name))?;
     PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map(name))
 }
 

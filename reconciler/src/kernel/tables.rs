@@ -12,7 +12,7 @@ use fib::verdict::ReachWords;
 use fib::{Ingress, Reach};
 
 use super::pins::Pins;
-use super::{KernelError, sys};
+use super::{KernelError, restore, sys};
 
 /// Devices whose kernel index is at or above this cannot carry a port.
 pub const DEVICE_INDEX_MAX: u32 = 1 << 16;
@@ -43,9 +43,9 @@ pub struct Tables {
 impl Tables {
     /// Opens the pinned tables; they exist once the program has been loaded.
     pub fn open(pins: &Pins) -> Result<Self, KernelError> {
-        let open = |name: &'static str| MapData::from_pin(pins.map(name)).map_err(KernelError::map(name));
+        let descriptor = |name| restore::map(pins, name);
+        let open = |name: &'static str| MapData::from_fd(descriptor(name)?).map_err(KernelError::map(name));
         let ports = |name| DevMap::try_from(Map::DevMap(open(name)?)).map_err(KernelError::map(name));
-        let descriptor = |map| sys::pinned(&pins.map(map))?.ok_or(KernelError::NoMap { map });
         Ok(Self {
             ports: [ports("PORTS")?, ports("PORTS_FRAGS")?],
             ports_fds: [descriptor("PORTS")?, descriptor("PORTS_FRAGS")?],
