@@ -634,6 +634,7 @@ pub enum Attach {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Drift {
+    /// Not looked for (off); said in status, log and journal (report); said and put right (heal).
     #[serde(default)]
     #[schemars(extend("default" = "heal"))]
     pub(super) mode: DriftMode,
@@ -653,7 +654,7 @@ fn drift_interval_default() -> String {
     "30s".to_owned()
 }
 
-/// Not looked for (off), said in `status`, log and journal (report), or said and put right (heal).
+/// What becomes of drift.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DriftMode {
