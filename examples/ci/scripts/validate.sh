@@ -10,12 +10,13 @@ kind=${1:?'usage: validate.sh github|gitlab|plain [POLICIES]'}
 policies=${2:-policies}
 
 # One workflow command for each failing test, as GitHub wants them escaped.
+# shellcheck disable=SC2016 # the variable is jq's
 annotations='
     def text: gsub("%"; "%25") | gsub("\r"; "%0D") | gsub("\n"; "%0A");
     def property: text | gsub(":"; "%3A") | gsub(","; "%2C");
     .cases[] | select(.result == "failed")
     | "::error file=\("\($policies)/\(.file)" | property),line=\(.line),title=policy test failed::"
-      + ("\(.title): expected \(.expected), got \(.got)" | text)'
+      + ("\(.test): \(.case // .packet): expected \(.expected), got \(.got)" | text)'
 
 code=0
 case $kind in
