@@ -28,7 +28,7 @@ use super::follow::Follower;
 use super::journal::Event;
 use super::node::{Node, NodeError, unix_ms};
 use super::probation::{self, Standing, Verdict};
-use super::runtime::Runtime;
+use super::runtime::{Hint, Runtime};
 use super::state::{Attempt, State, Sync};
 use super::webhook;
 
@@ -42,7 +42,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(signal_error)?;
 
     let (hints, mut hinted) = mpsc::channel::<()>(1);
-    let (changes, mut changed) = mpsc::channel::<()>(1);
+    let (changes, mut changed) = mpsc::channel::<Hint>(2);
     let mut runtime = Runtime::start(node, changes)?;
     let state = State::new(&node.config.state_dir);
     let mut files = match source {
@@ -87,10 +87,13 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
             }
             Some(()) = hinted.recv() => schedule.hint(Instant::now()),
             // Devices or addresses are others: what has to follow them does, in every mode of drift.
-            Some(()) = changed.recv() => {
-                daemon.decided = true;
-                schedule.hint(Instant::now());
-            }
+            Some(hint) = changed.recv() => match hint {
+                Hint::Changed => {
+                    daemon.decided = true;
+                    schedule.hint(Instant::now());
+                }
+                Hint::Drifted => drift.next = Instant::now(),
+            },
             () = drift.due() => {
                 if drift.look().await {
                     daemon.decided = true;

@@ -14,7 +14,7 @@ use fib::Reach;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::kernel::attach::Hook;
-use crate::kernel::link::Link;
+use crate::kernel::link::{Link, XdpAttachment};
 use crate::kernel::neighbour::{Neighbour, Question, ask_all};
 use crate::kernel::observe;
 use crate::kernel::tables::Tables;
@@ -47,6 +47,15 @@ const IDLE: Duration = Duration::from_millis(500);
 /// Transitions of one next hop are logged this often at most.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
+/// What the thread saw that is not its own to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Devices or addresses are others than before, and rules or attachments must follow.
+    Changed,
+    /// A device is as before, and the program is not attached to it any more.
+    Drifted,
+}
+
 /// The thread, seen from the daemon's own.
 pub struct Runtime {
     wake: Arc<Notify>,
@@ -56,7 +65,7 @@ pub struct Runtime {
 impl Runtime {
     /// Starts it in the network namespace of the calling thread; it ends with the process. `hints` hears when devices or
     /// addresses have changed so that rules must.
-    pub fn start(node: &Node, hints: mpsc::Sender<()>) -> Result<Self, NodeError> {
+    pub fn start(node: &Node, hints: mpsc::Sender<Hint>) -> Result<Self, NodeError> {
         let wake = Arc::new(Notify::new());
         let (end, ended) = oneshot::channel();
         let node = Node::new(node.config.clone());
@@ -114,24 +123,24 @@ struct Memory {
     written: Option<Reach>,
 }
 
-/// What of the node's devices decides about ports and rules: everything but whether their links are up.
+/// What of the node's devices decides about ports and rules: everything but whether their links are up, and what is attached.
 type Devices = Vec<(PortDevice, Link)>;
 
 struct Follower {
     node: Node,
     state: State,
-    hints: mpsc::Sender<()>,
+    hints: mpsc::Sender<Hint>,
     live: Option<Live>,
     /// What `write_devices` last wrote.
     devices: Option<Devices>,
     /// The facts that the rules were last hinted at for.
-    hinted: Option<(Devices, Vec<IpAddr>)>,
+    hinted: Option<(Devices, Vec<IpAddr>, Vec<Option<XdpAttachment>>)>,
     memory: BTreeMap<u32, Memory>,
     asked: BTreeMap<Key, Instant>,
 }
 
 impl Follower {
-    fn new(node: Node, hints: mpsc::Sender<()>) -> Self {
+    fn new(node: Node, hints: mpsc::Sender<Hint>) -> Self {
         let state = State::new(&node.config.state_dir);
         // Since when and why survive a restart where the state itself has not changed meanwhile.
         let memory = state.next_hops().into_iter().filter_map(|record| Some((record.id, Memory::recall(record)?)));
@@ -188,7 +197,7 @@ impl Follower {
             return Ok(self.next(now));
         }
         let facts = self.node.facts().await?;
-        let devices = devices(&facts, self.node.config.drift.mode);
+        let devices = devices(&facts);
         let mut tables = Tables::open(&self.node.pins)?;
         if changed || self.devices.as_ref() != Some(&devices) {
             let view = generation.image.view()?;
@@ -223,14 +232,16 @@ impl Follower {
 
     /// Says so when rules must follow the devices and addresses, once for each change of them.
     fn hint(&mut self, facts: &Facts, devices: &Devices) -> Result<(), NodeError> {
-        let seen = (devices.clone(), facts.node.local_addresses.clone());
+        let heals = self.node.config.drift.mode == DriftMode::Heal;
+        // Which program is attached is worth a look where that is put right.
+        let attached = facts.ports.iter().filter(|_| heals).map(|(port, _)| port.wire.link.xdp).collect();
+        let seen = (devices.clone(), facts.node.local_addresses.clone(), attached);
         if self.hinted.as_ref() == Some(&seen) {
             return Ok(());
         }
         // What did not change itself and is not attached is drift.
-        let before = self.hinted.as_ref().map(|(devices, _)| devices.as_slice()).unwrap_or_default();
-        let heals = self.node.config.drift.mode == DriftMode::Heal;
-        let is_news = |port: &PortDevice| heals || !before.iter().any(|(before, _)| before == port);
+        let before = self.hinted.as_ref().map(|(devices, ..)| devices.as_slice()).unwrap_or_default();
+        let is_news = |port: &PortDevice| !before.iter().any(|(before, _)| before == port);
         let locals_differ = self.live.as_ref().is_some_and(|live| live.locals != facts.node.local_addresses);
         let attached = self.node.observe()?.links;
         let moved = |port: &PortDevice| {
@@ -239,7 +250,9 @@ impl Follower {
         };
         if locals_differ || devices.iter().any(|(port, _)| is_news(port) && moved(port)) {
             // A full channel holds a hint already.
-            let _ = self.hints.try_send(());
+            let _ = self.hints.try_send(Hint::Changed);
+        } else if heals && devices.iter().any(|(port, _)| moved(port)) {
+            let _ = self.hints.try_send(Hint::Drifted);
         }
         self.hinted = Some(seen);
         Ok(())
@@ -412,10 +425,9 @@ fn remember(
     news
 }
 
-fn devices(facts: &Facts, mode: DriftMode) -> Devices {
-    // Which program is attached is no event where drift is to be left.
-    let xdp = |link: &Link| link.xdp.filter(|_| mode == DriftMode::Heal);
-    let same = |link: &Link| Link { up: true, carrier: true, xdp: xdp(link), ..link.clone() };
+/// A veth's driver says that it takes frames while a program is attached: no change of the device either.
+fn devices(facts: &Facts) -> Devices {
+    let same = |link: &Link| Link { up: true, carrier: true, xdp: None, driver: None, ..link.clone() };
     let port_of = |port: &PortDevice| {
         let mut port = port.clone();
         port.wire.link = same(&port.wire.link);
