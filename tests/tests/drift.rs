@@ -281,7 +281,6 @@ fn a_daemon_that_reports_changes_nothing_until_somebody_decides() {
     publish_twice(&node);
     let daemon = Daemon::start(&node);
     for Hand { what, says, act } in HANDS {
-        publish_twice(&node);
         wait_until(what, &daemon, || found(&node).is_empty());
         act(&node);
         wait_until(what, &daemon, || found(&node).concat().contains(says));

@@ -239,7 +239,11 @@ impl Node {
         let live = observed.live.as_ref().map(|g| g.image.view()).transpose()?;
         let live_digest = live.as_ref().filter(|view| sound(view)).map(|view| view.digest().0);
         let tables = match observed.live {
-            Some(_) if observed.programs.contains_key(&Entry::Xdp) => Some(Tables::open(&self.pins)?),
+            Some(_) if observed.programs.contains_key(&Entry::Xdp) => match Tables::open(&self.pins) {
+                // Pinned again, and written, before anything else.
+                Err(KernelError::NoMap { .. }) if !observed.lost.is_empty() => None,
+                tables => Some(tables?),
+            },
             // Written with the first generation anyway, and with the first of a layout.
             _ => None,
         };

@@ -7,8 +7,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use super::pins::{Pins, names};
-use super::program::{Entry, GENERATIONS, LIVE, candidate_pins, load_object, map_names};
-use super::{KernelError, attach, sys};
+use super::program::{Entry, LIVE, candidate_pins, load_object, map_names};
+use super::sys::{self, GENERATIONS};
+use super::{KernelError, attach};
 
 /// Bytes of a name that the kernel keeps.
 const NAME_BYTES_MAX: usize = 15;

@@ -44,6 +44,9 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
+/// What the kernel calls the outer map.
+pub(super) const GENERATIONS: &str = "wl_generations";
+
 fn name(text: &str) -> [i8; 16] {
     let mut name = [0; 16];
     for (to, from) in name.iter_mut().take(15).zip(text.bytes()) {
@@ -88,7 +91,7 @@ pub(super) fn create_generations(template: BorrowedFd<'_>) -> Result<OwnedFd, Ke
     u.value_size = 4;
     u.max_entries = 2;
     u.inner_map_fd = raw(template);
-    u.map_name = name("wl_generations");
+    u.map_name = name(GENERATIONS);
     bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr).map_err(|e| failed("BPF_MAP_CREATE", "generations map", e))
 }
 

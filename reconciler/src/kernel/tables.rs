@@ -91,6 +91,10 @@ impl Tables {
             Err(aya::maps::MapError::KeyNotFound) => return Ok(None),
             Err(e) => return Err(KernelError::map("PORTS")(e)),
         };
+        // One of the two is not what was written: then neither is to be relied on.
+        if self.ports[1].get(id, 0).ok().map(|value| value.if_index) != Some(device) {
+            return Ok(None);
+        }
         let [devices, tags] = self.port_links.get(&id, 0).map_err(KernelError::map("PORT_LINKS"))?;
         let tags = Tags { outer: low(tags), inner: low(tags >> 32) };
         Ok(Some(Egress { device, address_device: low(devices >> 32), tags }))
