@@ -130,9 +130,12 @@ const ALL: u32 = 0;
 impl Objects {
     /// `None` while no program that counts them has been loaded.
     pub fn open(pins: &Pins) -> Result<Option<Self>, KernelError> {
-        match restore::map(pins, "CARRYING") {
-            Err(KernelError::NoMap { .. }) => return Ok(None),
-            result => drop(result?),
+        // No program holds these two: their pins are all that does.
+        for name in ["CARRYING", "CARRIED"] {
+            match restore::map(pins, name) {
+                Err(KernelError::NoMap { .. }) => return Ok(None),
+                result => drop(result?),
+            }
         }
         Ok(Some(Self {
             reasons: open(pins, "COUNTERS")?,

@@ -43,7 +43,11 @@ pub struct Tables {
 impl Tables {
     /// Opens the pinned tables; they exist once the program has been loaded.
     pub fn open(pins: &Pins) -> Result<Self, KernelError> {
-        let descriptor = |name| restore::map(pins, name);
+        let descriptor = |name| match restore::map(pins, name) {
+            // Only the program for frames of several buffers holds it; where that is not loaded, nothing is lost with its pin.
+            Err(KernelError::NoMap { .. }) if name == "PORTS_FRAGS" => restore::map(pins, "PORTS"),
+            map => map,
+        };
         let open = |name: &'static str| MapData::from_fd(descriptor(name)?).map_err(KernelError::map(name));
         let ports = |name| DevMap::try_from(Map::DevMap(open(name)?)).map_err(KernelError::map(name));
         Ok(Self {
