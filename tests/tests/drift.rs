@@ -134,7 +134,8 @@ const HANDS: &[Hand] = &[
         what: "the live generation's pin deleted",
         says: "its pin is gone, or holds another map",
         act: |node| {
-            let newest = fs::read_dir(node.pins().join("generation")).unwrap().flatten().map(|entry| entry.path()).max();
+            let newest =
+                fs::read_dir(node.pins().join("generation")).unwrap().flatten().map(|entry| entry.path()).max();
             fs::remove_file(newest.unwrap()).unwrap();
         },
     },

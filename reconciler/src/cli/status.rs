@@ -213,7 +213,8 @@ fn sync(state: &State) -> Value {
 /// What the daemon last found to differ in the kernel. `wayleave drift` looks itself.
 fn drift(node: &Node, state: &State) -> Value {
     let mode = node.config.drift.mode;
-    let known = state.drift().filter(|known| mode != DriftMode::Off && known["mode"] == mode.word()).unwrap_or_default();
+    let known =
+        state.drift().filter(|known| mode != DriftMode::Off && known["mode"] == mode.word()).unwrap_or_default();
     let time = |value: &Value| value.as_u64().map(rfc3339);
     let repaired = match &known["repaired"] {
         Value::Object(_) => json!({"time": time(&known["repaired"]["unix_ms"]),

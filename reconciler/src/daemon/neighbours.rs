@@ -104,7 +104,10 @@ pub fn stale_ports(tables: &Tables, view: &View<'_>, facts: &Facts) -> Result<Ve
                     let (is, wanted) = (of(tables.ingress(index, vids)?), of(wanted));
                     let same = if is == wanted { " with another MAC" } else { "" };
                     let tags = if vids == 0 { String::new() } else { format!(" of {}", super::ports::vlan(vids)) };
-                    (device(index), format!("frames{tags} come in by {is}{same}, where the configuration says {wanted}"))
+                    (
+                        device(index),
+                        format!("frames{tags} come in by {is}{same}, where the configuration says {wanted}"),
+                    )
                 }
             })
         })

@@ -19,9 +19,9 @@ use fib::Reason;
 
 use crate::compile::View;
 
+use super::KernelError;
 use super::pins::Pins;
 use super::restore;
-use super::KernelError;
 
 /// What one counter holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

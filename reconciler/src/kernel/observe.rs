@@ -193,7 +193,9 @@ fn observe_retained(pins: &Pins, observed: &mut Observed) -> Result<(), KernelEr
     // Under somebody else's map none is live, and all were.
     let live = if observed.foreign.is_some() { u64::MAX } else { observed.live_number() };
     observed.live_unpinned = match &observed.live {
-        Some(live) => ImageMap::from_pin(&pins.generation(live.number))?.map(|image| image.id()) != Some(live.image.id()),
+        Some(live) => {
+            ImageMap::from_pin(&pins.generation(live.number))?.map(|image| image.id()) != Some(live.image.id())
+        }
         None => false,
     };
     for number in pins.generation_numbers()?.into_iter().rev() {
