@@ -171,7 +171,7 @@ fn a_policy_brings_probes_of_its_own() {
     assert_eq!(broken.code, Some(6), "{broken:?}");
     assert!(broken.stderr.contains("the probe web/upstream passed before it"), "{broken:?}");
     let after = node.status().unwrap();
-    assert_eq!((&after["digest"], &after["health"]), (&before["digest"], &"ok".into()), "{after:#}");
+    assert_eq!((&after["digest"], &after["health"]["state"]), (&before["digest"], &"healthy".into()), "{after:#}");
 }
 
 #[test]
@@ -210,7 +210,11 @@ fn a_restart_of_the_machine_is_no_proof() {
     }
     assert!(reachable(&lab));
     let status = node.status().unwrap();
-    assert_eq!((&status["sync"]["state"], &status["health"]), (&"in-sync".into(), &"ok".into()), "{status:#}");
+    assert_eq!(
+        (&status["sync"]["state"], &status["health"]["state"]),
+        (&"in-sync".into(), &"healthy".into()),
+        "{status:#}"
+    );
 }
 
 #[test]

@@ -100,6 +100,8 @@ fn lines(entries: &[Entry], live: u64, retired: impl Fn(&Entry) -> bool) -> Stri
         Event::Detached => "detached",
         Event::Suspended => "suspended",
         Event::Resumed => "resumed",
+        Event::Repaired => "repaired",
+        Event::Drifted => "drift found",
     };
     let summary = if newest.summary.is_empty() { String::new() } else { format!(": {}", newest.summary) };
     let time = rfc3339(newest.unix_ms);

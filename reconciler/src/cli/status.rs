@@ -20,6 +20,7 @@ use crate::kernel::counters::{self, Count, Owners};
 use crate::kernel::layout::OtherLayout;
 use crate::kernel::link::{Link, XdpMode, links, wire};
 use crate::kernel::observe::Observed;
+use crate::policy::DriftMode;
 use crate::trace::tag_words;
 
 /// Show what the kernel holds and how the node is doing
@@ -113,6 +114,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
     let older = observed.layouts.iter().filter(|layout| !layout.is_newer() && observed.live.is_some()).count();
     status["leftovers"] = (observed.strays.len() + older).into();
     let attempt = Attempt::last(&state);
+    status["drift"] = drift(node, &state);
     let probation = probation::last(node)?;
     status["source"] = axes::source(node, &state, attempt.as_ref());
     status["policy"] = axes::policy(attempt.as_ref());
@@ -160,6 +162,21 @@ fn other_layout(layout: &OtherLayout) -> Value {
 fn count(row: &mut Value, count: Count) {
     row["packets"] = count.packets.into();
     row["bytes"] = count.bytes.into();
+}
+
+/// What the daemon last found to differ in the kernel. `wayleave drift` looks itself.
+fn drift(node: &Node, state: &State) -> Value {
+    let mode = node.config.drift.mode;
+    let known =
+        state.drift().filter(|known| mode != DriftMode::Off && known["mode"] == mode.word()).unwrap_or_default();
+    let time = |value: &Value| value.as_u64().map(rfc3339);
+    let repaired = match &known["repaired"] {
+        Value::Object(_) => json!({"time": time(&known["repaired"]["unix_ms"]),
+            "differences": known["repaired"]["differences"]}),
+        _ => Value::Null,
+    };
+    json!({"mode": mode.word(), "looked": time(&known["unix_ms"]), "since": time(&known["since_unix_ms"]),
+        "differences": known["differences"], "repaired": repaired, "error": known["error"]})
 }
 
 fn interfaces(node: &Node, observed: &Observed, links: &[Link]) -> Vec<Value> {
@@ -235,6 +252,24 @@ fn human(status: &Value, next_hops: &str) -> String {
         let _ = writeln!(out, "  routes      {} IPv4, {} IPv6", status["routes"]["ipv4"], status["routes"]["ipv6"]);
     }
     out.push_str(&axes::human(status));
+    let drift = &status["drift"];
+    let differences = list(&drift["differences"]);
+    if !differences.is_empty() {
+        let count = differences.len();
+        let plural = if count == 1 { "" } else { "s" };
+        let _ = writeln!(
+            out,
+            "  drift       {count} difference{plural} since {}, mode {}",
+            text(&drift["since"]),
+            text(&drift["mode"])
+        );
+        for difference in &differences {
+            let _ = writeln!(out, "              {}", text(&difference["message"]));
+        }
+    } else if drift["repaired"].is_object() {
+        let of: Vec<_> = list(&drift["repaired"]["differences"]).iter().map(|one| text(&one["message"])).collect();
+        let _ = writeln!(out, "  drift       none; repaired {}: {}", text(&drift["repaired"]["time"]), of.join("; "));
+    }
     if let Some(words) = status["probation"]["words"].as_str() {
         let _ = writeln!(out, "  probation   {words}");
     }

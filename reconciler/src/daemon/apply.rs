@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::compile::{Image, View, compile};
 use crate::guard::{self, Refusal};
 use crate::kernel::KernelError;
-use crate::kernel::observe::Observed;
+use crate::kernel::observe::{Observed, generation};
 use crate::plan::Plan;
 use crate::policy::{Diagnostic, Guard, PolicyTest, Prefix, Probe};
 use crate::policy_test::{self, Outcome};
 use crate::reconcile::hold::Hold;
-use crate::reconcile::{Step, steps};
+use crate::reconcile::{Found, Step, steps};
 use crate::source::{ReadSource, Source};
 
 use super::execute::{Report, execute};
@@ -29,8 +29,8 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Proposal {
     pub plan: Plan,
     pub steps: Vec<Step>,
-    /// The tables of ports are not what the node's devices ask for.
-    pub ports_differ: bool,
+    /// What the steps were computed from.
+    pub found: Found,
     /// Warnings about the source.
     pub diagnostics: Vec<Diagnostic>,
     /// Tests of the source, which are run in the kernel before its rules are published.
@@ -92,12 +92,17 @@ impl Proposal {
 
     /// Whether the desired rules are the live ones, whatever else is to be done.
     pub fn is_live(&self) -> bool {
-        self.plan.from().is_some_and(|live| live.digest == self.plan.to().digest)
+        // Live rules that are not what their digest says are none.
+        self.found.live_digest.is_some() && self.plan.from().is_some_and(|live| live.digest == self.plan.to().digest)
     }
 
     /// The generation that was live when the proposal was made; 0: none.
     pub fn parent(&self) -> u64 {
         self.observed.live_number()
+    }
+
+    pub(super) fn facts(&self) -> &Facts {
+        &self.facts
     }
 
     /// The image that was live when the proposal was made.
@@ -238,6 +243,26 @@ pub async fn propose_kept(node: &Node) -> Result<Option<Proposal>, NodeError> {
     Ok(Some(proposal))
 }
 
+/// Proposes what was published last once more, as its pin still holds it: for a live slot in which somebody put something
+/// else. `None`: nothing was published, or the pin does not hold it any more.
+pub async fn propose_published(node: &Node) -> Result<Option<Proposal>, NodeError> {
+    node.refuse_newer_layout()?;
+    let state = |source| NodeError::State { path: node.config.state_dir.clone(), source };
+    let entries = node.journal.read().map_err(state)?;
+    let Some(last) = entries.last().filter(|last| last.event != Event::Detached) else { return Ok(None) };
+    let Some(published) = generation(&node.pins, last.generation)? else { return Ok(None) };
+    let view = published.image.view()?;
+    if view.verify_digest().is_err() || view.digest().to_string() != last.digest {
+        return Ok(None);
+    }
+    let (observed, facts) = (node.observe()?, node.facts().await?);
+    let image = Image::copy_of(&view);
+    let mut proposal = proposal(node, image, Vec::new(), observed, facts, Event::Repaired)?;
+    // What it still had to prove goes on.
+    proposal.terms = probation::go_on(node).await?;
+    Ok(Some(proposal))
+}
+
 /// Both the plan and the steps are made against what is there; a newer layout is nothing that this version can read.
 fn proposal(
     node: &Node,
@@ -253,14 +278,13 @@ fn proposal(
     };
     let found = node.found(&observed, &image, &facts)?;
     let steps = steps(&found, &node.wanted(&image, &facts)?);
-    let ports_differ = found.ports_differ;
     let (tests, probes, refusals) = (Vec::new(), Vec::new(), Vec::new());
     let (terms, concludes, why) = (None, None, None);
     let (holds, can_be_held, past_holds) = (Vec::new(), false, BTreeSet::new());
     Ok(Proposal {
         plan,
         steps,
-        ports_differ,
+        found,
         diagnostics,
         tests,
         probes,

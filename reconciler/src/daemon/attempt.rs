@@ -256,6 +256,13 @@ impl Tried {
         Self::new("quarantined", Some(Axis::new("valid")), Some(sync))
     }
 
+    /// Somebody put other rules into the kernel, and the node's configuration leaves them there.
+    pub fn drifted() -> Self {
+        let sync = Axis::new("drifted")
+            .saying("other rules than those published last are live; `wayleave apply` puts them right");
+        Self::new("drifted", Some(Axis::new("valid")), Some(sync))
+    }
+
     /// It waits for a time, or for an operator's word; `refusals` would keep it from being applied then, too.
     pub fn held(holds: &[Hold], refusals: &[Refusal]) -> Self {
         let message = holds.iter().map(Hold::message).collect::<Vec<_>>().join("; ");

@@ -20,6 +20,10 @@ pub enum Event {
     Applied,
     RolledBack,
     Detached,
+    /// What somebody changed in the kernel was put right; the generation may be the same as before.
+    Repaired,
+    /// Somebody changed something in the kernel, and it was left so.
+    Drifted,
     /// Nothing was published: the source is not followed for a while.
     Suspended,
     /// Nor here: it is again.
@@ -131,6 +135,8 @@ fn parse(line: &[u8]) -> Option<Entry> {
         "detached" => Event::Detached,
         "suspended" => Event::Suspended,
         "resumed" => Event::Resumed,
+        "repaired" => Event::Repaired,
+        "drifted" => Event::Drifted,
         _ => return None,
     };
     Some(Entry {

@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod cases;
 pub mod detach;
 pub mod drift;
+mod drift_timer;
 pub mod execute;
 mod follow;
 pub mod journal;

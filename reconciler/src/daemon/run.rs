@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::guard::Refusal;
+use crate::policy::DriftMode;
 use crate::reconcile::hold::Hold;
 use crate::reconcile::{Outcome, Schedule};
 
@@ -22,10 +23,12 @@ use crate::source::{Source, SourceError};
 
 use super::apply::{Proposal, apply, propose_degraded, propose_kept, summary};
 use super::attempt::{self, Axis, By, Noting, Seen, Tried};
+use super::drift_timer::DriftTimer;
 use super::follow::Follower;
+use super::journal::Event;
 use super::node::{Node, NodeError};
 use super::probation::{self, Standing, Verdict};
-use super::runtime::Runtime;
+use super::runtime::{Hint, Runtime};
 use super::state::State;
 use super::suspension::Watched;
 use super::webhook;
@@ -40,7 +43,8 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(signal_error)?;
 
     let (hints, mut hinted) = mpsc::channel::<()>(1);
-    let mut runtime = Runtime::start(node, hints.clone())?;
+    let (changes, mut changed) = mpsc::channel::<Hint>(2);
+    let mut runtime = Runtime::start(node, changes)?;
     let state = State::new(&node.config.state_dir);
     let mut files = match source {
         Source::Directory(directory) => Some(FileWatch::new(directory, hints.clone())),
@@ -66,7 +70,8 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
         None => None,
     };
     let mut schedule = Schedule::new(node.config.settle, node.config.rescan_interval, Instant::now());
-    let mut daemon = Daemon { node, source, state, last: None };
+    let mut drift = DriftTimer::new(node, state.clone());
+    let mut daemon = Daemon { node, source, state, last: None, decided: true };
     let mut ready = false;
     // A change that a daemon before this one, or an `apply`, did not see to its end is watched first of all.
     let mut trial = Trial::default();
@@ -84,6 +89,22 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
             }
             Some(()) = hinted.recv() => schedule.hint(Instant::now()),
             () = held.changed() => schedule.hint(Instant::now()),
+            // Devices or addresses are others: what has to follow them does, in every mode of drift.
+            Some(hint) = changed.recv() => match hint {
+                Hint::Changed => {
+                    daemon.decided = true;
+                    schedule.hint(Instant::now());
+                }
+                Hint::Drifted => drift.hint(),
+            },
+            () = drift.due() => {
+                if drift.look().await {
+                    daemon.decided = true;
+                    schedule.hint(Instant::now());
+                }
+                trial.renew(node);
+                runtime.wake();
+            }
             error = runtime.ended() => return Err(error.unwrap_or_else(|| NodeError::State {
                 path: PathBuf::from("threads"),
                 source: io::Error::other("the thread that follows links and neighbours panicked"),
@@ -98,7 +119,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
                 if let Some(files) = &mut files {
                     files.renew();
                 }
-                let (outcome, lost) = daemon.look().await;
+                let (outcome, lost) = daemon.look(&mut drift).await;
                 if lost {
                     look_again();
                 }
@@ -131,6 +152,9 @@ struct Daemon<'a> {
     state: State,
     /// How the last look ended, to log changes of it.
     last: Option<Tried>,
+    /// The next look puts everything right, whatever the mode of drift: it is the first, or follows a change of the node's
+    /// devices or addresses.
+    decided: bool,
 }
 
 /// How a look ended that did not fail.
@@ -138,19 +162,21 @@ enum Done {
     InSync,
     /// The source is what was rolled back from.
     Quarantined,
+    /// The source is what was published last, and somebody put other rules into the kernel; `drift.mode` leaves them there.
+    Drifted,
     /// A suspension or a window holds its change; guards would refuse it besides.
     Held(Vec<Hold>, Vec<Refusal>),
 }
 
 impl Daemon<'_> {
     /// One look at the source, recorded and logged. Says, too, whether the source must be fetched again.
-    async fn look(&mut self) -> (Outcome, bool) {
+    async fn look(&mut self, drift: &mut DriftTimer<'_>) -> (Outcome, bool) {
         let source = Noting::new(self.source);
         let mut seen = Seen::default();
-        let result = self.reconcile(&source, &mut seen).await;
+        let result = self.reconcile(drift, &source, &mut seen).await;
         // Neither does a source that cannot be taken keep the node from its rules.
         if let Err(NodeError::Source(_) | NodeError::Policy { .. } | NodeError::Refused { .. }) = &result
-            && let Err(error) = self.keep_live(&mut seen).await
+            && let Err(error) = self.keep_live(drift, &mut seen).await
         {
             tracing::warn!(error = %chain(&error), "the live rules could not be kept in force");
         }
@@ -163,6 +189,7 @@ impl Daemon<'_> {
         let tried = match &result {
             Ok(Done::InSync) => Tried::in_sync(),
             Ok(Done::Quarantined) => Tried::quarantined(),
+            Ok(Done::Drifted) => Tried::drifted(),
             Ok(Done::Held(holds, refusals)) => Tried::held(holds, refusals),
             Err(error) => Tried::failed(error, proposed),
         };
@@ -177,7 +204,19 @@ impl Daemon<'_> {
         (if may_pass { Outcome::Failed } else { Outcome::Settled }, lost)
     }
 
-    async fn reconcile(&self, source: &Noting<'_, Source>, seen: &mut Seen) -> Result<Done, NodeError> {
+    /// Whether this source is what was published last: then whatever is to be done is not its doing.
+    fn is_published(&self, digest: &str) -> Result<bool, NodeError> {
+        let state = |source| NodeError::State { path: self.node.config.state_dir.clone(), source };
+        let last = self.node.journal.read().map_err(state)?.pop();
+        Ok(last.is_some_and(|last| last.event != Event::Detached && last.digest == digest))
+    }
+
+    async fn reconcile(
+        &mut self,
+        drift: &mut DriftTimer<'_>,
+        source: &Noting<'_, Source>,
+        seen: &mut Seen,
+    ) -> Result<Done, NodeError> {
         let mut proposal = propose_degraded(self.node, source).await?;
         seen.proposal(&proposal);
         let (desired, digest) = {
@@ -188,18 +227,26 @@ impl Daemon<'_> {
         let aside = self.state.quarantined().map_err(state)?;
         // Live again all the same: an operator brought it back, or the rollback was interrupted before its publish.
         if aside.iter().any(|a| a.matches(&desired, &digest)) && !proposal.is_live() {
-            self.keep_live(seen).await?;
+            self.keep_live(drift, seen).await?;
             return Ok(Done::Quarantined);
         }
         if !proposal.holds.is_empty() {
             let (holds, refusals) = (proposal.holds, proposal.refusals);
-            self.keep_live(seen).await?;
+            self.keep_live(drift, seen).await?;
             return Ok(Done::Held(holds, refusals));
         }
         if !aside.is_empty()
             && let Err(error) = self.state.lift_quarantine()
         {
             tracing::warn!(%error, "the quarantine cannot be lifted");
+        }
+        if !self.decided && !proposal.is_empty() && self.is_published(&digest)? {
+            if self.node.config.drift.mode != DriftMode::Heal {
+                return Ok(if proposal.is_live() { Done::InSync } else { Done::Drifted });
+            }
+            // So that it is told what was put right.
+            drift.look().await;
+            proposal = propose_degraded(self.node, source).await?;
         }
         if !proposal.is_live() {
             let terms = probation::terms(self.node, proposal.probes.clone(), None).await?;
@@ -211,17 +258,25 @@ impl Daemon<'_> {
         match self.apply(proposal, seen).await {
             // Suspended while the probes were tried.
             Err(NodeError::Held { holds }) => {
-                self.keep_live(seen).await?;
+                self.keep_live(drift, seen).await?;
                 Ok(Done::Held(holds, Vec::new()))
             }
             result => result.map(|()| Done::InSync),
         }
     }
 
-    /// Keeps the live rules in force while the source's are not published: devices that came back, hands in the kernel, the
-    /// node's own addresses.
-    async fn keep_live(&self, seen: &mut Seen) -> Result<(), NodeError> {
+    /// Keeps the live rules in force while the source's are not published: devices that came back, the node's own addresses,
+    /// and hands in the kernel as far as the mode of drift says.
+    async fn keep_live(&mut self, drift: &mut DriftTimer<'_>, seen: &mut Seen) -> Result<(), NodeError> {
         let Some(mut proposal) = propose_kept(self.node).await? else { return Ok(()) };
+        if !self.decided && proposal.is_live() && !proposal.is_empty() {
+            if self.node.config.drift.mode != DriftMode::Heal {
+                return Ok(());
+            }
+            drift.look().await;
+            let Some(again) = propose_kept(self.node).await? else { return Ok(()) };
+            proposal = again;
+        }
         if proposal.is_empty() {
             return Ok(());
         }
@@ -253,7 +308,7 @@ impl Daemon<'_> {
         }
     }
 
-    async fn apply(&self, proposal: Proposal, seen: &mut Seen) -> Result<(), NodeError> {
+    async fn apply(&mut self, proposal: Proposal, seen: &mut Seen) -> Result<(), NodeError> {
         let summary = summary(&proposal.plan);
         let applied = apply(self.node, proposal, &mut |_| {}).await?;
         for (attachment, attached) in &applied.report.attached {
@@ -266,6 +321,7 @@ impl Daemon<'_> {
         for next_hop in &applied.report.unresolved {
             tracing::warn!(next_hop = next_hop.next_hop, via = %next_hop.via, port = next_hop.port, "no neighbour");
         }
+        self.decided = false;
         seen.live = applied.live;
         let unresolved = applied.report.unresolved.iter();
         seen.unresolved = unresolved.map(|u| format!("{} via {} port {}", u.next_hop, u.via, u.port)).collect();
@@ -280,6 +336,12 @@ fn log(tried: &Tried, revision: Option<&str>, error: Option<&NodeError>) {
     match (tried.outcome, error) {
         ("in-sync", _) => tracing::info!(revision, "the kernel holds what the source says"),
         ("quarantined", _) => tracing::warn!(revision, "this source was rolled back; waiting for another one"),
+        ("drifted", _) => {
+            tracing::warn!(
+                revision,
+                "other rules than those published last are live; `wayleave apply` puts them right"
+            );
+        }
         ("suspended" | "outside-window", _) => {
             tracing::warn!(revision, why = said(sync), "the source's change is held; the live generation stays");
         }

@@ -72,6 +72,17 @@ impl State {
         serde_json::from_slice(&std::fs::read(self.directory.join("attempt.json")).ok()?).ok()
     }
 
+    /// Records what the daemon last found to differ in the kernel. Written with every look, so not forced to the disk.
+    pub fn set_drift(&self, drift: &Value) -> io::Result<()> {
+        let new = self.write_beside("drift.json", drift.to_string().as_bytes())?.1;
+        std::fs::rename(new, self.directory.join("drift.json"))
+    }
+
+    /// What a daemon last found to differ; `None` where none looked.
+    pub fn drift(&self) -> Option<Value> {
+        serde_json::from_slice(&std::fs::read(self.directory.join("drift.json")).ok()?).ok()
+    }
+
     /// Records what the daemon knows of the source that it follows.
     pub fn set_source(&self, source: &Value) -> io::Result<()> {
         self.replace("source.json", source.to_string().as_bytes())

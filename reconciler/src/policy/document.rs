@@ -417,6 +417,8 @@ pub(super) struct NodeSpec {
     pub(super) probe_commands: Vec<ProbeCommand>,
     #[serde(default)]
     pub(super) probation: Probation,
+    #[serde(default)]
+    pub(super) drift: Drift,
     /// How often the source is read even when nothing seems to have changed, such as 30s.
     #[serde(default = "rescan_interval_default")]
     #[schemars(extend("default" = "30s"))]
@@ -682,6 +684,51 @@ pub enum Attach {
     Native,
     Generic,
     Tc,
+}
+
+/// What the daemon does where the kernel is not as the last publish left it: where somebody else had a hand in it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Drift {
+    /// Not looked for (off); said in status, log and journal (report); said and put right (heal).
+    #[serde(default)]
+    #[schemars(extend("default" = "heal"))]
+    pub(super) mode: DriftMode,
+    /// How often the daemon looks, such as 30s.
+    #[serde(default = "drift_interval_default")]
+    #[schemars(extend("default" = "30s"))]
+    pub(super) interval: String,
+}
+
+impl Default for Drift {
+    fn default() -> Self {
+        Self { mode: DriftMode::default(), interval: drift_interval_default() }
+    }
+}
+
+fn drift_interval_default() -> String {
+    "30s".to_owned()
+}
+
+/// What becomes of drift.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DriftMode {
+    Off,
+    Report,
+    #[default]
+    Heal,
+}
+
+impl DriftMode {
+    /// As a node's configuration says it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Report => "report",
+            Self::Heal => "heal",
+        }
+    }
 }
 
 /// What an apply refuses until somebody says that it is meant. Plans are never refused.

@@ -27,8 +27,8 @@ use std::net::IpAddr;
 
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
-pub use document::{Attach, Guard, OnAllDown, WindowKind};
-pub use node::{Guards, NodeConfig, Port, Probation, Webhook, check_ports, node_config};
+pub use document::{Attach, DriftMode, Guard, OnAllDown, WindowKind};
+pub use node::{Drift, Guards, NodeConfig, Port, Probation, Webhook, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
 pub use probe::{Check, Probe};
 pub use redundant::redundant;

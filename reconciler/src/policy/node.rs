@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Faults, suggestion};
-use super::document::{self, Attach, Guard};
+use super::document::{self, Attach, DriftMode, Guard};
 use super::list::parse_prefix;
 use super::prefix::Prefix;
 use super::probe::{Probe, read_node_probes};
@@ -42,6 +42,14 @@ pub struct NodeConfig {
     /// When changes of the source are taken.
     pub sync_windows: Vec<SyncWindow>,
     pub webhook: Option<Webhook>,
+    pub drift: Drift,
+}
+
+/// What the daemon does about drift, and how often it looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drift {
+    pub mode: DriftMode,
+    pub interval: Duration,
 }
 
 /// Where the daemon listens for pushes.
@@ -133,6 +141,8 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
     );
     let interval = &[Step::Key("probation"), Step::Key("interval")];
     let interval_ms = quantity(&spec.probation.interval, interval, quantity::duration_ms, duration);
+    let drift_interval = &[Step::Key("drift"), Step::Key("interval")];
+    let drift_ms = quantity(&spec.drift.interval, drift_interval, quantity::duration_ms, duration);
     let probes = read_node_probes(file, root, &spec.probes, &spec.probe_commands, faults);
     check_port_entries(file, root, &spec.ports, faults);
     let guards = guards(file, root, spec.guards, faults);
@@ -174,6 +184,7 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
         guards,
         sync_windows,
         webhook: webhook.flatten(),
+        drift: Drift { mode: spec.drift.mode, interval: Duration::from_millis(drift_ms?) },
     })
 }
 
