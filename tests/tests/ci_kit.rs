@@ -576,8 +576,11 @@ fn a_node_that_followed_the_history_says_so() {
                     }
                 });
                 let mut words: Vec<String> = words.collect();
-                if let Some(by) = words.iter().position(|word| word == "by") {
-                    words.remove(by + 1);
+                // Who, and a digest, which differs with the node's addresses.
+                for before in ["by", "rules"] {
+                    if let Some(at) = words.iter().position(|word| word == before) {
+                        words.remove(at + 1);
+                    }
                 }
                 words.join(" ")
             })

@@ -43,9 +43,9 @@ fn unrecorded(entries: &[Entry], observed: &Observed) -> anyhow::Result<Vec<Entr
     Ok(unrecorded)
 }
 
-/// Whether an event made a generation live.
+/// Whether an event made a generation live, or left one so.
 fn publishes(entry: &Entry) -> bool {
-    matches!(entry.event, Event::Applied | Event::RolledBack)
+    matches!(entry.event, Event::Applied | Event::RolledBack | Event::Repaired)
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
@@ -80,9 +80,10 @@ fn row(entry: &Entry, live: bool, retained: bool) -> Value {
         "live": live, "retained": retained})
 }
 
-/// Entries that become one line: those that published equal rules one after another.
+/// Entries that become one line: those that published equal rules one after another. A repair is always told.
 fn groups(entries: &[Entry], all: bool) -> impl Iterator<Item = &[Entry]> {
-    entries.chunk_by(move |newer, older| !all && publishes(newer) && publishes(older) && newer.digest == older.digest)
+    let folds = |entry: &Entry| publishes(entry) && entry.event != Event::Repaired;
+    entries.chunk_by(move |newer, older| !all && folds(newer) && folds(older) && newer.digest == older.digest)
 }
 
 /// The newest entry of a group, and how many there are.
