@@ -427,9 +427,9 @@ fn strip(program: &Path, directory: &Path) -> Result<PathBuf> {
 
 /// Builds test executables as this one was built, and says where they are.
 fn executables(names: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").context("cargo runs this test, and sets CARGO")?);
     // What cargo has told this test of its package, build scripts would take for news and run again.
     const TOLD: [&str; 4] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
+    let mut cargo = Command::new(std::env::var_os("CARGO").context("cargo runs this test, and sets CARGO")?);
     for (name, _) in std::env::vars_os() {
         if TOLD.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes())) {
             cargo.env_remove(name);
