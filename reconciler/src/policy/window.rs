@@ -132,6 +132,11 @@ fn time_zone(name: &str) -> Option<TimeZone> {
 
 /// Five fields, or a nickname such as `@daily`.
 fn schedule(text: &str) -> Result<Cron, String> {
+    let fields = text.split_whitespace().count();
+    if fields != 5 && !text.trim_start().starts_with('@') {
+        let plural = if fields == 1 { "" } else { "s" };
+        return Err(format!("it has {fields} field{plural}, not 5"));
+    }
     let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
     let cron = parser.parse(text).map_err(words)?;
     let start = Timestamp::from_str(ANY_TIME).map_err(|error| error.to_string())?.to_zoned(TimeZone::UTC);
