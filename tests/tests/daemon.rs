@@ -127,8 +127,8 @@ fn a_changed_file_is_live_soon() {
         latencies[latencies.len() / 2],
         latencies[latencies.len() - 1]
     );
-    let status = node.status().unwrap();
-    assert_eq!(status["sync"]["state"], "in-sync");
+    // The packets change a moment before the daemon writes down that it looked.
+    let status = wait_for_status(&node, "all is said", |status| status["sync"]["state"] == "in-sync");
     assert_eq!(status["sync"]["daemon"], "running");
     assert_eq!(daemon.stop(Signal::TERM), Some(0));
     assert_eq!(wire.probe().map(|(at, _)| at), Some('a'), "forwarding goes on");

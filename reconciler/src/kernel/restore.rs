@@ -14,7 +14,7 @@ use super::{KernelError, attach};
 /// Bytes of a name that the kernel keeps.
 const NAME_BYTES_MAX: usize = 15;
 
-/// Ids of the live programs: those that are pinned in a class, else the one that the first link runs.
+/// Ids of the live programs: those that are pinned in a class, else the one that the first link runs, if it is of that class.
 fn programs(pins: &Pins, bits: Option<u32>) -> Result<Vec<u32>, KernelError> {
     let mut programs = Vec::new();
     if let Some(bits) = bits {
@@ -34,6 +34,10 @@ fn programs(pins: &Pins, bits: Option<u32>) -> Result<Vec<u32>, KernelError> {
                 break;
             }
         }
+        // While the class changes, links still run a program of the one before, whose maps are no match.
+        if bits.is_some() && class_of(&programs)? != bits {
+            programs.clear();
+        }
     }
     Ok(programs)
 }
@@ -51,7 +55,11 @@ fn map_of(programs: &[u32], name: &str) -> Result<Option<OwnedFd>, KernelError> 
 
 /// The class of the program that is attached, where the class has no directory any more.
 pub(super) fn class(pins: &Pins) -> Result<Option<u32>, KernelError> {
-    let Some(generations) = map_of(&programs(pins, None)?, GENERATIONS)? else { return Ok(None) };
+    class_of(&programs(pins, None)?)
+}
+
+fn class_of(programs: &[u32]) -> Result<Option<u32>, KernelError> {
+    let Some(generations) = map_of(programs, GENERATIONS)? else { return Ok(None) };
     let Some(live) = sys::slot(generations.as_fd(), LIVE)? else { return Ok(None) };
     let (_, capacity) = sys::map_facts(sys::map_by_id(live)?.as_fd())?;
     Ok(Some(capacity.trailing_zeros()))
@@ -70,8 +78,12 @@ pub(super) fn map(pins: &Pins, name: &'static str) -> Result<OwnedFd, KernelErro
     if let Some(map) = sys::pinned(&pins.map(name))? {
         return Ok(map);
     }
-    let bits = pins.classes()?.pop();
-    map_of(&programs(pins, bits)?, name)?.ok_or(KernelError::NoMap { map: name })
+    for bits in pins.classes()?.into_iter().map(Some).chain([None]) {
+        if let Some(map) = map_of(&programs(pins, bits)?, name)? {
+            return Ok(map);
+        }
+    }
+    Err(KernelError::NoMap { map: name })
 }
 
 /// Pins that the live class needs and does not have; none where no program was loaded yet that could miss them.
