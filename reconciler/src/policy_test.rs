@@ -106,6 +106,11 @@ pub fn left_out(case: &Case, view: &View<'_>, ports: Option<&[&str]>) -> Option<
     {
         return Some(format!("this node does not have the policy `{policy}`"));
     }
+    if let Some(service) = expect.service.as_deref()
+        && !view.has_service(service)
+    {
+        return Some(format!("this node does not have the service `{service}`"));
+    }
     let known = |name: &String| view.next_hops().any(|hop| is_named(name, hop.policy, hop.name));
     if !expect.next_hops.is_empty() && !expect.next_hops.iter().any(known) {
         return Some(format!("no policy of this node has the next hop {}", listed(&expect.next_hops)));
@@ -137,10 +142,16 @@ pub fn judge(case: &Case, trace: &Trace<'_, '_>) -> Ended {
     let expect = &case.expect;
     let route = trace.route();
     let hop = trace.next_hop();
+    let served = trace.served();
     let holds = expect.verdict.is_none_or(|verdict| verdict == trace.verdict())
         && expect.reason.is_none_or(|reason| reason == trace.reason())
         && expect.policy.as_deref().is_none_or(|policy| route.is_some_and(|route| route.policy == policy))
         && expect.prefix.is_none_or(|prefix| route.is_some_and(|route| route.prefix == prefix))
+        && expect.service.as_deref().is_none_or(|service| served.is_some_and(|served| served.service.name == service))
+        && (expect.backends.is_empty()
+            || served
+                .and_then(|served| served.backend)
+                .is_some_and(|backend| expect.backends.contains(&backend.name())))
         && (expect.next_hops.is_empty()
             || hop.is_some_and(|hop| expect.next_hops.iter().any(|name| is_named(name, hop.policy, hop.name))));
     if holds { Ended::Passed } else { Ended::Failed { expected: expected(case), got: got(trace) } }
@@ -161,6 +172,10 @@ fn expected(case: &Case) -> String {
     if !expect.next_hops.is_empty() {
         words.push(format!("next hop {}", listed(&expect.next_hops)));
     }
+    words.extend(expect.service.as_ref().map(|service| format!("service {service}")));
+    if !expect.backends.is_empty() {
+        words.push(format!("backend {}", listed(&expect.backends)));
+    }
     words.extend(expect.prefix.map(|prefix| format!("by {prefix}")));
     words.extend(expect.policy.as_ref().map(|policy| format!("of {policy}")));
     words.join(", ")
@@ -172,6 +187,12 @@ fn listed(names: &[String]) -> String {
 
 fn got(trace: &Trace<'_, '_>) -> String {
     let mut words = format!("{}, reason {}", verdict_name(trace.verdict()), trace.reason().name());
+    if let Some(served) = trace.served() {
+        let _ = write!(words, ", service {}", served.service.name);
+        if let Some(backend) = served.backend {
+            let _ = write!(words, ", backend {}", backend.name());
+        }
+    }
     if let Some(hop) = trace.next_hop() {
         let _ = write!(words, ", next hop {}/{}", hop.policy, hop.name);
     }

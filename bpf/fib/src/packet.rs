@@ -3,6 +3,7 @@
 //! Numbers are returned in host order from network-order bytes; offsets count from the Ethernet destination address.
 
 use crate::hash::Flow;
+use crate::service::Difference;
 use crate::verdict::{Neighbour, Reason};
 
 /// Bounds-checked reads of a frame; `None` past its end.
@@ -62,6 +63,14 @@ pub trait PacketMut: Packet {
         }
         self.set_be16(AT_ETHERTYPE + bytes, link.ethertype)?;
         Some(bytes)
+    }
+
+    /// Changes the checksum of a transport header for other addresses, which its pseudo header has, and other ports.
+    /// `never_zero`: a sum of zero is written as all ones, since zero says that there is none (UDP, RFC 768).
+    #[inline(always)]
+    fn change_checksum(&mut self, at: u32, addresses: Difference, ports: Difference, never_zero: bool) -> Option<()> {
+        let checksum = addresses.and(ports).apply(self.be16(at)?);
+        self.set_be16(at, if never_zero && checksum == 0 { 0xffff } else { checksum })
     }
 }
 
@@ -161,8 +170,8 @@ const VID_MASK: u32 = 0x0fff;
 
 /// Protocol numbers of the IANA registry.
 const HOP_BY_HOP: u8 = 0;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 /// RFC 8200, section 4.5.

@@ -9,6 +9,7 @@ use crate::layout::{
     PORT_IDS_MAX, SLOT_BYTES, Section, TARGET_BYTES, TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
 };
 use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse_route, ports_v4};
+use crate::service::{self, FlowKey, FlowWords, Steer, step};
 use crate::{hash, lookup};
 
 /// What becomes of a packet.
@@ -90,6 +91,16 @@ reasons! {
     Scattered = 19, Pass, "scattered";
     /// The frame's buffer has no room for the VLAN tags of the egress port.
     NoRoom = 20, Pass, "no-room";
+    /// No backend of the service takes new flows, and the service says `onNoBackend: pass`.
+    NoBackend = 21, Pass, "no-backend";
+    /// No backend of the service takes new flows, and the service says `onNoBackend: drop`.
+    NoBackendDrop = 22, Drop, "no-backend-drop";
+    /// A fragment to a service: only the first one shows ports, and a backend that gets that alone can do nothing with it.
+    ServiceFragment = 23, Pass, "service-fragment";
+    /// More new flows than the flow table takes: the answer to an untold flow could not be translated back.
+    NewFlowRate = 24, Drop, "new-flow-rate";
+    /// Another flow of the same client uses this port at the same backend: answers could not be told apart.
+    FlowCollision = 25, Drop, "flow-collision";
 }
 
 /// Room for reasons in the counter array.
@@ -224,6 +235,30 @@ pub trait Node {
     fn takes(&self, ingress: &Ingress, mac: Option<u64>) -> bool {
         mac == Some(ingress.mac)
     }
+    /// The flow table's entry; all zeros: it has none.
+    #[inline(always)]
+    fn flow(&self, _key: &FlowKey) -> FlowWords {
+        [0; 4]
+    }
+    /// Writes an entry of the flow table.
+    #[inline(always)]
+    fn keep(&self, _key: &FlowKey, _entry: &FlowWords) {}
+    /// Whether the flow table has room for one more new flow now.
+    #[inline(always)]
+    fn admits_flow(&self) -> bool {
+        true
+    }
+    /// Seconds of the clock that the flow table goes by.
+    #[inline(always)]
+    fn now_s(&self) -> u32 {
+        0
+    }
+    /// Id of the backend that the generation before would have chosen, as long as that is honoured; 0: none
+    /// ([`service::choice_of`]).
+    #[inline(always)]
+    fn previous_choice(&self, _steer: &Steer) -> u32 {
+        0
+    }
 }
 
 /// What a packet met, in one word: the reason, the port that it came in by, target, policy and next hop.
@@ -252,6 +287,12 @@ impl Met {
     #[inline(always)]
     #[must_use]
     pub const fn because(self, reason: Reason) -> Self {
+        Self(self.0 & !Self::REASON_MASK | reason as u64)
+    }
+
+    /// The same with the reason of this number.
+    #[inline(always)]
+    const fn because_of(self, reason: u8) -> Self {
         Self(self.0 & !Self::REASON_MASK | reason as u64)
     }
 
@@ -349,16 +390,78 @@ impl Decision {
 #[inline(always)]
 pub fn decide<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> Decision {
     match link(packet) {
+        Ok(link) if service::has_services(image) => {
+            let mut steer = Steer::NONE;
+            decide_steered(image, packet, &link, node, &mut steer)
+        }
         Ok(link) if link.is_plain_v4() => decide_plain_v4(image, packet, node),
         Ok(link) => decide_linked(image, packet, &link, node),
         Err(reason) => Decision::early(reason),
     }
 }
 
+/// [`decide`] that leaves what the service stage found.
+pub fn decide_with<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
+    image: &I,
+    packet: &P,
+    node: &N,
+    steer: &mut Steer,
+) -> Decision {
+    *steer = Steer::NONE;
+    match link(packet) {
+        Ok(link) if service::has_services(image) => decide_steered(image, packet, &link, node, steer),
+        _ => decide(image, packet, node),
+    }
+}
+
+/// [`decide`] in an image that has services.
+fn decide_steered<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
+    image: &I,
+    packet: &P,
+    link: &Link,
+    node: &N,
+    steer: &mut Steer,
+) -> Decision {
+    let at = match serve_read(packet, link, node, steer) {
+        Ok(true) => service::stage(image, node, steer),
+        Ok(false) => step::UNSERVED,
+        Err(reason) => step::stays(reason),
+    };
+    decide_served(image, packet, link, node, at, steer.route)
+}
+
+/// What the service stage reads of a packet; `false`: it is none for services.
+#[inline(always)]
+pub fn serve_read<P: Packet + ?Sized, N: Node>(
+    packet: &P,
+    link: &Link,
+    node: &N,
+    steer: &mut Steer,
+) -> Result<bool, Reason> {
+    let Some(ingress) = node.ingress(link.tags) else { return Ok(false) };
+    if !node.takes(&ingress, destination_mac(packet)) {
+        return Ok(false);
+    }
+    service::read(&packet.after(link.tag_bytes), link.ethertype, steer)
+}
+
+/// [`decide`] for a frame that the service stage has left at one of [`step`]; `route` is what it steers to.
+#[inline(always)]
+pub fn decide_served<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
+    image: &I,
+    packet: &P,
+    link: &Link,
+    node: &N,
+    at: u32,
+    route: [u64; 2],
+) -> Decision {
+    under(image, packet, &packet.after(link.tag_bytes), link, node, at, route)
+}
+
 /// [`decide`] for a frame whose link layer is [`Link::PLAIN_V4`]: most frames are such, and all offsets are constants.
 #[inline(always)]
 pub fn decide_plain_v4<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> Decision {
-    under(image, packet, packet, &Link::PLAIN_V4, node)
+    under(image, packet, packet, &Link::PLAIN_V4, node, step::UNSERVED, [0; 2])
 }
 
 /// [`decide`] for a frame whose link layer has been read.
@@ -369,7 +472,7 @@ pub fn decide_linked<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     link: &Link,
     node: &N,
 ) -> Decision {
-    under(image, packet, &packet.after(link.tag_bytes), link, node)
+    under(image, packet, &packet.after(link.tag_bytes), link, node, step::UNSERVED, [0; 2])
 }
 
 /// Decides on what lies under the link layer.
@@ -380,6 +483,8 @@ fn under<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     headers: &(impl Packet + ?Sized),
     link: &Link,
     node: &N,
+    at: u32,
+    steered: [u64; 2],
 ) -> Decision {
     let Some(ingress) = node.ingress(link.tags) else { return Decision::early(Reason::Vlan) };
     let parsed = match parse_route(headers, link.ethertype) {
@@ -391,9 +496,17 @@ fn under<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     }
     let mut decision = Decision { family: parsed.family, ..Decision::early(Reason::BadImage) };
     decision.met = decision.met.and(u64::from(ingress.port as u8), Met::IN_PORT);
+    let dst = match at {
+        step::UNSERVED => parsed.flow.dst,
+        step::STEERED => steered,
+        stays => {
+            decision.met = decision.met.because_of(step::reason(stays));
+            return decision;
+        }
+    };
     // Read here, so that no pointer into the frame has to live through the lookup.
     let size = Size { largest_segment: headers.largest_segment(&parsed), is_scattered: packet.is_scattered() };
-    route(image, packet, &size, &parsed, node, &mut decision);
+    route(image, packet, &size, &parsed, dst, node, &mut decision);
     decision
 }
 
@@ -410,10 +523,10 @@ fn route<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     packet: &P,
     size: &Size,
     parsed: &Parsed,
+    dst: [u64; 2],
     node: &N,
     decision: &mut Decision,
 ) {
-    let dst = parsed.flow.dst;
     let target =
         if parsed.family == 4 { lookup::v4(image, (dst[0] >> 32) as u32) } else { lookup::v6(image, dst[0], dst[1]) };
     let Some(target) = target else { return };

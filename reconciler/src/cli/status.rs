@@ -1,5 +1,6 @@
 //! `wayleave status`: what the kernel holds, what the daemon last tried, and what packets met.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use fib::Verdict;
@@ -10,12 +11,14 @@ use super::confirm::in_words;
 use super::node::{self, block_on};
 use super::runtime::Runtime;
 use super::{Exit, Format, Global, print};
+use crate::compile::View;
 use crate::daemon::node::Node;
 use crate::daemon::probation::{self, Standing};
 use crate::daemon::state::State;
 use crate::daemon::time::rfc3339;
 use crate::kernel::attach::Hook;
 use crate::kernel::counters::{self, Count, Owners};
+use crate::kernel::flows;
 use crate::kernel::layout::OtherLayout;
 use crate::kernel::link::{Link, XdpMode, links, wire};
 use crate::kernel::observe::Observed;
@@ -89,9 +92,15 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
             policies.push(row);
         }
         status["policies"] = policies.into();
+        status["services"] = view.count(Section::Services).into();
+        status["service_list"] = services(&view, objects.as_ref())?;
         status["degraded_groups"] = serde_json::to_value(&runtime.degraded_groups)?;
         any_down = runtime.is_down();
         words = runtime.human();
+    }
+    if let Some(table) = objects.is_some().then(|| flows::table(&node.pins)).transpose()?.flatten() {
+        status["flow_table"] = json!({"capacity": table.capacity, "new_flows_per_second_and_cpu": table.rate,
+            "begun": table.begun, "refused": table.refused});
     }
     let interfaces = interfaces(node, observed, links);
     let attached = interfaces.iter().all(|i| i["attached"] == true);
@@ -149,6 +158,38 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         status["counters"] = counters.into();
     }
     Ok((status, words))
+}
+
+/// Services with their backends, by name.
+fn services(view: &View<'_>, objects: Option<&counters::Objects>) -> anyhow::Result<Value> {
+    let mut ports: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for (service, port) in view.service_ports() {
+        ports.entry(service).or_default().push(port.to_string());
+    }
+    let mut list = Vec::new();
+    for service in view.services() {
+        let mut row = json!({
+            "service": service.name, "vip": service.vip, "ports": ports.remove(&service.row).unwrap_or_default(),
+            "forwarding": service.forwarding.as_str(), "on_no_backend": service.on_no_backend.as_str(),
+            "file": service.file, "line": service.line,
+        });
+        if let Some(objects) = objects {
+            let counted = objects.service(service.id)?;
+            count(&mut row, counted.to);
+            row["answers"] = json!({"packets": counted.answers.packets, "bytes": counted.answers.bytes});
+        }
+        let mut backends = Vec::new();
+        for backend in view.backends(&service) {
+            let mut row = json!({"backend": backend.name(), "weight": backend.weight, "line": backend.line});
+            if let Some(objects) = objects {
+                count(&mut row, objects.backend(backend.id)?);
+            }
+            backends.push(row);
+        }
+        row["backends"] = backends.into();
+        list.push(row);
+    }
+    Ok(list.into())
 }
 
 fn other_layout(layout: &OtherLayout) -> Value {
@@ -323,6 +364,37 @@ fn human(status: &Value, next_hops: &str) -> String {
         );
     }
     out.push_str(next_hops);
+    for service in list(&status["service_list"]) {
+        let ports: Vec<String> = list(&service["ports"]).iter().map(&text).collect();
+        let _ = writeln!(
+            out,
+            "  service     {} {} {} by {}: {} packets, {} answers",
+            text(&service["service"]),
+            text(&service["vip"]),
+            ports.join(", "),
+            text(&service["forwarding"]),
+            service["packets"],
+            service["answers"]["packets"]
+        );
+        for backend in list(&service["backends"]) {
+            let drained = if backend["weight"] == 0 { ", drained" } else { "" };
+            let _ = writeln!(
+                out,
+                "  backend     {} ×{}{drained}: {} packets",
+                text(&backend["backend"]),
+                backend["weight"],
+                backend["packets"]
+            );
+        }
+    }
+    if !list(&status["service_list"]).is_empty() {
+        let table = &status["flow_table"];
+        let _ = writeln!(
+            out,
+            "  flow table  {} entries, {} flows begun, {} refused over {} a second and CPU",
+            table["capacity"], table["begun"], table["refused"], table["new_flows_per_second_and_cpu"]
+        );
+    }
     for counter in list(&status["counters"]) {
         let _ = writeln!(
             out,

@@ -7,11 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use fib::layout::{NEXT_HOP_IDS_MAX, POLICY_IDS_MAX, PORT_IDS_MAX};
+use fib::layout::{BACKEND_IDS_MAX, NEXT_HOP_IDS_MAX, POLICY_IDS_MAX, PORT_IDS_MAX, SERVICE_IDS_MAX};
 
 use super::CompileError;
 use super::view::View;
-use crate::policy::{NextHop, Policy};
+use crate::policy::{Backend, NextHop, Policy};
 
 /// Ids that the live and retained generations use.
 ///
@@ -23,6 +23,9 @@ pub struct LiveIds {
     pub next_hops: BTreeMap<(String, String, IpAddr, String), u32>,
     pub ports: BTreeMap<String, u32>,
     pub policies: BTreeMap<String, u32>,
+    pub services: BTreeMap<String, u32>,
+    /// By (service, address, port).
+    pub backends: BTreeMap<(String, IpAddr, Option<u16>), u32>,
 }
 
 impl LiveIds {
@@ -39,6 +42,13 @@ impl LiveIds {
             }
             for policy in view.policies() {
                 ids.policies.entry(policy.name.to_owned()).or_insert(policy.id);
+            }
+            for service in view.services() {
+                ids.services.entry(service.name.to_owned()).or_insert(service.id);
+                for backend in view.backends(&service) {
+                    let key = (service.name.to_owned(), backend.address, backend.port);
+                    ids.backends.entry(key).or_insert(backend.id);
+                }
             }
         }
         ids
@@ -59,6 +69,17 @@ impl LiveIds {
             .iter()
             .map(|((policy, hop, via, port), &id)| ((policy.as_str(), hop.as_str(), *via, port.as_str()), id))
             .collect();
+        let services = policy.service_policies.iter().map(|service| service.name.as_str()).collect();
+        let backends = policy
+            .service_policies
+            .iter()
+            .flat_map(|service| service.backends.iter().map(|backend| backend_key(&service.name, backend)))
+            .collect();
+        let live_backends: BTreeMap<BackendKey<'_>, u32> = self
+            .backends
+            .iter()
+            .map(|((service, address, port), &id)| ((service.as_str(), *address, *port), id))
+            .collect();
         let live = |ids: &'_ BTreeMap<String, u32>, name: &str| ids.get(name).copied();
         Ok(Ids {
             next_hops: give("next-hop ids", NEXT_HOP_IDS_MAX, hops, self.next_hops.values(), |n| {
@@ -67,6 +88,12 @@ impl LiveIds {
             ports: give("port ids", PORT_IDS_MAX, ports.collect(), self.ports.values(), |n| live(&self.ports, n))?,
             policies: give("policy ids", POLICY_IDS_MAX, names.collect(), self.policies.values(), |n| {
                 live(&self.policies, n)
+            })?,
+            services: give("service ids", SERVICE_IDS_MAX, services, self.services.values(), |n| {
+                live(&self.services, n)
+            })?,
+            backends: give("backend ids", BACKEND_IDS_MAX, backends, self.backends.values(), |n| {
+                live_backends.get(&n).copied()
             })?,
         })
     }
@@ -80,12 +107,22 @@ pub(super) fn hop_key<'p>(policy: &'p str, hop: &'p NextHop) -> HopKey<'p> {
     (policy, hop.name.as_str(), hop.via, hop.port.as_str())
 }
 
+/// What makes a backend the same object: its service, address and port, not its weight.
+pub(super) type BackendKey<'p> = (&'p str, IpAddr, Option<u16>);
+
+/// The key of a backend of `service`.
+pub(super) fn backend_key<'p>(service: &'p str, backend: &Backend) -> BackendKey<'p> {
+    (service, backend.address, backend.port)
+}
+
 /// Ids of every object in one policy set.
 #[derive(Debug)]
 pub(super) struct Ids<'p> {
     pub next_hops: BTreeMap<HopKey<'p>, u32>,
     pub ports: BTreeMap<&'p str, u32>,
     pub policies: BTreeMap<&'p str, u32>,
+    pub services: BTreeMap<&'p str, u32>,
+    pub backends: BTreeMap<BackendKey<'p>, u32>,
 }
 
 fn give<'l, N: Ord + Copy>(

@@ -6,6 +6,7 @@
 mod fib;
 mod group;
 mod ids;
+mod service;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,8 @@ pub enum CompileError {
     ImageTooLarge { bytes: u64, max: u32 },
     #[error("{prefix} is written by the policies {} and {}, which are for different nodes; --node-config names one", policies[0], policies[1])]
     PrefixTwice { prefix: Prefix, policies: [String; 2] },
+    #[error("the services {} and {} have the same port of a vip and are for different nodes; --node-config names one", services[0], services[1])]
+    ServiceTwice { services: [String; 2] },
     #[error("the revision is {bytes} bytes long, the limit is {max}: `{revision}`")]
     RevisionTooLong { revision: String, bytes: usize, max: u32 },
 }

@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use fib::layout::{
     AT_DIGEST, AT_HASH_SEED, AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION, AT_REVISION_BYTES,
-    AT_SLOTS, AT_TARGETS, AT_V4_FIB, AT_V6_FIB, BUCKET_BYTES, BUCKET_TARGETS, CAPACITY_MAX, HEADER_BYTES,
+    AT_SERVICES, AT_SLOTS, AT_TARGETS, AT_V4_FIB, AT_V6_FIB, BUCKET_BYTES, BUCKET_TARGETS, CAPACITY_MAX, HEADER_BYTES,
     LAYOUT_VERSION, MAGIC, PALETTE_BYTES, RADIX_ENTRIES_MAX, RADIX_TAG_BITS, RULES_START, SECTION_ALIGN, Section,
     V4_BLOCKS, V4_DIRECT, V4_DIRECT_BITS, V4_PALETTES, V6_BUCKETS, V6_ROOT, V6_ROOT_BITS,
 };
 
 use super::fib::{Poptrie, Rule, V4Fib, V6Fib};
+use super::service::ServiceTables;
 use super::tables::{HopRow, TARGET_LOCAL, Tables};
 use super::{CompileError, HASH_SEED, Image};
 
@@ -38,6 +39,7 @@ pub(super) fn write(contents: &Contents) -> Result<Image, CompileError> {
     write_header(&mut bytes, contents, &sections);
     write_lookup_tables(&mut bytes, contents, &sections);
     write_rows(&mut bytes, contents, &sections);
+    write_services(&mut bytes, &contents.tables.services, &sections);
     let digest = blake3::hash(&bytes[RULES_START as usize..]);
     put(&mut bytes, AT_DIGEST, digest.as_bytes());
     Ok(Image { bytes })
@@ -85,6 +87,12 @@ impl Sections {
                 Section::Files => tables.files.len(),
                 Section::Strings => tables.strings.len(),
                 Section::Text => tables.text.len(),
+                Section::ServiceAddresses => tables.services.addresses.len(),
+                Section::ServicePorts => tables.services.ports.len(),
+                Section::Services => tables.services.services.len(),
+                Section::Backends => tables.services.backends.len(),
+                Section::BackendRows => tables.services.backend_rows.len(),
+                Section::BackendSlots => tables.services.slots.len(),
             };
             offset = offset.next_multiple_of(u64::from(SECTION_ALIGN));
             sections.push((offset, count as u64));
@@ -119,6 +127,9 @@ fn write_header(bytes: &mut [u8], contents: &Contents, sections: &Sections) {
     put(bytes, AT_SLOTS, &sections.offset(Section::Slots).to_le_bytes());
     put(bytes, AT_NEXT_HOPS, &sections.offset(Section::NextHops).to_le_bytes());
     put(bytes, AT_HASH_SEED, &HASH_SEED.to_le_bytes());
+    if !contents.tables.services.addresses.is_empty() {
+        put(bytes, AT_SERVICES, &sections.offset(Section::ServiceAddresses).to_le_bytes());
+    }
     for (section, _) in Section::ALL {
         let (offset, count) = sections.at[section as usize];
         put(bytes, section.at(), &offset.to_le_bytes());
@@ -217,6 +228,21 @@ fn write_rows(bytes: &mut [u8], contents: &Contents, sections: &Sections) {
     fill(bytes, sections.offset(Section::Files), &tables.files, words::<1, 4>);
     fill(bytes, sections.offset(Section::Strings), &tables.strings, words::<2, 8>);
     put(bytes, sections.offset(Section::Text), tables.text.as_bytes());
+}
+
+fn write_services(bytes: &mut [u8], services: &ServiceTables, sections: &Sections) {
+    fill(bytes, sections.offset(Section::ServiceAddresses), &services.addresses, |entry| {
+        let mut row = [0; 32];
+        for (to, word) in row.chunks_exact_mut(8).zip(entry) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        row
+    });
+    fill(bytes, sections.offset(Section::ServicePorts), &services.ports, words::<6, 24>);
+    fill(bytes, sections.offset(Section::Services), &services.services, |row| *row);
+    fill(bytes, sections.offset(Section::Backends), &services.backends, |row| *row);
+    fill(bytes, sections.offset(Section::BackendRows), &services.backend_rows, |row| row.to_le_bytes());
+    fill(bytes, sections.offset(Section::BackendSlots), &services.slots, |slot| slot.to_le_bytes());
 }
 
 fn next_hop_row(hop: &HopRow) -> [u8; 40] {

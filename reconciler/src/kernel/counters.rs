@@ -19,6 +19,7 @@ use fib::Reason;
 
 use crate::compile::View;
 
+use super::flows::ServiceCount;
 use super::pins::Pins;
 use super::{KernelError, sys};
 
@@ -43,6 +44,9 @@ impl std::iter::Sum for Count {
 }
 
 type Counters<T> = PerCpuArray<T, [u64; 2]>;
+
+const SERVICES: &str = "SERVICE_COUNTERS";
+const BACKENDS: &str = "BACKEND_COUNTERS";
 
 /// Ids of the policies and next hops that generations know, and whose each next hop is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,6 +84,10 @@ pub struct Objects {
     /// Packets that met a policy and were not forwarded.
     policies: Counters<MapData>,
     next_hops: Counters<MapData>,
+    /// Packets to services and their answers.
+    services: PerCpuArray<MapData, [u64; 4]>,
+    /// Packets that were sent to backends.
+    backends: Counters<MapData>,
     carried: Array<MapData, [u64; 2]>,
     carrying: Array<MapData, CarryingWords>,
 }
@@ -136,6 +144,11 @@ impl Objects {
             reasons: open(pins, "COUNTERS")?,
             policies: open(pins, "POLICY_STAYED")?,
             next_hops: open(pins, "NEXT_HOP_COUNTERS")?,
+            services: {
+                let map = MapData::from_pin(pins.map(SERVICES)).map_err(KernelError::map(SERVICES))?;
+                PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map(SERVICES))?
+            },
+            backends: open(pins, BACKENDS)?,
             carried: open_array(pins, "CARRIED")?,
             carrying: open_array(pins, "CARRYING")?,
         }))
@@ -168,6 +181,31 @@ impl Objects {
             return Ok(Count::default());
         }
         sum(&self.next_hops, "NEXT_HOP_COUNTERS", id)
+    }
+
+    /// Packets to the service with this id, whatever became of them, and its answers.
+    pub fn service(&self, id: u32) -> Result<ServiceCount, KernelError> {
+        let values = self.services.get(&id, 0).map_err(KernelError::map(SERVICES))?;
+        let sum = |at: usize| values.iter().map(|v| Count { packets: v[at], bytes: v[at + 1] }).sum();
+        Ok(ServiceCount { to: sum(0), answers: sum(2) })
+    }
+
+    /// Packets that were sent to the backend with this id.
+    pub fn backend(&self, id: u32) -> Result<Count, KernelError> {
+        sum(&self.backends, BACKENDS, id)
+    }
+
+    /// Starts a service's counters anew; no generation that packets meet may use the id.
+    pub fn clear_service(&mut self, id: u32) -> Result<(), KernelError> {
+        let failed = |source| KernelError::Cpus { source };
+        let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(source))?;
+        let zeros = PerCpuValues::try_from(vec![[0; 4]; cpus]).map_err(failed)?;
+        self.services.set(id, zeros, 0).map_err(KernelError::map(SERVICES))
+    }
+
+    /// Starts a backend's counter anew, as above.
+    pub fn clear_backend(&mut self, id: u32) -> Result<(), KernelError> {
+        clear(&mut self.backends, BACKENDS, id)
     }
 
     fn carried(&self, policy: u32) -> Result<Count, KernelError> {

@@ -7,6 +7,7 @@ mod effect;
 mod meaning;
 mod render;
 mod saved;
+mod service;
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -39,6 +40,8 @@ pub enum Kind {
     NextHop,
     Local,
     Route,
+    Service,
+    Backend,
 }
 
 /// The name of what changes.
@@ -115,6 +118,13 @@ impl Plan {
         let sides = Sides { before: before.as_deref().unwrap_or_default(), after: &after };
         changes.routes(&sides, observed.into_iter().flat_map(View::routes_v4), desired.routes_v4());
         changes.routes(&sides, observed.into_iter().flat_map(View::routes_v6), desired.routes_v6());
+
+        changes.named(
+            Kind::Service,
+            observed.map(|view| service::services(view, None)),
+            service::services(desired, observed),
+        );
+        changes.named(Kind::Backend, observed.map(service::backends), service::backends(desired));
 
         let effect = effect::between(observed.map(|view| (view, sides.before)), (desired, sides.after));
         let Changes { list, summary, .. } = changes;

@@ -92,6 +92,8 @@ fn line(change: &Change) -> String {
         Kind::NextHop => "next hop",
         Kind::Local => "local address",
         Kind::Route => "route",
+        Kind::Service => "service",
+        Kind::Backend => "backend",
     };
     let mut text = format!("{sign} {kind} {}", change.key);
     let words = match (&change.before, &change.after) {

@@ -13,6 +13,11 @@ pub const PORTS_MAX: usize = 256;
 /// Files that rules come from.
 pub const FILES_MAX: usize = 65_535;
 
+/// Services.
+pub const SERVICES_MAX: usize = 16_383;
+/// Backends over all services.
+pub const BACKENDS_MAX: usize = 131_071;
+
 /// Nesting of a YAML document.
 pub const YAML_DEPTH_MAX: usize = 64;
 /// Values in a YAML document; tables larger than this belong in lists.

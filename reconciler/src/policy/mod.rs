@@ -17,6 +17,7 @@ mod route_policy;
 mod routes;
 pub mod schema;
 mod selector;
+mod service_policy;
 mod test;
 mod validate;
 mod yaml;
@@ -26,12 +27,13 @@ use std::net::IpAddr;
 
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
-pub use document::{Attach, Guard, OnAllDown};
+pub use document::{Attach, Forwarding, Guard, OnAllDown, OnNoBackend, Protocol};
 pub use node::{Guards, NodeConfig, Port, Probation, Webhook, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
 pub use probe::{Check, Probe};
 pub use redundant::redundant;
 pub use selector::Selector;
+pub use service_policy::{Affinity, Backend, FlowTimeouts, ServicePolicy, ServicePort, backend_name};
 pub use test::{Case, Expectation, PolicyTest};
 pub use validate::{Validated, validate};
 
@@ -56,11 +58,16 @@ pub struct Policy {
     pub files: Vec<String>,
     /// Sorted by name; names are unique.
     pub route_policies: Vec<RoutePolicy>,
+    /// Sorted by name; names are unique.
+    pub service_policies: Vec<ServicePolicy>,
 }
 
 impl Policy {
     /// Whether two policies, which are for different nodes then, write the same prefix: no one image can hold all of it.
     pub fn is_of_several_nodes(&self) -> bool {
+        if self.has_a_service_port_twice() {
+            return true;
+        }
         if self.route_policies.iter().all(|policy| policy.nodes == Selector::default()) {
             return false;
         }
@@ -70,13 +77,28 @@ impl Policy {
         prefixes.windows(2).any(|pair| pair[0] == pair[1])
     }
 
+    /// Whether services for different nodes have the same port of a vip.
+    fn has_a_service_port_twice(&self) -> bool {
+        let mut ports: Vec<(IpAddr, ServicePort)> = self
+            .service_policies
+            .iter()
+            .flat_map(|service| service.ports.iter().map(|port| (service.vip, *port)))
+            .collect();
+        ports.sort_unstable();
+        ports.windows(2).any(|pair| {
+            let [(vip, port), (next_vip, next)] = [pair[0], pair[1]];
+            (vip, port.protocol) == (next_vip, next.protocol) && next.first <= port.last
+        })
+    }
+
     /// What of it is for a node with `labels`. Files of which nothing is left are not named any more: what is written for
     /// other nodes changes no byte of this node's image.
     #[must_use]
     pub fn for_node(mut self, labels: &BTreeMap<String, String>) -> Self {
-        let all = self.route_policies.len();
+        let all = self.route_policies.len() + self.service_policies.len();
         self.route_policies.retain(|policy| policy.nodes.matches(labels));
-        if self.route_policies.len() == all {
+        self.service_policies.retain(|policy| policy.nodes.matches(labels));
+        if self.route_policies.len() + self.service_policies.len() == all {
             return self;
         }
         let mut used = BTreeSet::new();
@@ -85,12 +107,17 @@ impl Policy {
             used.extend(policy.next_hops.iter().map(|hop| hop.origin.file));
             used.extend(policy.routes.iter().map(|route| route.origin.file));
         }
+        used.extend(self.service_policies.iter().map(|service| service.origin.file));
         let number: BTreeMap<u32, u32> = used.iter().copied().zip(0..).collect();
         let renumber = |origin: &mut Origin| origin.file = number.get(&origin.file).copied().unwrap_or(u32::MAX);
         for policy in &mut self.route_policies {
             renumber(&mut policy.origin);
             policy.next_hops.iter_mut().for_each(|hop| renumber(&mut hop.origin));
             policy.routes.iter_mut().for_each(|route| renumber(&mut route.origin));
+        }
+        for service in &mut self.service_policies {
+            renumber(&mut service.origin);
+            service.backends.iter_mut().for_each(|backend| renumber(&mut backend.origin));
         }
         let mut at = 0;
         self.files.retain(|_| {

@@ -75,17 +75,27 @@ pub(super) struct DocumentKind {
 /// The kinds that a source may hold.
 pub(super) const POLICY_KINDS: &[DocumentKind] = &[
     DocumentKind { name: "RoutePolicy", schema: schema_of::<document::RoutePolicy>, validator: || &ROUTE_POLICY },
+    DocumentKind {
+        name: SERVICE_POLICY,
+        schema: schema_of::<document::ServicePolicy>,
+        validator: || &SERVICE_POLICY_CHECKED,
+    },
     DocumentKind { name: POLICY_TEST, schema: schema_of::<document::PolicyTest>, validator: || &TEST },
 ];
 
 /// The kind that holds no rules.
 pub(super) const POLICY_TEST: &str = "PolicyTest";
 
+/// The kind that holds a service.
+pub(super) const SERVICE_POLICY: &str = "ServicePolicy";
+
 /// The kinds that a node's configuration may have.
 pub(super) const CONFIG_KINDS: &[DocumentKind] =
     &[DocumentKind { name: "NodeConfig", schema: schema_of::<document::NodeConfig>, validator: || &NODE_CONFIG }];
 
 static ROUTE_POLICY: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::RoutePolicy>()));
+static SERVICE_POLICY_CHECKED: LazyLock<Checked> =
+    LazyLock::new(|| Checked::new(schema_of::<document::ServicePolicy>()));
 static TEST: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::PolicyTest>()));
 static NODE_CONFIG: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::NodeConfig>()));
 

@@ -14,7 +14,7 @@ use super::prefix::Prefix;
 use super::route_policy::prefix_fault;
 use super::routes::RouteTable;
 use super::yaml::{Node, Step};
-use super::{RoutePolicy, Selector, schema};
+use super::{RoutePolicy, Selector, ServicePolicy, schema};
 
 /// One `PolicyTest` document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,9 @@ pub struct Expectation {
     pub next_hops: Vec<String>,
     pub policy: Option<String>,
     pub prefix: Option<Prefix>,
+    pub service: Option<String>,
+    /// `ADDRESS` or `ADDRESS:PORT`; the packet must be sent to one of them.
+    pub backends: Vec<String>,
 }
 
 /// A name that a case expects, and where it is written.
@@ -63,6 +66,8 @@ enum ReferenceTo {
     Policy,
     NextHop(String),
     Prefix(Prefix),
+    Service(String),
+    Backend(String),
 }
 
 /// Reads the document `root` of `file`; cases with faults are left out.
@@ -153,12 +158,20 @@ impl Reader<'_> {
             TestVerdict::Pass => Verdict::Pass,
             TestVerdict::Drop => Verdict::Drop,
         });
-        let next_hops = match written.next_hop {
+        let list = |names: Option<Names>| match names {
             None => Vec::new(),
             Some(Names::One(name)) => vec![name],
             Some(Names::Several(names)) => names,
         };
-        let mut expect = Expectation { verdict, reason, next_hops, policy: written.policy, prefix: None };
+        let mut expect = Expectation {
+            verdict,
+            reason,
+            next_hops: list(written.next_hop),
+            policy: written.policy,
+            prefix: None,
+            service: written.service,
+            backends: list(written.backend),
+        };
         let mut sound = true;
         if let Some(text) = &written.prefix {
             match parse_prefix(text) {
@@ -246,11 +259,22 @@ impl Reader<'_> {
             let span = place(self, "prefix");
             self.references.push(Reference { case, span, to: ReferenceTo::Prefix(prefix) });
         }
-        for (index, name) in expect.next_hops.iter().enumerate() {
+        let item = |reader: &Self, key: &'static str, index: usize| {
             let path = ["spec", "cases"].map(Step::Key);
-            let rest = [Step::Item(self.index), Step::Key("expect"), Step::Key("nextHop"), Step::Item(index)];
-            let span = self.root.place(&[&path[..], &rest].concat());
+            let rest = [Step::Item(reader.index), Step::Key("expect"), Step::Key(key), Step::Item(index)];
+            reader.root.place(&[&path[..], &rest].concat())
+        };
+        for (index, name) in expect.next_hops.iter().enumerate() {
+            let span = item(self, "nextHop", index);
             self.references.push(Reference { case, span, to: ReferenceTo::NextHop(name.clone()) });
+        }
+        if let Some(service) = &expect.service {
+            let span = self.place(&["expect", "service"]);
+            self.references.push(Reference { case, span, to: ReferenceTo::Service(service.clone()) });
+        }
+        for (index, name) in expect.backends.iter().enumerate() {
+            let span = item(self, "backend", index);
+            self.references.push(Reference { case, span, to: ReferenceTo::Backend(name.clone()) });
         }
     }
 }
@@ -260,11 +284,37 @@ pub(super) fn check_references(
     test: &PolicyTest,
     references: &[Reference],
     policies: &[RoutePolicy],
+    services: &[ServicePolicy],
     table: &RouteTable<'_>,
     faults: &mut Faults,
 ) {
     for reference in references {
         let Some(case) = test.cases.get(reference.case) else { continue };
+        let meets = || services.iter().filter(|service| service.nodes.can_meet(&test.nodes));
+        let missing = match &reference.to {
+            ReferenceTo::Service(name) => {
+                let known = || meets().map(|service| service.name.as_str());
+                let message = format!("there is no service `{}` for these nodes", schema::shorten(name));
+                (!known().any(|known| known == name)).then(|| (message, suggestion(name, known())))
+            }
+            ReferenceTo::Backend(name) => {
+                let wanted = case.expect.service.as_deref();
+                let mine = || meets().filter(|service| wanted.is_none_or(|wanted| service.name == wanted));
+                let known: Vec<String> =
+                    mine().flat_map(|service| service.backends.iter().map(ToString::to_string)).collect();
+                let message = format!("no service for these nodes has a backend `{}`", schema::shorten(name));
+                let help = || suggestion(name, known.iter().map(String::as_str));
+                (mine().count() > 0 && !known.contains(name)).then(|| (message, help()))
+            }
+            _ => None,
+        };
+        if let Some((message, help)) = missing {
+            let fault = Diagnostic::new(Code::TestReference, &test.file, Some(reference.span), message);
+            faults.push(fault.maybe_help(help));
+        }
+        if matches!(reference.to, ReferenceTo::Service(_) | ReferenceTo::Backend(_)) {
+            continue;
+        }
         let named = case.expect.policy.as_deref();
         let meant =
             |policy: &RoutePolicy| policy.nodes.can_meet(&test.nodes) && named.is_none_or(|name| policy.name == name);
@@ -309,6 +359,7 @@ pub(super) fn check_references(
                 }
                 (format!("{whose} has {none} route for {prefix}"), None)
             }
+            ReferenceTo::Service(_) | ReferenceTo::Backend(_) => continue,
         };
         faults.push(Diagnostic::new(Code::TestReference, &test.file, Some(reference.span), message).maybe_help(help));
     }

@@ -10,6 +10,7 @@ use super::document;
 use super::route_policy::read_route_policy;
 use super::routes::RouteTable;
 use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
+use super::service_policy::{Claim, ServicePolicy, check_claims, read_service_policy};
 use super::test::{PolicyTest, Reference, check_references, read_test};
 use super::yaml::{self, Node, Step, Value};
 use super::{Policy, RoutePolicy, Selector, limits};
@@ -36,6 +37,9 @@ pub(super) struct Run<'s> {
     /// Lists already read, with the places that name them and the nodes that those are for.
     pub(super) lists: BTreeMap<&'s str, Vec<(String, Span, Selector)>>,
     pub(super) policies: Vec<RoutePolicy>,
+    pub(super) services: Vec<ServicePolicy>,
+    /// Ports of vips, in the order written.
+    pub(super) claims: Vec<Claim>,
     /// With what their references need to be checked, once every policy is known.
     pub(super) tests: Vec<(PolicyTest, Vec<Reference>)>,
 }
@@ -51,6 +55,8 @@ pub fn validate(snapshot: &Snapshot) -> Validated {
         used_files: HashSet::new(),
         lists: BTreeMap::new(),
         policies: Vec::new(),
+        services: Vec::new(),
+        claims: Vec::new(),
         tests: Vec::new(),
     };
     let mut names = Names::new();
@@ -158,6 +164,13 @@ impl<'s> Run<'s> {
             }
             return false;
         }
+        if kind.name == schema::SERVICE_POLICY {
+            if let Some(written) = self.typed::<document::ServicePolicy>(file, &root) {
+                self.claim_name(file, &root, kind.name, &written.metadata.name, names);
+                read_service_policy(self, file, &root, written);
+            }
+            return true;
+        }
         if let Some(written) = self.typed::<document::RoutePolicy>(file, &root) {
             self.claim_name(file, &root, kind.name, &written.metadata.name, names);
             read_route_policy(self, file, &root, written, whole);
@@ -193,11 +206,12 @@ impl<'s> Run<'s> {
 
     fn finish(mut self) -> Validated {
         self.table.sort(&self.policies, &mut self.faults);
+        check_claims(std::mem::take(&mut self.claims), &mut self.faults);
         self.check_limits();
         // What cannot be found in policies with faults may be there once those are gone.
         if !self.faults.has_errors() {
             for (test, references) in &self.tests {
-                check_references(test, references, &self.policies, &self.table, &mut self.faults);
+                check_references(test, references, &self.policies, &self.services, &self.table, &mut self.faults);
             }
         }
         if self.faults.has_errors() {
@@ -219,7 +233,19 @@ impl<'s> Run<'s> {
             }
         }
         self.policies.sort_by(|a, b| a.name.cmp(&b.name));
-        let policy = Policy { revision: self.snapshot.revision.clone(), files, route_policies: self.policies };
+        for service in &mut self.services {
+            service.origin.file = numbers[service.origin.file as usize];
+            for backend in &mut service.backends {
+                backend.origin.file = numbers[backend.origin.file as usize];
+            }
+        }
+        self.services.sort_by(|a, b| a.name.cmp(&b.name));
+        let policy = Policy {
+            revision: self.snapshot.revision.clone(),
+            files,
+            route_policies: self.policies,
+            service_policies: self.services,
+        };
         let mut tests: Vec<PolicyTest> = self.tests.into_iter().map(|(test, _)| test).collect();
         tests.sort_by(|a, b| a.name.cmp(&b.name));
         Validated { policy: Some(policy), tests, diagnostics: self.faults.finish() }
@@ -237,6 +263,8 @@ impl<'s> Run<'s> {
             ("next-hop groups", groups, limits::GROUPS_MAX),
             ("ports", ports.len(), limits::PORTS_MAX),
             ("files", self.used_files.len(), limits::FILES_MAX),
+            ("services", self.services.len(), limits::SERVICES_MAX),
+            ("backends", self.services.iter().map(|s| s.backends.len()).sum(), limits::BACKENDS_MAX),
         ];
         for (table, needed, size) in tables {
             if needed > size {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fib::event::Event;
 use fib::packet::{self, ETHERNET_BYTES, Packet};
+use fib::service::Chosen;
 use fib::{Reason, Verdict};
 use serde_json::{Value, json};
 
@@ -63,6 +64,8 @@ pub struct Explained<'a> {
     in_port: Option<&'a str>,
     /// `policy/name`.
     next_hop: Option<String>,
+    /// The service that the packet met, and its backend where one was chosen.
+    service: Option<(&'a str, Option<String>)>,
     /// Whether the generation's image was there to ask.
     known: bool,
 }
@@ -86,6 +89,7 @@ impl<'a> Explained<'a> {
             route,
             in_port: view.and_then(|v| v.ports().find(|port| port.id == event.in_port)).map(|port| port.name),
             next_hop: hop.map(|hop| format!("{}/{}", hop.policy, hop.name)),
+            service: view.and_then(|view| service(view, Chosen(event.chosen))),
             known: view.is_some(),
         }
     }
@@ -127,6 +131,12 @@ impl<'a> Explained<'a> {
         if let Some(route) = self.route {
             _ = write!(line, ", {} of {} ({}:{})", route.prefix, route.policy, route.file, route.line);
         }
+        if let Some((service, backend)) = &self.service {
+            _ = write!(line, ", service {service}");
+            if let Some(backend) = backend {
+                _ = write!(line, " backend {backend}");
+            }
+        }
         if let Some(next_hop) = &self.next_hop {
             _ = write!(line, ", to {next_hop}");
         }
@@ -151,8 +161,20 @@ impl<'a> Explained<'a> {
             "generation_gone": self.event.generation != 0 && !self.known,
             "prefix": self.route.map(|r| r.prefix.to_string()), "policy": self.policy(),
             "file": self.route.map(|r| r.file), "line": self.route.map(|r| r.line), "next_hop": self.next_hop,
+            "service": self.service.as_ref().map(|(service, _)| *service),
+            "backend": self.service.as_ref().and_then(|(_, backend)| backend.clone()),
         })
     }
+}
+
+/// A service and one of its backends by name.
+fn service<'a>(view: &View<'a>, chosen: Chosen) -> Option<(&'a str, Option<String>)> {
+    if chosen.service() == 0 {
+        return None;
+    }
+    let service = view.services().find(|service| service.id == chosen.service())?;
+    let backend = view.backends(&service).find(|backend| backend.id == chosen.backend());
+    Some((service.name, backend.map(|backend| backend.name())))
 }
 
 /// Reads addresses and ports; also of packets that the verdict has not read so far, as far as they were captured.

@@ -7,13 +7,14 @@ pub mod event;
 mod frame;
 mod node;
 mod packet;
+mod service;
 
 use std::fmt;
 use std::net::IpAddr;
 
 use fib::layout::Section;
 use fib::packet::Tags;
-use fib::{Neighbour, Reach, Reason, Verdict};
+use fib::{Neighbour, Reach, Reason, Steer, Verdict};
 use serde::{Serialize, Serializer};
 
 use crate::compile::view::{Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
@@ -22,6 +23,7 @@ pub use frame::Frame;
 use node::{AllUp, mac};
 pub use node::{Egress, Offline, TraceNode, tag_words};
 pub use packet::{Fields, PacketDescription, PacketError};
+pub use service::Served;
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +47,10 @@ pub struct Trace<'v, 'a> {
     reach: Option<Reach>,
     egress: Option<Egress>,
     in_port: Option<String>,
+    /// The service that the packet met.
+    served: Option<Served<'a>>,
+    /// What its route was looked up for.
+    routed_to: IpAddr,
 }
 
 /// Decides on a packet as the packet path would, and explains it.
@@ -54,7 +60,9 @@ pub fn trace<'v, 'a, N: TraceNode>(
     node: &N,
 ) -> Result<Trace<'v, 'a>, TraceError> {
     let frame = packet.frame(Tags::default());
-    let decision = fib::decide(view.bytes(), frame.as_slice(), node);
+    let mut steer = Steer::NONE;
+    let decision = fib::decide_with(view.bytes(), frame.as_slice(), node, &mut steer);
+    let address = service::routed_to(&steer).unwrap_or(packet.dst());
     let in_port = node.in_port().map(str::to_owned);
     let mut trace = Trace {
         view,
@@ -66,11 +74,12 @@ pub fn trace<'v, 'a, N: TraceNode>(
         reach: None,
         egress: None,
         in_port,
+        served: Served::of(view, &steer),
+        routed_to: address,
     };
-    if decision.family == 0 {
+    if decision.family == 0 || service::ends_there(decision.reason()) {
         return Ok(trace);
     }
-    let address = packet.dst();
     let met = view.lookup(address);
     let target = view.target(decision.met.target());
     let disagrees = |lookup: String| TraceError::ImageDisagrees { address, routes: words(&met), lookup };
@@ -138,6 +147,11 @@ impl<'a> Trace<'_, 'a> {
         self.instead_of
     }
 
+    /// The service that the packet met, with its backend.
+    pub fn served(&self) -> Option<&Served<'a>> {
+        self.served.as_ref()
+    }
+
     /// How frames reach the chosen next hop, where that is known.
     pub fn neighbour(&self) -> Option<Neighbour> {
         self.reach?.up().filter(|neighbour| *neighbour != Neighbour::default())
@@ -194,8 +208,9 @@ struct TraceJson<'a> {
     neighbour: Option<NeighbourJson>,
     egress: Option<EgressJson<'a>>,
     in_port: Option<&'a str>,
-    /// Services are not part of this layout.
-    backend: Option<&'a str>,
+    /// Of the service, where the packet met one.
+    backend: Option<String>,
+    service: Option<service::ServedJson<'a>>,
 }
 
 #[derive(Serialize)]
@@ -259,7 +274,8 @@ impl Serialize for Trace<'_, '_> {
                 tags: self.neighbour().and_then(|neighbour| tag_words(neighbour.tags)),
             }),
             in_port: self.in_port.as_deref(),
-            backend: None,
+            backend: self.served.as_ref().and_then(|served| served.backend).map(|backend| backend.name()),
+            service: self.served.as_ref().map(Served::to_json),
         }
         .serialize(serializer)
     }
@@ -276,10 +292,13 @@ impl fmt::Display for Trace<'_, '_> {
             0 => writeln!(f, "rules     {}, not published", self.view.revision())?,
             generation => writeln!(f, "rules     {}, generation {generation}", self.view.revision())?,
         }
+        if let Some(served) = &self.served {
+            f.write_str(&served.lines())?;
+        }
         match &self.met {
             None => writeln!(f, "route     not asked")?,
             Some(Match::None) => writeln!(f, "route     no prefix matches")?,
-            Some(Match::Local) => writeln!(f, "route     {} is an address of this node", self.packet.dst())?,
+            Some(Match::Local) => writeln!(f, "route     {} is an address of this node", self.routed_to)?,
             Some(Match::Route(route)) => {
                 writeln!(f, "route     {} of {}  [{}:{}]", route.prefix, route.policy, route.file, route.line)?;
                 self.action(f, route.action)?;
@@ -378,6 +397,11 @@ fn why(reason: Reason) -> &'static str {
         Reason::AllDownDrop => "every next hop of the route is down, and the route says to drop it then",
         Reason::Scattered => "lies in several buffers, which the egress driver cannot send: the kernel sends it",
         Reason::NoRoom => "its buffer has no room for the VLAN tags of the egress port",
+        Reason::NoBackend => "no backend of the service takes new flows, the kernel decides",
+        Reason::NoBackendDrop => "no backend of the service takes new flows, and the service says to drop it then",
+        Reason::ServiceFragment => "a fragment, which shows no port of the service: the kernel decides",
+        Reason::NewFlowRate => "more new flows than the flow table takes, its answer could not be translated back",
+        Reason::FlowCollision => "the client uses this port at the same backend by another service",
     }
 }
 

@@ -1,6 +1,7 @@
 //! The node as a trace asks it: what the verdict needs, and what is shown beside it.
 
 use fib::packet::{ETHERTYPE_QINQ, Tags};
+use fib::service::{FlowKey, FlowWords};
 use fib::{Ingress, Neighbour, Node, Reach, ReachWords};
 
 /// How packets leave by a port.
@@ -77,6 +78,14 @@ impl<N: Node> Node for AllUp<'_, N> {
 
     fn takes(&self, ingress: &Ingress, mac: Option<u64>) -> bool {
         self.0.takes(ingress, mac)
+    }
+
+    fn flow(&self, key: &FlowKey) -> FlowWords {
+        self.0.flow(key)
+    }
+
+    fn now_s(&self) -> u32 {
+        self.0.now_s()
     }
 }
 

@@ -33,6 +33,7 @@ pub(super) fn view(bytes: &[u8]) -> Result<View<'_>, ImageError> {
     view.text = text(bytes, view.at(Section::Text, 0), view.count(Section::Text))?;
     headers(&view)?;
     small_tables(&view)?;
+    view.check_services()?;
     view.targets = targets(&view)?;
     v4_fib(&view)?;
     v6_fib(&view)?;

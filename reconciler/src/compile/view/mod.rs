@@ -5,6 +5,7 @@
 
 mod check;
 mod routes;
+mod services;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,6 +20,7 @@ use fib::layout::{
 use crate::policy::OnAllDown;
 use routes::Lengths;
 pub use routes::{Match, RouteAction, RouteView, Routes, TargetView};
+pub use services::{BackendView, ServiceView, ip};
 
 /// Why bytes are not an image that this version can read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
