@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use aya::maps::{HashMap, Map, MapData};
+use fib::service::{FlowKey, FlowWords};
 use rustix::process::Signal;
 use serde_json::Value;
 use wayleave::kernel::program::object_id;
-use wayleave_tests::{Daemon, Host, TestNode, Topology, require_root_and_bpf};
+use wayleave_tests::{Blaster, Daemon, Host, Packet, TestNode, Topology, require_root_and_bpf, tcp_flags};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Local on every upstream of the lab, as a virtual address is on the backends of `l2-dsr`.
@@ -273,6 +275,116 @@ fn established_connections_survive_whatever_is_published() {
     for (client, name) in &mut clients {
         assert_eq!(client.ask().is_ok(), *name != gone, "{name}");
     }
+}
+
+/// Forgets every flow, as the table does with the least recently used ones when others need the room.
+fn forget_flows(node: &TestNode) -> usize {
+    let map = MapData::from_pin(node.pins().join("maps/FLOWS")).unwrap();
+    let mut flows: HashMap<_, FlowKey, FlowWords> = HashMap::try_from(Map::LruHashMap(map)).unwrap();
+    let keys: Vec<FlowKey> = flows.keys().collect::<Result<_, _>>().unwrap();
+    keys.iter().for_each(|key| flows.remove(key).unwrap());
+    keys.len()
+}
+
+#[test]
+fn flows_that_are_forgotten_go_where_the_generation_before_sent_them() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    let publish = |numbers: &[usize]| {
+        node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, &v4(&lab, numbers), "")).unwrap();
+        node.apply().unwrap();
+    };
+    publish(&[0, 1]);
+    let mut clients: Vec<(Client, String)> = (0..40)
+        .map(|_| {
+            let mut client = Client::connect(&lab, VIP).unwrap();
+            let name = client.ask().unwrap();
+            (client, name)
+        })
+        .collect();
+    // A third of the slots and more has another backend now.
+    publish(&[0, 1, 2]);
+    assert!(forget_flows(&node) >= 80, "two entries a connection");
+    for (client, name) in &mut clients {
+        assert_eq!(client.ask().as_ref().map_err(ToString::to_string), Ok(&*name));
+    }
+    // And new ones go to the new one, too.
+    assert_eq!(ask_often(&lab, VIP, 40).len(), 3);
+}
+
+/// Spoofed handshakes as fast as this machine sends them, beside connections that go on. More than the flow table has room for.
+#[test]
+fn a_flood_of_handshakes_breaks_no_connection() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, &v4(&lab, &[0, 1, 2]), "")).unwrap();
+    node.apply().unwrap();
+    let mut clients: Vec<(Client, String)> = (0..200)
+        .map(|_| {
+            let mut client = Client::connect(&lab, VIP).unwrap();
+            let name = client.ask().unwrap();
+            (client, name)
+        })
+        .collect();
+    let syn = |number: u32| {
+        let [_, a, b, c] = number.to_be_bytes();
+        Packet::between(IpAddr::from([198, 18 | a & 1, b, c]), VIP.parse().unwrap())
+            .macs(lab.client.mac, lab.client.router_mac)
+            .tcp(1024 + u16::try_from(number % 60_000).unwrap(), PORT, tcp_flags::SYN)
+            .frame()
+    };
+    let flood = Blaster::frames(&lab.client.namespace, "eth0", (0..120_000).map(syn).collect(), None).unwrap();
+    let started = Instant::now();
+    let mut rounds = 0;
+    while started.elapsed() < 8 * SECOND {
+        for (client, name) in &mut clients {
+            assert_eq!(client.ask().as_ref().map_err(ToString::to_string), Ok(&*name), "round {rounds}");
+        }
+        rounds += 1;
+    }
+    let sent = flood.stop().unwrap();
+    let status = node.status().unwrap();
+    let table = &status["flow_table"];
+    println!("{sent} handshakes in {:?}, {rounds} rounds of {} connections: {table}", started.elapsed(), clients.len());
+    assert!(table["refused"].as_u64().unwrap() > 10_000, "the flood was above the rate: {table}");
+    assert!(node.counters().unwrap().get("drop/new-flow-rate") > 10_000);
+    assert!(rounds >= 3);
+}
+
+#[test]
+fn a_trace_names_service_backend_and_why() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, &v4(&lab, &[0, 1, 2]), "")).unwrap();
+    node.apply().unwrap();
+    let mut client = Client::connect(&lab, VIP).unwrap();
+    let name = client.ask().unwrap();
+    let port = client.0.get_ref().local_addr().unwrap().port().to_string();
+    let trace = |sport: &str| {
+        let words = ["trace", "--src", "10.77.0.2", "--dst", VIP, "--sport", sport, "--dport", "443"];
+        let outcome = node.succeed(&[&words[..], &["--format", "json"]].concat()).unwrap();
+        (serde_json::from_str::<Value>(&outcome.stdout).unwrap(), node.succeed(&words).unwrap().stdout)
+    };
+    let (json, text) = trace(&port);
+    assert_eq!(
+        (json["service"]["service"].as_str(), json["backend"].as_str()),
+        (Some("api"), Some(&*name)),
+        "{json:#}"
+    );
+    assert_eq!(json["service"]["why"], "flow-table", "{json:#}");
+    assert!(text.contains("the flow table has this flow there") && text.contains(":8099"), "{text}");
+    let (json, text) = trace("1");
+    assert_eq!(
+        (json["service"]["why"].as_str(), json["service"]["slots"].as_u64()),
+        (Some("maglev-slot"), Some(65_537))
+    );
+    assert!(text.contains(" of 65537"), "{text}");
+    let answer = ["trace", "--src", &name, "--dst", "10.77.0.2", "--sport", "8099", "--dport", &port];
+    let text = node.succeed(&answer).unwrap().stdout;
+    assert!(text.contains(&format!("source becomes {VIP}:443")), "{text}");
 }
 
 #[test]

@@ -516,11 +516,10 @@ fn choose_in<I: Image + ?Sized>(image: &I, steer: &mut Steer) -> Option<u32> {
     steer.hash = flow_hash(image, flags, steer)?;
     let mut why = if flags & SERVICE_FLAGS_AFFINITY == 0 { Why::Slot } else { Why::Affinity };
     let mut backend = 0;
-    if steer.previous != 0 && !is_syn(steer) {
-        let before = backend_with(image, steer.previous, steer.row)?;
-        // What has no handshake may be a flow that begins now: not at one that is being drained.
-        if before != 0 && (steer.protocol() == TCP || image.u16(before.wrapping_add(BACKEND_WEIGHT))? != 0) {
-            backend = before;
+    // What has no handshake may always be a flow that begins now.
+    if steer.previous != 0 && steer.protocol() == TCP && !is_syn(steer) {
+        backend = backend_with(image, steer.previous, steer.row)?;
+        if backend != 0 {
             why = Why::Previous;
         }
     }
@@ -724,9 +723,8 @@ pub fn choice_of<I: Image + ?Sized>(image: &I, steer: &Steer) -> Option<u32> {
 /// kernel must answer the sender, it gets the packet as the sender made it.
 #[inline(always)]
 pub const fn is_translated_for(reason: u8) -> bool {
-    const AS_IT_CAME: [Reason; 2] = [Reason::TtlExpired, Reason::OverMtu];
-    let [ttl, mtu] = AS_IT_CAME;
-    reason != ttl as u8 && reason != mtu as u8 && Reason::DROPS >> (reason & 63) & 1 == 0
+    const AS_IT_CAME: u64 = Reason::DROPS | 1 << Reason::TtlExpired as u8 | 1 << Reason::OverMtu as u8;
+    AS_IT_CAME >> (reason & 63) & 1 == 0
 }
 
 /// [`is_translated_for`] of a packet that the stage may have steered.

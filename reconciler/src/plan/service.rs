@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Named, sorted};
 use crate::compile::view::{ServiceView, View};
+use crate::policy::{FlowTimeouts, OnNoBackend};
 
 /// Services by name. Against `before`, the words of one whose Maglev table changes say how much of it does: so many new
 /// flows go to another backend than they would have.
@@ -21,9 +22,14 @@ pub(super) fn services(view: &View, before: Option<&View>) -> Vec<Named> {
         if let Some(affinity) = service.affinity {
             text += &format!(", affinity of source /{} or /{}", affinity.ipv4, affinity.ipv6);
         }
-        text += &format!(", on-no-backend {}", service.on_no_backend.as_str());
+        // Defaults are worth no word.
+        if service.on_no_backend == OnNoBackend::Drop {
+            text += ", on-no-backend drop";
+        }
         let times = service.timeouts;
-        text += &format!(", flows kept {} s, {} s, udp {} s", times.established_s, times.closing_s, times.udp_s);
+        if times != FlowTimeouts::default() {
+            text += &format!(", flows kept {} s, {} s, udp {} s", times.established_s, times.closing_s, times.udp_s);
+        }
         if let Some((before, was)) = before.zip(old.get(service.name))
             && let Some(moved) = moved((before, was), (view, &service))
         {

@@ -1,7 +1,7 @@
 //! The one table of diagnostic codes: number, severity and the text of `wayleave explain`.
 //!
-//! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes, 07 tests,
-//! 08 probes, 09 services.
+//! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes,
+//! 07 tests, 08 probes, 09 services.
 //! A code that was released never changes its meaning.
 
 use std::fmt;
@@ -489,8 +489,8 @@ Wrong:  probes: [{name: api, ping: {address: 10.0.0.1}}, {name: api, ping: {addr
 Right:  probes: [{name: api-1, ping: {address: 10.0.0.1}}, {name: api-2, ping: {address: 10.0.0.2}}]"
 
     ServiceAddress "WL0901" Error "an address of a service is no place for packets"
-"The vip or a backend of a service has an address that no packet is routed to, such as a multicast or loopback address, or
-the vip is its own backend.
+"The vip or a backend of a service has an address that no packet is routed to, such as a multicast or loopback
+address, or the vip is its own backend.
 
 Wrong:  vip: 127.0.0.1
 Right:  vip: 198.51.100.10"
@@ -503,8 +503,8 @@ Wrong:  ports: [{port: \"8099-8000\"}]
 Right:  ports: [{port: \"8000-8099\"}]"
 
     ServiceTwice "WL0903" Error "a port of a vip belongs to two services"
-"Two services, or two rows of one, have the same port of the same vip and protocol. Nobody could say whose backends get its
-packets. Services that no node can both have may share one.
+"Two services, or two rows of one, have the same port of the same vip and protocol. Nobody could say whose backends
+get its packets. Services that no node can both have may share one.
 
 Wrong:  ports: [{port: 443}, {port: \"400-500\"}]
 Right:  ports: [{port: 443}, {port: \"444-500\"}]"
@@ -522,15 +522,16 @@ Wrong:  backends: [{address: 10.1.0.11}, {address: 10.1.0.11}]
 Right:  backends: [{address: 10.1.0.11, weight: 2}]"
 
     BackendPort "WL0906" Error "a backend's port cannot be"
-"Ports are translated with `forwarding: nat` only. And a backend that has a port of its own serves a service with one port:
-from several, a client may use the same port of its own at the same time, and the answers, which all come from the one port
-of the backend, could not be told apart.
+"Ports are translated with `forwarding: nat` only. And a backend that has a port of its own serves a service with one
+port: from several, a client may use the same port of its own at the same time, and the answers, which all come from
+the one port of the backend, could not be told apart.
 
 Wrong:  ports: [{port: 80}, {port: 443}], backends: [{address: 10.1.0.11, port: 8099}]
 Right:  ports: [{port: 80, targetPort: 8080}, {port: 443, targetPort: 8443}], backends: [{address: 10.1.0.11}]"
 
     AllDrained "WL0907" Warning "every backend of a service is being drained"
-"All backends have the weight 0. Flows that they have stay, and no new one is taken: `onNoBackend` says what becomes of it.
+"All backends have the weight 0. Flows that they have stay, and no new one is taken: `onNoBackend` says what becomes
+of it.
 
 Wrong:  backends: [{address: 10.1.0.11, weight: 0}, {address: 10.1.0.12, weight: 0}]
 Right:  backends: [{address: 10.1.0.11, weight: 0}, {address: 10.1.0.12}]"

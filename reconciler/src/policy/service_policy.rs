@@ -66,6 +66,13 @@ pub struct FlowTimeouts {
     pub udp_s: u32,
 }
 
+/// Those of a document that says nothing.
+impl Default for FlowTimeouts {
+    fn default() -> Self {
+        Self { established_s: 900, closing_s: 60, udp_s: 120 }
+    }
+}
+
 /// The ports of one service, `443/tcp` or `8000-8099/udp`.
 impl std::fmt::Display for ServicePort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

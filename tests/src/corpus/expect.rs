@@ -60,9 +60,10 @@ impl Translated {
         let is_v4 = frame[l3] >> 4 == 4;
         let checksum_at = l4 + if is_tcp { 16 } else { 6 };
         let sums = |frame: &[u8]| {
-            let bytes = match is_v4 {
-                true => usize::from(u16::from_be_bytes([frame[l3 + 2], frame[l3 + 3]])),
-                false => 40 + usize::from(u16::from_be_bytes([frame[l3 + 4], frame[l3 + 5]])),
+            let bytes = if is_v4 {
+                usize::from(u16::from_be_bytes([frame[l3 + 2], frame[l3 + 3]]))
+            } else {
+                40 + usize::from(u16::from_be_bytes([frame[l3 + 4], frame[l3 + 5]]))
             };
             let addresses = if is_v4 { l3 + 12..l3 + 20 } else { l3 + 8..l3 + 40 };
             let segment = &frame[l4..l3 + bytes];
