@@ -298,7 +298,8 @@ fn the_last_generation_of_many_is_the_one_that_packets_meet() {
     for round in 0..40u16 {
         let at = usize::from(round % 2);
         publish(&lab, &node, &[sources[at].clone(), sources[1 - at].clone()], 1);
-        let payload = round.to_be_bytes();
+        // Long enough that no other frame on the wire ends with it by chance.
+        let payload = [b"round".as_slice(), &round.to_be_bytes()].concat();
         sender.send(&packet.clone().payload(&payload).frame()).unwrap();
         let frame = receivers[at].receive(SECOND, |frame| frame.ends_with(&payload)).unwrap();
         let seen = Seen::parse(&frame.unwrap_or_else(|| panic!("round {round}: not at upstream {at}"))).unwrap();

@@ -204,6 +204,20 @@ proptest! {
     }
 
     #[test]
+    fn an_image_is_compiled_again_from_itself_byte_for_byte(routes in written(), rotate in 0usize..12) {
+        let node = NodeFacts { local_addresses: vec![[10, 0, 0, 1].into(), [192, 0, 2, 1].into()] };
+        let image = compile(&policy(&routes, rotate), &node, &LiveIds::default()).unwrap();
+        let view = image.view().unwrap();
+        let again = compile(&view.policy(), &node, &LiveIds::from_views([&view])).unwrap();
+        prop_assert!(image.bytes() == again.bytes());
+        // And for other addresses as the policies themselves.
+        let moved = NodeFacts { local_addresses: vec![[10, 0, 0, 2].into()] };
+        let expected = compile(&policy(&routes, 0), &moved, &LiveIds::from_views([&view])).unwrap();
+        let again = compile(&view.policy(), &moved, &LiveIds::from_views([&view])).unwrap();
+        prop_assert!(expected.bytes() == again.bytes());
+    }
+
+    #[test]
     fn damaged_bytes_never_panic(
         routes in written(),
         flips in prop::collection::vec((any::<prop::sample::Index>(), 1u8..), 1..8),

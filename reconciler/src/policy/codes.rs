@@ -1,7 +1,7 @@
 //! The one table of diagnostic codes: number, severity and the text of `wayleave explain`.
 //!
-//! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes,
-//! 07 tests, 08 probes, 09 services.
+//! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes, 07 tests,
+//! 08 probes, 09 sync windows, 11 services.
 //! A code that was released never changes its meaning.
 
 use std::fmt;
@@ -488,40 +488,64 @@ Right:  {name: gateway, tcp: {address: 198.51.100.10, port: 443}}"
 Wrong:  probes: [{name: api, ping: {address: 10.0.0.1}}, {name: api, ping: {address: 10.0.0.2}}]
 Right:  probes: [{name: api-1, ping: {address: 10.0.0.1}}, {name: api-2, ping: {address: 10.0.0.2}}]"
 
-    ServiceAddress "WL0901" Error "an address of a service is no place for packets"
+    CronSchedule "WL0901" Error "this is no cron schedule"
+"A sync window opens at the times of a cron schedule: minute, hour, day of month, month and day of week. Each is `*`, a
+number, a range `1-5`, a list `1,15` or a step `*/15`; months and days of the week have names, too. There are no seconds
+and no years, and a schedule must come some time.
+
+Where day of month and day of week are both given, either is enough, as cron has it.
+
+Wrong:  schedule: 22:00
+Right:  schedule: 0 22 * * 1-5"
+
+    TimeZone "WL0902" Error "unknown time zone"
+"The time zone of a sync window is a name of the IANA database, which is part of this program: a window opens at the
+same time on every machine. Abbreviations such as CEST mean different zones to different people and are no names.
+
+Wrong:  timeZone: CEST
+Right:  timeZone: Europe/Berlin"
+
+    WindowDuration "WL0903" Error "a sync window is open for no time, or for too long"
+"A sync window stays open for 1 s to 7 d after each time of its schedule. Elapsed time counts, whatever daylight saving
+time does to the clock meanwhile.
+
+Wrong:  duration: 0h
+Right:  duration: 4h"
+
+    ServiceAddress "WL1101" Error "an address of a service is no place for packets"
 "The vip or a backend of a service has an address that no packet is routed to, such as a multicast or loopback
 address, or the vip is its own backend.
 
 Wrong:  vip: 127.0.0.1
 Right:  vip: 198.51.100.10"
 
-    ServicePorts "WL0902" Error "a range of ports is none"
+    ServicePorts "WL1102" Error "a range of ports is none"
 "A range begins with its lowest port and ends with its highest, both from 1 to 65535; so do the backend's ports that a
 targetPort means.
 
 Wrong:  ports: [{port: \"8099-8000\"}]
 Right:  ports: [{port: \"8000-8099\"}]"
 
-    ServiceTwice "WL0903" Error "a port of a vip belongs to two services"
+    ServiceTwice "WL1103" Error "a port of a vip belongs to two services"
 "Two services, or two rows of one, have the same port of the same vip and protocol. Nobody could say whose backends
 get its packets. Services that no node can both have may share one.
 
 Wrong:  ports: [{port: 443}, {port: \"400-500\"}]
 Right:  ports: [{port: 443}, {port: \"444-500\"}]"
 
-    BackendFamily "WL0904" Error "a backend is of another family than the vip"
+    BackendFamily "WL1104" Error "a backend is of another family than the vip"
 "A packet to an IPv4 vip cannot become one of IPv6, and the other way round.
 
 Wrong:  vip: 198.51.100.10, backends: [{address: \"2001:db8::11\"}]
 Right:  vip: 198.51.100.10, backends: [{address: 10.1.0.11}]"
 
-    BackendTwice "WL0905" Error "a backend is written twice"
+    BackendTwice "WL1105" Error "a backend is written twice"
 "Two backends of one service have the same address and port. They would be one object with two weights.
 
 Wrong:  backends: [{address: 10.1.0.11}, {address: 10.1.0.11}]
 Right:  backends: [{address: 10.1.0.11, weight: 2}]"
 
-    BackendPort "WL0906" Error "a backend's port cannot be"
+    BackendPort "WL1106" Error "a backend's port cannot be"
 "Ports are translated with `forwarding: nat` only. And a backend that has a port of its own serves a service with one
 port: from several, a client may use the same port of its own at the same time, and the answers, which all come from
 the one port of the backend, could not be told apart.
@@ -529,7 +553,7 @@ the one port of the backend, could not be told apart.
 Wrong:  ports: [{port: 80}, {port: 443}], backends: [{address: 10.1.0.11, port: 8099}]
 Right:  ports: [{port: 80, targetPort: 8080}, {port: 443, targetPort: 8443}], backends: [{address: 10.1.0.11}]"
 
-    AllDrained "WL0907" Warning "every backend of a service is being drained"
+    AllDrained "WL1107" Warning "every backend of a service is being drained"
 "All backends have the weight 0. Flows that they have stay, and no new one is taken: `onNoBackend` says what becomes
 of it.
 

@@ -4,6 +4,7 @@
 //! the bytes were damaged. Whether they are the bytes that were compiled is [`View::verify_digest`]'s question.
 
 mod check;
+mod policy;
 mod routes;
 mod services;
 
