@@ -8,6 +8,7 @@ use fib::verdict::{decide_linked, decide_plain_v4};
 use fib::{Decision, Image as _, Met, PacketMut, Reason};
 
 use crate::events;
+use crate::filter;
 use crate::image::KernelImage;
 use crate::maps::{self, KernelNode};
 
@@ -39,11 +40,15 @@ pub(crate) trait Hook: PacketMut + Sized {
 pub(crate) fn run<H: Hook>(context: *mut H::Context) -> i32 {
     let frame = H::of(context);
     let bytes = frame.length();
-    // SAFETY: the loader sets `SLOT` once, before the program is loaded.
-    let slot = unsafe { read_volatile(&raw const SLOT) };
-    let Some(image) = KernelImage::of(slot) else {
+    let Some(image) = KernelImage::of(slot()) else {
         return stay::<H>(context, Met::only(Reason::NoGeneration).word(), bytes, 0);
     };
+    if fib::filter::has_filters(&image) {
+        let met = filter::judge::<H>(context, image.bytes());
+        if met != 0 {
+            return stay::<H>(context, met, bytes, image.u64(AT_GENERATION).unwrap_or(0));
+        }
+    }
     let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
     let met = match packet::link(&frame) {
         // Most frames: all their offsets are constants.
@@ -64,6 +69,13 @@ pub(crate) fn run<H: Hook>(context: *mut H::Context) -> i32 {
         Err(reason) => Met::only(reason),
     };
     stay::<H>(context, met.word(), bytes, image.u64(AT_GENERATION).unwrap_or(0))
+}
+
+/// The slot that this instance reads.
+#[inline(always)]
+pub(crate) fn slot() -> u32 {
+    // SAFETY: the loader sets `SLOT` once, before the program is loaded.
+    unsafe { read_volatile(&raw const SLOT) }
 }
 
 /// Sends the packet to its next hop, or says why not.

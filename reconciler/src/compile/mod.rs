@@ -4,6 +4,7 @@
 //! files, documents or routes was. [`view`] is the way back, from bytes to rules.
 
 mod fib;
+mod filter;
 mod group;
 mod ids;
 mod tables;
@@ -20,6 +21,7 @@ use ::fib::layout::{
 
 use crate::policy::{Policy, Prefix, RoutePolicy};
 use fib::{Address, Rule, V4Fib, V6Fib};
+use filter::Filters;
 pub use group::{MEMBERS_MAX, SLOTS_MAX};
 pub use ids::LiveIds;
 use tables::{TARGET_LOCAL, Tables};
@@ -106,7 +108,8 @@ pub fn compile(policy: &Policy, node: &NodeFacts, live: &LiveIds) -> Result<Imag
         });
     }
     let ids = live.assign(policy)?;
-    let tables = Tables::collect(policy, &ids)?;
+    let mut tables = Tables::collect(policy, &ids)?;
+    let filters = Filters::build(policy, &ids, &mut tables)?;
     let (mut v4_rules, mut v6_rules) = rules(policy, &tables);
     check_once(policy, &v4_rules, |rule| Prefix::containing(IpAddr::V4(rule.address.into()), rule.length))?;
     check_once(policy, &v6_rules, |rule| Prefix::containing(IpAddr::V6(rule.address.into()), rule.length))?;
@@ -125,6 +128,7 @@ pub fn compile(policy: &Policy, node: &NodeFacts, live: &LiveIds) -> Result<Imag
         v4_rules: &v4_rules,
         v6_rules: &v6_rules,
         locals: &locals,
+        filters: &filters,
     })
 }
 

@@ -194,7 +194,7 @@ impl<'p> Tables<'p> {
         low16(index(self.targets.len() - 1))
     }
 
-    fn intern(&mut self, text: &'p str) -> u32 {
+    pub(super) fn intern(&mut self, text: &'p str) -> u32 {
         *self.interned.entry(text).or_insert_with(|| {
             self.strings.push([index(self.text.len()), index(text.len())]);
             self.text.push_str(text);

@@ -70,7 +70,7 @@ fn policy(routes: &[Written], rotate: usize) -> Policy {
             routes: own,
         }
     });
-    Policy { revision: "dir@sha256:test".to_owned(), files, route_policies: route_policies.collect() }
+    Policy { revision: "dir@sha256:test".to_owned(), files, route_policies: route_policies.collect(), filter_policies: vec![] }
 }
 
 /// Lengths with the ends and the node boundaries more often than the rest.
@@ -365,6 +365,7 @@ fn lookups_agree(prefixes: &[Prefix], hops: u32, addresses: impl Iterator<Item =
     let policy = Policy {
         revision: "dir@sha256:test".to_owned(),
         files: vec!["a.yaml".to_owned()],
+        filter_policies: vec![],
         route_policies: vec![RoutePolicy {
             probes: vec![],
             name: "all".to_owned(),

@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 
 use fib::layout::{
-    AT_DIGEST, AT_HASH_SEED, AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION, AT_REVISION_BYTES,
+    AT_DIGEST, AT_FILTER, AT_HASH_SEED, AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION, AT_REVISION_BYTES,
     AT_SLOTS, AT_TARGETS, AT_V4_FIB, AT_V6_FIB, BUCKET_BYTES, BUCKET_TARGETS, CAPACITY_MAX, HEADER_BYTES,
+    FILTER_DEFAULT, FILTER_TABLE_BITS, FILTER_WORDS, FilterTable,
     LAYOUT_VERSION, MAGIC, PALETTE_BYTES, RADIX_ENTRIES_MAX, RADIX_TAG_BITS, RULES_START, SECTION_ALIGN, Section,
     V4_BLOCKS, V4_DIRECT, V4_DIRECT_BITS, V4_PALETTES, V6_BUCKETS, V6_ROOT, V6_ROOT_BITS,
 };
 
 use super::fib::{Poptrie, Rule, V4Fib, V6Fib};
+use super::filter::Filters;
 use super::tables::{HopRow, TARGET_LOCAL, Tables};
 use super::{CompileError, HASH_SEED, Image};
 
@@ -24,6 +26,7 @@ pub(super) struct Contents<'a, 'p> {
     pub v6_rules: &'a [Rule<u128>],
     /// Sorted.
     pub locals: &'a [IpAddr],
+    pub filters: &'a Filters,
 }
 
 /// The finished image, all but its place in history.
@@ -38,6 +41,7 @@ pub(super) fn write(contents: &Contents) -> Result<Image, CompileError> {
     write_header(&mut bytes, contents, &sections);
     write_lookup_tables(&mut bytes, contents, &sections);
     write_rows(&mut bytes, contents, &sections);
+    write_filters(&mut bytes, contents.filters, &sections);
     let digest = blake3::hash(&bytes[RULES_START as usize..]);
     put(&mut bytes, AT_DIGEST, digest.as_bytes());
     Ok(Image { bytes })
@@ -52,7 +56,7 @@ struct Sections {
 
 impl Sections {
     fn lay_out(contents: &Contents) -> Result<Self, CompileError> {
-        let tables = contents.tables;
+        let (tables, filters) = (contents.tables, contents.filters);
         let routes = |locals: usize, rules: usize| rules - locals;
         let v4_locals = contents.v4_rules.iter().filter(|rule| rule.target == TARGET_LOCAL).count();
         let v6_locals = contents.v6_rules.iter().filter(|rule| rule.target == TARGET_LOCAL).count();
@@ -85,6 +89,14 @@ impl Sections {
                 Section::Files => tables.files.len(),
                 Section::Strings => tables.strings.len(),
                 Section::Text => tables.text.len(),
+                Section::FilterHead => usize::from(filters.words > 0),
+                Section::FilterDirect => filters.direct.iter().map(|(_, entries)| entries.len()).sum(),
+                Section::FilterNodes => filters.trie.nodes.len(),
+                Section::FilterLeaves => filters.trie.leaves.len(),
+                Section::FilterClasses => filters.classes.len(),
+                Section::FilterRows => filters.rows.len(),
+                Section::FilterRules => filters.rules.len(),
+                Section::FilterPolicies => filters.policies.len(),
             };
             offset = offset.next_multiple_of(u64::from(SECTION_ALIGN));
             sections.push((offset, count as u64));
@@ -217,6 +229,28 @@ fn write_rows(bytes: &mut [u8], contents: &Contents, sections: &Sections) {
     fill(bytes, sections.offset(Section::Files), &tables.files, words::<1, 4>);
     fill(bytes, sections.offset(Section::Strings), &tables.strings, words::<2, 8>);
     put(bytes, sections.offset(Section::Text), tables.text.as_bytes());
+}
+
+fn write_filters(bytes: &mut [u8], filters: &Filters, sections: &Sections) {
+    fill(bytes, sections.offset(Section::FilterRules), &filters.rules, |rule| *rule);
+    fill(bytes, sections.offset(Section::FilterPolicies), &filters.policies, words::<5, 20>);
+    if filters.words == 0 {
+        return;
+    }
+    let head = sections.offset(Section::FilterHead);
+    put(bytes, AT_FILTER, &head.to_le_bytes());
+    put(bytes, head + FILTER_WORDS, &filters.words.to_le_bytes());
+    put(bytes, head + FILTER_DEFAULT, &u32::from(filters.default).to_le_bytes());
+    let mut at = sections.offset(Section::FilterDirect);
+    for (table, (bits, entries)) in FilterTable::ALL.into_iter().zip(&filters.direct) {
+        put(bytes, head + table.at(), &at.to_le_bytes());
+        put(bytes, head + table.at() + FILTER_TABLE_BITS, &bits.to_le_bytes());
+        fill(bytes, at, entries, |entry| entry.to_le_bytes());
+        at += 4 << bits;
+    }
+    write_trie(bytes, &filters.trie, [Section::FilterNodes, Section::FilterLeaves].map(|section| sections.offset(section)));
+    fill(bytes, sections.offset(Section::FilterClasses), &filters.classes, |class| class.to_le_bytes());
+    fill(bytes, sections.offset(Section::FilterRows), &filters.rows, |word| word.to_le_bytes());
 }
 
 fn next_hop_row(hop: &HopRow) -> [u8; 40] {

@@ -65,10 +65,12 @@ const LIVE_MAPS: [&str; 3] = ["DEVICES", "VLANS", "COUNTERS"];
 
 /// Maps of live packets that the candidate has only in name, with so many entries: none of its packets has an index that
 /// they hold, so it counts nothing there, and nobody listens to it.
-const LIVE_ONLY_MAPS: [(&str, u32); 7] = [
+const LIVE_ONLY_MAPS: [(&str, u32); 9] = [
     ("POLICY_STAYED", 1),
     ("NEXT_HOP_COUNTERS", 1),
     ("CARRIED", 1),
+    ("FILTER_COUNTERS", 1),
+    ("FILTER_BUCKETS", 64),
     ("CARRYING", 1),
     ("SAMPLING", 1),
     ("EVENTS_LOST", 1),

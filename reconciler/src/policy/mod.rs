@@ -6,6 +6,7 @@
 pub mod codes;
 pub mod diagnostic;
 mod document;
+mod filter_policy;
 pub mod limits;
 mod list;
 mod node;
@@ -26,7 +27,8 @@ use std::net::IpAddr;
 
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
-pub use document::{Attach, Guard, OnAllDown};
+pub use document::{Attach, FilterAction, Guard, OnAllDown};
+pub use filter_policy::{FilterPolicy, FilterRule, PortRange, RateLimit, RuleAction, TcpFlags};
 pub use node::{Guards, NodeConfig, Port, Probation, Webhook, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
 pub use probe::{Check, Probe};
@@ -56,6 +58,8 @@ pub struct Policy {
     pub files: Vec<String>,
     /// Sorted by name; names are unique.
     pub route_policies: Vec<RoutePolicy>,
+    /// In the order in which they decide: by priority, then name; names are unique.
+    pub filter_policies: Vec<FilterPolicy>,
 }
 
 impl Policy {
@@ -74,9 +78,10 @@ impl Policy {
     /// other nodes changes no byte of this node's image.
     #[must_use]
     pub fn for_node(mut self, labels: &BTreeMap<String, String>) -> Self {
-        let all = self.route_policies.len();
+        let all = self.route_policies.len() + self.filter_policies.len();
         self.route_policies.retain(|policy| policy.nodes.matches(labels));
-        if self.route_policies.len() == all {
+        self.filter_policies.retain(|policy| policy.nodes.matches(labels));
+        if self.route_policies.len() + self.filter_policies.len() == all {
             return self;
         }
         let mut used = BTreeSet::new();
@@ -85,12 +90,20 @@ impl Policy {
             used.extend(policy.next_hops.iter().map(|hop| hop.origin.file));
             used.extend(policy.routes.iter().map(|route| route.origin.file));
         }
+        for policy in &self.filter_policies {
+            used.insert(policy.origin.file);
+            used.extend(policy.rules.iter().flat_map(|rule| rule.lists.iter().copied()));
+        }
         let number: BTreeMap<u32, u32> = used.iter().copied().zip(0..).collect();
         let renumber = |origin: &mut Origin| origin.file = number.get(&origin.file).copied().unwrap_or(u32::MAX);
         for policy in &mut self.route_policies {
             renumber(&mut policy.origin);
             policy.next_hops.iter_mut().for_each(|hop| renumber(&mut hop.origin));
             policy.routes.iter_mut().for_each(|route| renumber(&mut route.origin));
+        }
+        for policy in &mut self.filter_policies {
+            let mut of = |file: u32| number.get(&file).copied().unwrap_or(u32::MAX);
+            policy.renumber(&mut of);
         }
         let mut at = 0;
         self.files.retain(|_| {

@@ -9,6 +9,7 @@ use wayleave::compile::View;
 use wayleave::trace::Frame;
 
 use super::expect::{Alike, Outcome, check};
+use super::node::port_id;
 use super::{Case, Report, Theme};
 
 /// The node of a theme, as the library asks for it.
@@ -23,7 +24,7 @@ impl LibraryNode {
         for hop in view.next_hops() {
             reach.insert(hop.id, theme.node.reach(hop.name, hop.port, &case.down)?);
         }
-        Ok(Self { ingress: theme.node.ingress(case.ingress).collect(), reach })
+        Ok(Self { ingress: theme.node.ingress(case.ingress, |name| port_id(view, name)).collect(), reach })
     }
 }
 

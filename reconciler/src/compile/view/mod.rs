@@ -4,6 +4,7 @@
 //! the bytes were damaged. Whether they are the bytes that were compiled is [`View::verify_digest`]'s question.
 
 mod check;
+mod filter;
 mod routes;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use fib::layout::{
 };
 
 use crate::policy::OnAllDown;
+pub use filter::{FilterPolicyView, FilterRuleView};
 use routes::Lengths;
 pub use routes::{Match, RouteAction, RouteView, Routes, TargetView};
 
