@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
-use fib::filter::Limit;
+use fib::filter::{Limit, NO_RULE, Seen};
 use fib::layout::{FILTER_RULE_IDS_MAX, LIMIT_SECOND};
 use fib::packet::Tags;
 use fib::{Image, Ingress, Neighbour, Node, ReachWords};
@@ -30,16 +30,23 @@ static FILTER_COUNTERS: PerCpuArray<[u64; 4], { FILTER_RULE_IDS_MAX as usize }> 
 #[btf_map]
 static FILTER_BUCKETS: LruHashMap<[u64; 3], u64, BUCKETS_MAX> = LruHashMap::new();
 
-/// The node as the filter asks for it.
+/// Words of a `Seen`.
+const WORDS: usize = 6;
+
+/// What the filter sees of the packet at hand, and the port that it came in by. By way of a map, since the verifier
+/// then knows nothing of the values: it follows the rules once, and not for every way in which headers can follow each other.
+#[btf_map]
+static FILTER_LOOKED: PerCpuArray<[u64; WORDS + 1], 1> = PerCpuArray::new();
+
+/// The node as the rules ask for it.
 struct FilterNode {
-    node: KernelNode,
     bytes: u64,
 }
 
 impl Node for FilterNode {
     #[inline(always)]
-    fn ingress(&self, tags: Tags) -> Option<Ingress> {
-        self.node.ingress(tags)
+    fn ingress(&self, _tags: Tags) -> Option<Ingress> {
+        None
     }
     #[inline(always)]
     fn reach(&self, _id: u32) -> ReachWords {
@@ -70,14 +77,59 @@ impl Node for FilterNode {
 }
 
 /// What becomes of the frame: 0 when it goes on, otherwise the word of a `fib::Met`.
-///
-/// Not inlined: the verifier follows it apart from the way of packets that meet no filter.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn judge<H: Hook>(context: *mut H::Context, image: *const u8) -> u64 {
+    if look::<H>(context) == 0 {
+        return 0;
+    }
+    act(image, find(image))
+}
+
+/// What was written down of the packet, and the port that it came in by.
+#[inline(always)]
+fn looked() -> Option<(Seen, u32)> {
+    let looked = FILTER_LOOKED.get_ptr(0)?.cast::<u64>();
+    let mut words = [0; WORDS];
+    for (at, word) in words.iter_mut().enumerate() {
+        // SAFETY: the entry has so many words and one more, and belongs to this CPU.
+        *word = unsafe { read_volatile(looked.add(at)) };
+    }
+    // SAFETY: as above.
+    Some((Seen::decode(words), unsafe { read_volatile(looked.add(WORDS)) } as u32))
+}
+
+/// The rule that decides on the packet that was written down, as `fib::filter::find`.
+///
+/// Apart from [`act`]: what both need on the stack would be too much for one.
+#[inline(never)]
+fn find(image: *const u8) -> u32 {
+    let Some((seen, in_port)) = looked() else { return NO_RULE };
+    fib::filter::find(&CalledImage::of(image), &seen, in_port).unwrap_or(NO_RULE)
+}
+
+/// Does what the rule says about the packet that was written down.
+#[inline(never)]
+fn act(image: *const u8, rule: u32) -> u64 {
+    let Some((seen, in_port)) = looked() else { return 0 };
+    let node = FilterNode { bytes: seen.bytes.into() };
+    fib::filter::act(&CalledImage::of(image), rule, &seen, in_port, &node).unwrap_or(0)
+}
+
+/// Writes down what the filter sees; 0: the packet is none for it.
+#[inline(never)]
+fn look<H: Hook>(context: *mut H::Context) -> u64 {
     let frame = H::of(context);
     let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
-    let node = FilterNode { node, bytes: frame.length().into() };
-    fib::filter::judge(&CalledImage::of(image), &frame, &node)
+    let (Some(seen), in_port) = fib::filter::look(&frame, &node) else { return 0 };
+    let Some(looked) = FILTER_LOOKED.get_ptr_mut(0) else { return 0 };
+    let looked = looked.cast::<u64>();
+    for (at, word) in seen.encode().into_iter().enumerate() {
+        // SAFETY: the entry has so many words and one more, and belongs to this CPU.
+        unsafe { write_volatile(looked.add(at), word) };
+    }
+    // SAFETY: as above.
+    unsafe { write_volatile(looked.add(WORDS), in_port.into()) };
+    1
 }
 
 /// Takes what the packet costs out of its bucket, unless that holds too little.

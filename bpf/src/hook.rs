@@ -38,7 +38,7 @@ pub(crate) trait Hook: PacketMut + Sized {
 
 #[inline(always)]
 pub(crate) fn run<H: Hook>(context: *mut H::Context) -> i32 {
-    let frame = H::of(context);
+    let mut frame = H::of(context);
     let bytes = frame.length();
     let Some(image) = KernelImage::of(slot()) else {
         return stay::<H>(context, Met::only(Reason::NoGeneration).word(), bytes, 0);
@@ -48,6 +48,8 @@ pub(crate) fn run<H: Hook>(context: *mut H::Context) -> i32 {
         if met != 0 {
             return stay::<H>(context, met, bytes, image.u64(AT_GENERATION).unwrap_or(0));
         }
+        // To make the headers readable voids pointers into the frame.
+        frame = H::of(context);
     }
     let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
     let met = match packet::link(&frame) {

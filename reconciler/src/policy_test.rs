@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::compile::View;
 use crate::policy::{Case, PolicyTest};
-use crate::trace::{Offline, Trace, TraceError, TraceNode, trace, verdict_name};
+use crate::trace::{OfflineBy, Trace, TraceError, TraceNode, trace, verdict_name};
 
 /// How one case ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,8 +103,14 @@ pub fn left_out(case: &Case, view: &View<'_>, ports: Option<&[&str]>) -> Option<
     let expect = &case.expect;
     if let Some(policy) = expect.policy.as_deref()
         && !view.policies().any(|p| p.name == policy)
+        && !view.filter_policies().any(|p| p.name == policy)
     {
         return Some(format!("this node does not have the policy `{policy}`"));
+    }
+    if let Some((policy, _)) = &expect.filter_rule
+        && !view.filter_policies().any(|p| p.name == policy)
+    {
+        return Some(format!("this node does not have the filter policy `{policy}`"));
     }
     let known = |name: &String| view.next_hops().any(|hop| is_named(name, hop.policy, hop.name));
     if !expect.next_hops.is_empty() && !expect.next_hops.iter().any(known) {
@@ -125,7 +131,10 @@ pub fn run_all(view: &View<'_>, tests: &[PolicyTest], ports: Option<&[&str]>) ->
         .map(|(test, case)| {
             let ended = match left_out(case, view, ports) {
                 Some(why) => Ended::LeftOut { why },
-                None => run(view, case, &Offline)?,
+                None => {
+                    let named = |name: &str| view.ports().find(|port| port.name == name).map(|port| port.id);
+                    run(view, case, &OfflineBy(case.in_port.as_deref().and_then(named).unwrap_or(0)))?
+                }
             };
             Ok(Outcome::new(test, case, ended))
         })
@@ -139,7 +148,12 @@ pub fn judge(case: &Case, trace: &Trace<'_, '_>) -> Ended {
     let hop = trace.next_hop();
     let holds = expect.verdict.is_none_or(|verdict| verdict == trace.verdict())
         && expect.reason.is_none_or(|reason| reason == trace.reason())
-        && expect.policy.as_deref().is_none_or(|policy| route.is_some_and(|route| route.policy == policy))
+        && expect.policy.as_deref().is_none_or(|policy| {
+            route.map(|route| route.policy).or(trace.stopped_by().map(|rule| rule.policy)) == Some(policy)
+        })
+        && expect.filter_rule.as_ref().is_none_or(|(policy, name)| {
+            trace.filtered().rule().is_some_and(|rule| rule.policy == policy && rule.name == name)
+        })
         && expect.prefix.is_none_or(|prefix| route.is_some_and(|route| route.prefix == prefix))
         && (expect.next_hops.is_empty()
             || hop.is_some_and(|hop| expect.next_hops.iter().any(|name| is_named(name, hop.policy, hop.name))));
@@ -162,6 +176,7 @@ fn expected(case: &Case) -> String {
         words.push(format!("next hop {}", listed(&expect.next_hops)));
     }
     words.extend(expect.prefix.map(|prefix| format!("by {prefix}")));
+    words.extend(expect.filter_rule.as_ref().map(|(policy, rule)| format!("by the filter rule {policy}/{rule}")));
     words.extend(expect.policy.as_ref().map(|policy| format!("of {policy}")));
     words.join(", ")
 }
@@ -174,6 +189,9 @@ fn got(trace: &Trace<'_, '_>) -> String {
     let mut words = format!("{}, reason {}", verdict_name(trace.verdict()), trace.reason().name());
     if let Some(hop) = trace.next_hop() {
         let _ = write!(words, ", next hop {}/{}", hop.policy, hop.name);
+    }
+    if let Some(rule) = trace.filtered().rule() {
+        let _ = write!(words, ", by the filter rule {}/{}  [{}:{}]", rule.policy, rule.name, rule.file, rule.line);
     }
     if let Some(route) = trace.route() {
         let _ = write!(words, ", by {} of {}  [{}:{}]", route.prefix, route.policy, route.file, route.line);

@@ -56,9 +56,42 @@ pub struct Seen {
     pub bytes: u32,
 }
 
+/// [`Seen`] in whole words.
+pub type SeenWords = [u64; 6];
+
 impl Seen {
     pub const HAS_PORTS: u64 = 1 << 32;
     pub const NO_FLAGS: u32 = FILTER_NO_FLAGS - FILTER_FLAGS;
+
+    const FLAGS_AT: u32 = 36;
+    const PROTOCOL_AT: u32 = 48;
+    const FAMILY_AT: u32 = 56;
+    const LATER_AT: u32 = 60;
+
+    #[inline(always)]
+    pub const fn encode(&self) -> SeenWords {
+        let rest = self.ports
+            | (self.flags as u64) << Self::FLAGS_AT
+            | (self.protocol as u64) << Self::PROTOCOL_AT
+            | (self.family as u64) << Self::FAMILY_AT
+            | (self.is_later_fragment as u64) << Self::LATER_AT;
+        [self.src[0], self.src[1], self.dst[0], self.dst[1], rest, self.bytes as u64]
+    }
+
+    #[inline(always)]
+    pub const fn decode(words: SeenWords) -> Self {
+        let rest = words[4];
+        Self {
+            family: (rest >> Self::FAMILY_AT) as u8 & 0xf,
+            src: [words[0], words[1]],
+            dst: [words[2], words[3]],
+            protocol: (rest >> Self::PROTOCOL_AT) as u8,
+            is_later_fragment: rest >> Self::LATER_AT & 1 != 0,
+            ports: rest & (Self::HAS_PORTS << 1).wrapping_sub(1),
+            flags: (rest >> Self::FLAGS_AT) as u32 & 0x1ff,
+            bytes: words[5] as u32,
+        }
+    }
 }
 
 /// A limit that a packet is subject to: generic cell rate algorithm (ITU-T I.371, virtual scheduling), which is a token
@@ -80,7 +113,11 @@ impl Limit {
     pub const fn take(&self, full_at: u64, now: u64) -> Option<u64> {
         let debt = full_at.saturating_sub(now);
         // Neither is near the end of the clock.
-        if debt.wrapping_add(self.cost) > self.depth { None } else { Some(now.wrapping_add(debt).wrapping_add(self.cost)) }
+        if debt.wrapping_add(self.cost) > self.depth {
+            None
+        } else {
+            Some(now.wrapping_add(debt).wrapping_add(self.cost))
+        }
     }
 }
 
@@ -93,20 +130,34 @@ pub fn has_filters<I: Image + ?Sized>(image: &I) -> bool {
 /// What becomes of a frame: 0 when it goes on, otherwise the [`Met`] of one that is dropped.
 #[inline(always)]
 pub fn judge<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> u64 {
-    let Ok(link) = link(packet) else { return 0 };
-    let Some(ingress) = node.ingress(link.tags) else { return 0 };
-    if !node.takes(&ingress, destination_mac(packet)) {
-        return 0;
-    }
-    let Some(mut seen) = see(&packet.after(link.tag_bytes), link.ethertype) else { return 0 };
-    seen.bytes = packet.length();
-    let Some(rule) = find(image, &seen, ingress.port) else { return Met::only(Reason::BadImage).word() };
-    act(image, rule, &seen, ingress.port, node).unwrap_or(Met::only(Reason::BadImage).word())
+    let (Some(seen), in_port) = look(packet, node) else { return 0 };
+    rule_on(image, &seen, in_port, node)
 }
 
-/// Does what a rule says; 0: the packet goes on.
+/// The first half of [`judge`]: what the filter sees of a frame that is for it, and the port that it came in by.
 #[inline(always)]
-fn act<I: Image + ?Sized, N: Node>(image: &I, rule: u32, seen: &Seen, in_port: u32, node: &N) -> Option<u64> {
+pub fn look<P: Packet + ?Sized, N: Node>(packet: &P, node: &N) -> (Option<Seen>, u32) {
+    let none = (None, 0);
+    let Ok(link) = link(packet) else { return none };
+    let Some(ingress) = node.ingress(link.tags) else { return none };
+    if !node.takes(&ingress, destination_mac(packet)) {
+        return none;
+    }
+    let Some(mut seen) = see(&packet.after(link.tag_bytes), link.ethertype) else { return none };
+    seen.bytes = packet.length();
+    (Some(seen), ingress.port)
+}
+
+/// The second half of [`judge`].
+#[inline(always)]
+pub fn rule_on<I: Image + ?Sized, N: Node>(image: &I, seen: &Seen, in_port: u32, node: &N) -> u64 {
+    let Some(rule) = find(image, seen, in_port) else { return Met::only(Reason::BadImage).word() };
+    act(image, rule, seen, in_port, node).unwrap_or(Met::only(Reason::BadImage).word())
+}
+
+/// Does what a rule says ([`NO_RULE`]: the default); 0: the packet goes on.
+#[inline(always)]
+pub fn act<I: Image + ?Sized, N: Node>(image: &I, rule: u32, seen: &Seen, in_port: u32, node: &N) -> Option<u64> {
     if rule == NO_RULE {
         let deny = image.u32(image.head(AT_FILTER)?.wrapping_add(FILTER_DEFAULT))? != u32::from(filter_action::ALLOW);
         return Some(if deny { Met::filtered(Reason::FilterDefaultDeny, in_port, 0, 0).word() } else { 0 });

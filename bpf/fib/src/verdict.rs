@@ -2,14 +2,14 @@
 
 use core::hint::cold_path;
 
+use crate::filter::{self, Limit};
 use crate::image::Image;
 use crate::layout::{
-    AT_HASH_SEED, AT_NEXT_HOPS, FILTER_RULE_IDS_MAX, AT_SLOTS, AT_TARGETS, GROUP_BYTES, GROUP_FIRST_MEMBER, GROUP_MEMBERS,
-    GROUP_MEMBERS_MAX, MEMBER_BYTES, NEXT_HOP_BYTES, NEXT_HOP_ID, NEXT_HOP_IDS_MAX, NEXT_HOP_PORT, POLICY_IDS_MAX,
-    PORT_IDS_MAX, SLOT_BYTES, Section, TARGET_BYTES, TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
+    AT_HASH_SEED, AT_NEXT_HOPS, AT_SLOTS, AT_TARGETS, FILTER_RULE_IDS_MAX, GROUP_BYTES, GROUP_FIRST_MEMBER,
+    GROUP_MEMBERS, GROUP_MEMBERS_MAX, MEMBER_BYTES, NEXT_HOP_BYTES, NEXT_HOP_ID, NEXT_HOP_IDS_MAX, NEXT_HOP_PORT,
+    POLICY_IDS_MAX, PORT_IDS_MAX, SLOT_BYTES, Section, TARGET_BYTES, TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
 };
 use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse_route, ports_v4};
-use crate::filter::{self, Limit};
 use crate::{hash, lookup};
 
 /// What becomes of a packet.
@@ -294,7 +294,10 @@ impl Met {
     /// Whether a filter stopped the packet.
     #[inline(always)]
     pub const fn is_filtered(self) -> bool {
-        matches!(Reason::of(self.reason()), Some(Reason::FilterDeny | Reason::FilterDefaultDeny | Reason::FilterRateLimited))
+        matches!(
+            Reason::of(self.reason()),
+            Some(Reason::FilterDeny | Reason::FilterDefaultDeny | Reason::FilterRateLimited)
+        )
     }
 
     /// Id of the filter rule that stopped the packet; 0: none.

@@ -41,11 +41,7 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    pub(super) fn build<'p>(
-        policy: &'p Policy,
-        ids: &Ids<'p>,
-        tables: &mut Tables<'p>,
-    ) -> Result<Self, CompileError> {
+    pub(super) fn build<'p>(policy: &'p Policy, ids: &Ids<'p>, tables: &mut Tables<'p>) -> Result<Self, CompileError> {
         let mut filters = Self::default();
         let rules: Vec<&FilterRule> = policy.filter_policies.iter().flat_map(|policy| &policy.rules).collect();
         if rules.len() > FILTER_RULES_MAX as usize {
@@ -149,7 +145,8 @@ fn does(action: RuleAction) -> ([u8; 4], u64, u64, u32) {
         RuleAction::Limit(limit) => {
             let depth = u128::from(limit.burst) * u128::from(LIMIT_SECOND) / u128::from(limit.rate.max(1));
             let depth = u64::try_from(depth).unwrap_or(u64::MAX >> 1);
-            let [per, v4, v6] = limit.source_bits.map_or([filter_per::RULE, 0, 0], |[v4, v6]| [filter_per::SOURCE, v4, v6]);
+            let [per, v4, v6] =
+                limit.source_bits.map_or([filter_per::RULE, 0, 0], |[v4, v6]| [filter_per::SOURCE, v4, v6]);
             let flags = if limit.is_bytes { FILTER_RULE_FLAGS_BYTES } else { 0 };
             ([filter_action::LIMIT, per, v4, v6], limit.rate, depth, flags)
         }

@@ -70,7 +70,12 @@ fn policy(routes: &[Written], rotate: usize) -> Policy {
             routes: own,
         }
     });
-    Policy { revision: "dir@sha256:test".to_owned(), files, route_policies: route_policies.collect(), filter_policies: vec![] }
+    Policy {
+        revision: "dir@sha256:test".to_owned(),
+        files,
+        route_policies: route_policies.collect(),
+        filter_policies: vec![],
+    }
 }
 
 /// Lengths with the ends and the node boundaries more often than the rest.

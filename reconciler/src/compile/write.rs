@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use fib::layout::{
-    AT_DIGEST, AT_FILTER, AT_HASH_SEED, AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION, AT_REVISION_BYTES,
-    AT_SLOTS, AT_TARGETS, AT_V4_FIB, AT_V6_FIB, BUCKET_BYTES, BUCKET_TARGETS, CAPACITY_MAX, HEADER_BYTES,
-    FILTER_DEFAULT, FILTER_TABLE_BITS, FILTER_WORDS, FilterTable,
-    LAYOUT_VERSION, MAGIC, PALETTE_BYTES, RADIX_ENTRIES_MAX, RADIX_TAG_BITS, RULES_START, SECTION_ALIGN, Section,
-    V4_BLOCKS, V4_DIRECT, V4_DIRECT_BITS, V4_PALETTES, V6_BUCKETS, V6_ROOT, V6_ROOT_BITS,
+    AT_DIGEST, AT_FILTER, AT_HASH_SEED, AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION,
+    AT_REVISION_BYTES, AT_SLOTS, AT_TARGETS, AT_V4_FIB, AT_V6_FIB, BUCKET_BYTES, BUCKET_TARGETS, CAPACITY_MAX,
+    FILTER_DEFAULT, FILTER_TABLE_BITS, FILTER_WORDS, FilterTable, HEADER_BYTES, LAYOUT_VERSION, MAGIC, PALETTE_BYTES,
+    RADIX_ENTRIES_MAX, RADIX_TAG_BITS, RULES_START, SECTION_ALIGN, Section, V4_BLOCKS, V4_DIRECT, V4_DIRECT_BITS,
+    V4_PALETTES, V6_BUCKETS, V6_ROOT, V6_ROOT_BITS,
 };
 
 use super::fib::{Poptrie, Rule, V4Fib, V6Fib};
@@ -248,7 +248,11 @@ fn write_filters(bytes: &mut [u8], filters: &Filters, sections: &Sections) {
         fill(bytes, at, entries, |entry| entry.to_le_bytes());
         at += 4 << bits;
     }
-    write_trie(bytes, &filters.trie, [Section::FilterNodes, Section::FilterLeaves].map(|section| sections.offset(section)));
+    write_trie(
+        bytes,
+        &filters.trie,
+        [Section::FilterNodes, Section::FilterLeaves].map(|section| sections.offset(section)),
+    );
     fill(bytes, sections.offset(Section::FilterClasses), &filters.classes, |class| class.to_le_bytes());
     fill(bytes, sections.offset(Section::FilterRows), &filters.rows, |word| word.to_le_bytes());
 }

@@ -130,12 +130,7 @@ struct Reader<'r, 's> {
 }
 
 /// Reads the document `root` of `file` into `run`.
-pub(super) fn read_filter_policy<'s>(
-    run: &mut Run<'s>,
-    file: &'s str,
-    root: &Node,
-    written: document::FilterPolicy,
-) {
+pub(super) fn read_filter_policy<'s>(run: &mut Run<'s>, file: &'s str, root: &Node, written: document::FilterPolicy) {
     let file_id = run.use_file(file);
     let mut policy = FilterPolicy {
         name: written.metadata.name,
@@ -345,7 +340,12 @@ impl<'s> Reader<'_, 's> {
         };
         if numbers.is_none() {
             let message = format!("`{}` is no protocol", schema::shorten(text));
-            self.fault(Code::MalformedValue, self.key("protocol"), message, "write tcp, udp, icmp or a number from 0 to 255");
+            self.fault(
+                Code::MalformedValue,
+                self.key("protocol"),
+                message,
+                "write tcp, udp, icmp or a number from 0 to 255",
+            );
         }
         numbers
     }
@@ -371,7 +371,12 @@ impl<'s> Reader<'_, 's> {
                 (None, FilterPort::Text(text)) => {
                     let message = format!("`{}` is no port and no range of ports", schema::shorten(text));
                     let span = self.place(&[Step::Key(key), Step::Item(index)]);
-                    self.fault(Code::FilterPorts, span, message, "write 443, or \"8000-8099\" with the lower port first");
+                    self.fault(
+                        Code::FilterPorts,
+                        span,
+                        message,
+                        "write 443, or \"8000-8099\" with the lower port first",
+                    );
                 }
                 (None, FilterPort::One(_)) => {}
             }
@@ -379,23 +384,29 @@ impl<'s> Reader<'_, 's> {
         merge_ports(ranges)
     }
 
-    fn action(
-        &mut self,
-        action: Option<FilterAction>,
-        limit: Option<&document::RateLimit>,
-    ) -> Option<RuleAction> {
+    fn action(&mut self, action: Option<FilterAction>, limit: Option<&document::RateLimit>) -> Option<RuleAction> {
         match (action, limit) {
             (Some(FilterAction::Allow), None) => Some(RuleAction::Allow),
             (Some(FilterAction::Deny), None) => Some(RuleAction::Deny),
             (None, Some(limit)) => self.limit(limit).map(RuleAction::Limit),
             (Some(_), Some(_)) => {
                 let message = "the rule has both `action` and `rateLimit`";
-                self.fault(Code::FilterAction, self.key("rateLimit"), message, "a limit allows what is within it: remove `action`");
+                self.fault(
+                    Code::FilterAction,
+                    self.key("rateLimit"),
+                    message,
+                    "a limit allows what is within it: remove `action`",
+                );
                 None
             }
             (None, None) => {
                 let message = "the rule says neither `action` nor `rateLimit`";
-                self.fault(Code::FilterAction, self.place(&[]), message, "add `action: allow`, `action: deny` or `rateLimit`");
+                self.fault(
+                    Code::FilterAction,
+                    self.place(&[]),
+                    message,
+                    "add `action: allow`, `action: deny` or `rateLimit`",
+                );
                 None
             }
         }
@@ -452,7 +463,12 @@ impl<'s> Reader<'_, 's> {
                 self.fault(Code::FilterNothing, self.key(key), "the rule's protocol has no ports", "");
             }
             if protocol[0] != TCP && rule.tcp_flags.is_some() {
-                self.fault(Code::FilterNothing, self.key("tcpFlags"), "only TCP has these flags", "write `protocol: tcp`");
+                self.fault(
+                    Code::FilterNothing,
+                    self.key("tcpFlags"),
+                    "only TCP has these flags",
+                    "write `protocol: tcp`",
+                );
             }
         }
         if rule.tcp_flags.is_some_and(|flags| flags.set & flags.clear != 0) {
@@ -501,23 +517,29 @@ fn meaning(rule: &FilterRule, from_list: Option<&str>, to_list: Option<&str>) ->
     for (key, prefixes, list) in [("from", &rule.from, from_list), ("to", &rule.to, to_list)] {
         if let Some(prefixes) = prefixes {
             let all = || prefixes.iter().map(Prefix::to_string).collect::<Vec<_>>();
-            add(key, match (prefixes.len(), list) {
-                (..=SPELLED_MAX, None) => all().join(", "),
-                (number, list) => {
-                    let digest = blake3::hash(all().join("\n").as_bytes()).to_hex();
-                    let of = list.map_or_else(String::new, |list| format!(" of {list}"));
-                    format!("{number} prefixes{of} ({})", &digest.as_str()[..8])
-                }
-            });
+            add(
+                key,
+                match (prefixes.len(), list) {
+                    (..=SPELLED_MAX, None) => all().join(", "),
+                    (number, list) => {
+                        let digest = blake3::hash(all().join("\n").as_bytes()).to_hex();
+                        let of = list.map_or_else(String::new, |list| format!(" of {list}"));
+                        format!("{number} prefixes{of} ({})", &digest.as_str()[..8])
+                    }
+                },
+            );
         }
     }
     if let Some(protocol) = rule.protocol {
-        add("protocol", match protocol {
-            [TCP, _] => "tcp".to_owned(),
-            [UDP, _] => "udp".to_owned(),
-            [ICMP, ICMPV6] => "icmp".to_owned(),
-            [number, _] => number.to_string(),
-        });
+        add(
+            "protocol",
+            match protocol {
+                [TCP, _] => "tcp".to_owned(),
+                [UDP, _] => "udp".to_owned(),
+                [ICMP, ICMPV6] => "icmp".to_owned(),
+                [number, _] => number.to_string(),
+            },
+        );
     }
     for (key, ports) in [("ports", &rule.ports), ("source ports", &rule.source_ports)] {
         if let Some(ports) = ports {
@@ -556,7 +578,10 @@ pub(super) fn order(filters: &mut [Written], faults: &mut Faults) {
             (theirs != default && earlier.policy.nodes.can_meet(&later.policy.nodes)).then_some((earlier, place))
         });
         if let Some((earlier, place)) = other {
-            let message = format!("the filter policies `{}` and `{}` have different defaults", earlier.policy.name, later.policy.name);
+            let message = format!(
+                "the filter policies `{}` and `{}` have different defaults",
+                earlier.policy.name, later.policy.name
+            );
             let fault = Diagnostic::new(Code::FilterDefaults, &later.file, Some(span), message);
             faults.push(fault.related(&earlier.file, place, "says otherwise"));
         }
@@ -576,7 +601,8 @@ fn shadowed(filters: &[Written], faults: &mut Faults) {
             if let Some((of, at, _)) = covers {
                 let first = &of.policy.rules[*at];
                 let name = format!("{}/{}", of.policy.name, first.name);
-                let message = format!("`{}` never decides: `{name}` comes first and matches all of its packets", rule.name);
+                let message =
+                    format!("`{}` never decides: `{name}` comes first and matches all of its packets", rule.name);
                 let fault = Diagnostic::new(Code::FilterShadowed, &written.file, Some(written.rules[index]), message);
                 faults.push(fault.related(&of.file, of.rules[*at], "this rule decides"));
             }
@@ -600,7 +626,13 @@ impl Sets {
     fn cover(&self, ours: &FilterRule, their_sets: &Self, theirs: &FilterRule) -> bool {
         covers_value(ours.protocol, theirs.protocol)
             && covers_shown(ours.ports.as_deref(), ours.fragments, theirs, theirs.ports.as_deref(), covers_ports)
-            && covers_shown(ours.source_ports.as_deref(), ours.fragments, theirs, theirs.source_ports.as_deref(), covers_ports)
+            && covers_shown(
+                ours.source_ports.as_deref(),
+                ours.fragments,
+                theirs,
+                theirs.source_ports.as_deref(),
+                covers_ports,
+            )
             && covers_shown(ours.tcp_flags, ours.fragments, theirs, theirs.tcp_flags, |ours, theirs| {
                 ours.set & !theirs.set == 0 && ours.clear & !theirs.clear == 0
             })

@@ -94,8 +94,7 @@ pub(super) const CONFIG_KINDS: &[DocumentKind] =
     &[DocumentKind { name: "NodeConfig", schema: schema_of::<document::NodeConfig>, validator: || &NODE_CONFIG }];
 
 static ROUTE_POLICY: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::RoutePolicy>()));
-static FILTER_POLICY_CHECK: LazyLock<Checked> =
-    LazyLock::new(|| Checked::new(schema_of::<document::FilterPolicy>()));
+static FILTER_POLICY_CHECK: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::FilterPolicy>()));
 static TEST: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::PolicyTest>()));
 static NODE_CONFIG: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::NodeConfig>()));
 

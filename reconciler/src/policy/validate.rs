@@ -213,7 +213,7 @@ impl<'s> Run<'s> {
         // What cannot be found in policies with faults may be there once those are gone.
         if !self.faults.has_errors() {
             for (test, references) in &self.tests {
-                check_references(test, references, &self.policies, &self.table, &mut self.faults);
+                check_references(test, references, &self.policies, &self.filters, &self.table, &mut self.faults);
             }
         }
         if self.faults.has_errors() {

@@ -4,6 +4,7 @@
 //! from the route tables; when the two disagree, that is an error and not an answer.
 
 pub mod event;
+mod filter;
 mod frame;
 mod node;
 mod packet;
@@ -16,11 +17,12 @@ use fib::packet::Tags;
 use fib::{Neighbour, Reach, Reason, Verdict};
 use serde::{Serialize, Serializer};
 
-use crate::compile::view::{Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
+use crate::compile::view::{FilterRuleView, Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
 use crate::policy::OnAllDown;
+pub use filter::Filtered;
 pub use frame::Frame;
 use node::{AllUp, mac};
-pub use node::{Egress, Offline, TraceNode, tag_words};
+pub use node::{Egress, Offline, OfflineBy, TraceNode, tag_words};
 pub use packet::{Fields, PacketDescription, PacketError};
 
 /// Why there is no answer.
@@ -36,6 +38,7 @@ pub struct Trace<'v, 'a> {
     view: &'v View<'a>,
     packet: PacketDescription,
     reason: Reason,
+    filtered: Filtered<'a>,
     /// What the destination meets; `None` when the packet was answered before the routes were asked.
     met: Option<Match<'a>>,
     next_hop: Option<NextHopView<'a>>,
@@ -60,6 +63,7 @@ pub fn trace<'v, 'a, N: TraceNode>(
         view,
         packet,
         reason: decision.reason(),
+        filtered: Filtered::of(view, &frame, node),
         met: None,
         next_hop: None,
         instead_of: None,
@@ -110,6 +114,16 @@ impl<'a> Trace<'_, 'a> {
 
     pub fn reason(&self) -> Reason {
         self.reason
+    }
+
+    /// What the filter said.
+    pub fn filtered(&self) -> Filtered<'a> {
+        self.filtered
+    }
+
+    /// The filter rule that stopped the packet.
+    pub fn stopped_by(&self) -> Option<FilterRuleView<'a>> {
+        self.filtered.rule().filter(|_| self.reason == Reason::FilterDeny)
     }
 
     /// The route that the packet met.
@@ -188,6 +202,8 @@ struct TraceJson<'a> {
     line: Option<u32>,
     /// `pass` or `drop`; of routes that forward.
     on_all_down: Option<&'a str>,
+    /// What the filter says; `null`: there is none, or the packet is none for it.
+    filter: serde_json::Value,
     next_hop: Option<NextHopJson<'a>>,
     /// The member that the flow falls on, when it is down and `next_hop` stands in for it.
     instead_of: Option<&'a str>,
@@ -228,17 +244,18 @@ struct EgressJson<'a> {
 
 impl Serialize for Trace<'_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let route = self.route();
+        let (route, stopped_by) = (self.route(), self.stopped_by());
         TraceJson {
             verdict: verdict_name(self.verdict()),
             reason: self.reason.name(),
             generation: Some(self.view.generation()).filter(|&generation| generation != 0),
             revision: self.view.revision(),
             prefix: route.map(|route| route.prefix.to_string()),
-            policy: route.map(|route| route.policy),
-            file: route.map(|route| route.file),
-            line: route.map(|route| route.line),
+            policy: route.map(|route| route.policy).or(stopped_by.map(|rule| rule.policy)),
+            file: route.map(|route| route.file).or(stopped_by.map(|rule| rule.file)),
+            line: route.map(|route| route.line).or(stopped_by.map(|rule| rule.line)),
             on_all_down: self.on_all_down().map(OnAllDown::as_str),
+            filter: self.filtered.json(),
             next_hop: self.next_hop.map(|hop| NextHopJson {
                 name: hop.name,
                 via: hop.via,
@@ -276,6 +293,7 @@ impl fmt::Display for Trace<'_, '_> {
             0 => writeln!(f, "rules     {}, not published", self.view.revision())?,
             generation => writeln!(f, "rules     {}, generation {generation}", self.view.revision())?,
         }
+        write!(f, "{}", self.filtered)?;
         match &self.met {
             None => writeln!(f, "route     not asked")?,
             Some(Match::None) => writeln!(f, "route     no prefix matches")?,
