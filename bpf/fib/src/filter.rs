@@ -392,3 +392,50 @@ fn transport<P: Packet + ?Sized>(
     }
     Seen { family, src, dst, protocol, is_later_fragment, ports, flags, bytes: 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_seen_survives_the_way_through_words() {
+        for (family, ports, flags, is_later_fragment) in [
+            (4, 0, Seen::NO_FLAGS, true),
+            (6, Seen::HAS_PORTS | 0xffff_0001, 0xff, false),
+            (4, Seen::HAS_PORTS, 0, false),
+        ] {
+            let (src, dst) = ([1, u64::MAX], [u64::MAX, 2]);
+            let seen = Seen { family, src, dst, protocol: 255, is_later_fragment, ports, flags, bytes: u32::MAX };
+            assert_eq!(Seen::decode(seen.encode()), seen);
+        }
+    }
+
+    #[test]
+    fn a_bucket_gives_its_burst_at_once_and_its_rate_after_it() {
+        let cost = LIMIT_SECOND / 100;
+        let limit = Limit { key: [0; 3], cost, depth: 5 * cost };
+        // A full bucket that nobody has asked for a long time.
+        let (mut full_at, start) = (7, LIMIT_SECOND * 1000);
+        let mut admitted = |now: u64| match limit.take(full_at, now) {
+            Some(next) => {
+                full_at = next;
+                true
+            }
+            None => false,
+        };
+        assert_eq!((0..20).filter(|_| admitted(start)).count(), 5, "the burst");
+        assert_eq!((1..=200).filter(|step| admitted(start + step * cost / 2)).count(), 100, "one in two");
+        let later = start + LIMIT_SECOND * 100;
+        assert_eq!((0..20).filter(|_| admitted(later)).count(), 5, "never more than the burst");
+        assert_eq!(Limit { cost: 6 * cost, ..limit }.take(0, later), None, "more than the bucket holds");
+    }
+
+    #[test]
+    fn sources_share_a_bucket_by_their_first_bits() {
+        assert_eq!(masks(0), [0, 0]);
+        assert_eq!(masks(24), [0xffff_ff00_0000_0000, 0]);
+        assert_eq!(masks(64), [u64::MAX, 0]);
+        assert_eq!(masks(65), [u64::MAX, 1 << 63]);
+        assert_eq!(masks(128), [u64::MAX, u64::MAX]);
+    }
+}

@@ -4,6 +4,7 @@ use std::fmt;
 
 use fib::Packet as _;
 use fib::filter::{NO_RULE, find, has_filters, see};
+use fib::layout::Section;
 use fib::packet::link;
 use serde_json::{Value, json};
 
@@ -34,7 +35,7 @@ impl<'a> Filtered<'a> {
         match has_filters(view.bytes()).then(seen).flatten() {
             None => Self::None,
             Some(NO_RULE) => Self::Default(view.filter_default()),
-            Some(row) if row < view.filter_rules().len() as u32 => Self::Rule(view.filter_rule(row)),
+            Some(row) if row < view.count(Section::FilterRules) => Self::Rule(view.filter_rule(row)),
             // Refused by the checks of the image: no row has a bit beyond the rules.
             Some(_) => Self::None,
         }
