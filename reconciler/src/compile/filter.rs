@@ -196,7 +196,7 @@ impl Rows {
 }
 
 /// Prefixes with the classes of their addresses: of the rules that have the prefix or one around it. Sorted, none twice.
-fn nested<A: Address>(
+fn nested<A: Address + Into<u128>>(
     mut prefixes: Vec<(A, u8, usize)>,
     any: &[u64],
     none: u16,
@@ -207,7 +207,8 @@ fn nested<A: Address>(
     // The prefixes around the one at hand, the longest last: places in `rules`.
     let mut around: Vec<usize> = Vec::new();
     let contains = |outer: &Rule<A>, address: A| {
-        outer.length == 0 || outer.address.slot(0, outer.length.into()) == address.slot(0, outer.length.into())
+        let differs: u128 = outer.address.into() ^ address.into();
+        differs.checked_shr(A::BITS - u32::from(outer.length)).unwrap_or(0) == 0
     };
     for same in prefixes.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
         let (address, length, _) = same[0];
