@@ -1,5 +1,6 @@
 //! What all hooks do with a packet.
 
+use core::hint::cold_path;
 use core::ptr::read_volatile;
 
 use fib::layout::AT_GENERATION;
@@ -44,6 +45,8 @@ pub(crate) fn run<H: Hook>(context: *mut H::Context) -> i32 {
         return stay::<H>(context, Met::only(Reason::NoGeneration).word(), bytes, 0);
     };
     if fib::filter::has_filters(&image) {
+        // Packets of images without filters go straight on.
+        cold_path();
         let met = filter::judge::<H>(context, image.bytes());
         if met != 0 {
             return stay::<H>(context, met, bytes, image.u64(AT_GENERATION).unwrap_or(0));

@@ -384,10 +384,11 @@ fn transport<P: Packet + ?Sized>(
         if let Some(word) = packet.be32(at) {
             ports = Seen::HAS_PORTS | u64::from(word);
         }
-        if protocol == TCP && at + 14 <= end {
-            if let Some(word) = packet.be16(at + 12) {
-                flags = u32::from(word & 0xff);
-            }
+        if protocol == TCP
+            && at + 14 <= end
+            && let Some(word) = packet.be16(at + 12)
+        {
+            flags = u32::from(word & 0xff);
         }
     }
     Seen { family, src, dst, protocol, is_later_fragment, ports, flags, bytes: 0 }
