@@ -129,12 +129,11 @@ pub fn run_all(view: &View<'_>, tests: &[PolicyTest], ports: Option<&[&str]>) ->
     let cases = tests.iter().flat_map(|test| test.cases.iter().map(move |case| (test, case)));
     cases
         .map(|(test, case)| {
-            let ended = match left_out(case, view, ports) {
-                Some(why) => Ended::LeftOut { why },
-                None => {
-                    let named = |name: &str| view.ports().find(|port| port.name == name).map(|port| port.id);
-                    run(view, case, &OfflineBy(case.in_port.as_deref().and_then(named).unwrap_or(0)))?
-                }
+            let ended = if let Some(why) = left_out(case, view, ports) {
+                Ended::LeftOut { why }
+            } else {
+                let named = |name: &str| view.ports().find(|port| port.name == name).map(|port| port.id);
+                run(view, case, &OfflineBy(case.in_port.as_deref().and_then(named).unwrap_or(0)))?
             };
             Ok(Outcome::new(test, case, ended))
         })

@@ -59,7 +59,7 @@ impl Filters {
         filters.add_addresses(&rules, &mut rows)?;
         filters.classes = classes(&rules, ids, &mut rows)?;
         filters.words = index(words);
-        filters.rows = rows.rows;
+        filters.rows = rows.bits;
         Ok(filters)
     }
 
@@ -156,14 +156,14 @@ fn does(action: RuleAction) -> ([u8; 4], u64, u64, u32) {
 /// Rows of bits, each once; a class is the number of a row. Row 0 has no bit.
 struct Rows {
     words: usize,
-    rows: Vec<u64>,
+    bits: Vec<u64>,
     classes: HashMap<Vec<u64>, u16>,
 }
 
 impl Rows {
     fn new(words: usize) -> Self {
         let none = vec![0; words];
-        Self { words, rows: none.clone(), classes: HashMap::from([(none, 0)]) }
+        Self { words, bits: none.clone(), classes: HashMap::from([(none, 0)]) }
     }
 
     /// The rules for which something holds.
@@ -185,13 +185,13 @@ impl Rows {
             needed: number + 1,
             max: FILTER_ROWS_MAX as usize,
         })?;
-        self.rows.extend_from_slice(bits);
+        self.bits.extend_from_slice(bits);
         self.classes.insert(bits.to_vec(), class);
         Ok(class)
     }
 
     fn row(&self, class: u16) -> &[u64] {
-        &self.rows[usize::from(class) * self.words..][..self.words]
+        &self.bits[usize::from(class) * self.words..][..self.words]
     }
 }
 
@@ -224,6 +224,9 @@ fn nested<A: Address + Into<u128>>(
     Ok(rules)
 }
 
+/// The ports of one side that a rule asks for.
+type PortsOf = fn(&FilterRule) -> Option<&[PortRange]>;
+
 /// The classes of what is no address.
 fn classes(rules: &[&FilterRule], ids: &Ids<'_>, rows: &mut Rows) -> Result<Vec<u16>, CompileError> {
     let mut classes = vec![0u16; FILTER_PAGES as usize];
@@ -243,8 +246,7 @@ fn classes(rules: &[&FilterRule], ids: &Ids<'_>, rows: &mut Rows) -> Result<Vec<
         });
         classes[FILTER_FLAGS as usize + usize::from(flags)] = rows.class(&bits)?;
     }
-    type Ports = fn(&FilterRule) -> Option<&[PortRange]>;
-    let sides: [(u32, Ports); 2] = [
+    let sides: [(u32, PortsOf); 2] = [
         (FILTER_SOURCE_PAGES, |rule| rule.source_ports.as_deref()),
         (FILTER_DESTINATION_PAGES, |rule| rule.ports.as_deref()),
     ];
@@ -273,11 +275,7 @@ fn classes(rules: &[&FilterRule], ids: &Ids<'_>, rows: &mut Rows) -> Result<Vec<
 }
 
 /// The class of every port.
-fn port_classes(
-    rules: &[&FilterRule],
-    side: fn(&FilterRule) -> Option<&[PortRange]>,
-    rows: &mut Rows,
-) -> Result<Vec<u16>, CompileError> {
+fn port_classes(rules: &[&FilterRule], side: PortsOf, rows: &mut Rows) -> Result<Vec<u16>, CompileError> {
     // Which rules begin and end to match at a port.
     let mut turns: Vec<(u32, usize)> = Vec::new();
     for (number, rule) in rules.iter().enumerate() {

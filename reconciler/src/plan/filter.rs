@@ -33,9 +33,10 @@ pub(super) fn rules(before: Option<&View>, after: &View) -> (Option<Vec<Named>>,
     let named = |view: &View| {
         let of = |(rule, number): (crate::compile::view::FilterRuleView, usize)| {
             let name = name(&rule);
-            let text = match moved.contains(name.as_str()) {
-                true => format!("{} (rule {number})", rule.meaning),
-                false => rule.meaning.to_owned(),
+            let text = if moved.contains(name.as_str()) {
+                format!("{} (rule {number})", rule.meaning)
+            } else {
+                rule.meaning.to_owned()
             };
             Named { name, text, place: Some((rule.file.to_owned(), rule.line)) }
         };

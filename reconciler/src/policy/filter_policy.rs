@@ -624,7 +624,7 @@ impl Sets {
 
     /// Whether `ours`, of which these are the sets, matches every packet that `theirs` matches.
     fn cover(&self, ours: &FilterRule, their_sets: &Self, theirs: &FilterRule) -> bool {
-        covers_value(ours.protocol, theirs.protocol)
+        (ours.protocol.is_none() || ours.protocol == theirs.protocol)
             && covers_shown(ours.ports.as_deref(), ours.fragments, theirs, theirs.ports.as_deref(), covers_ports)
             && covers_shown(
                 ours.source_ports.as_deref(),
@@ -644,10 +644,6 @@ impl Sets {
             && covers_addresses(self.from.as_ref(), their_sets, their_sets.from.as_ref())
             && covers_addresses(self.to.as_ref(), their_sets, their_sets.to.as_ref())
     }
-}
-
-fn covers_value<T: PartialEq>(ours: Option<T>, theirs: Option<T>) -> bool {
-    ours.is_none() || ours == theirs
 }
 
 /// Of what later fragments do not show: `fragments` says whether ours matches them all the same.

@@ -236,7 +236,9 @@ impl<'s> Run<'s> {
         }
         self.policies.sort_by(|a, b| a.name.cmp(&b.name));
         let mut filter_policies: Vec<_> = self.filters.into_iter().map(|written| written.policy).collect();
-        filter_policies.iter_mut().for_each(|policy| policy.renumber(&mut |file| numbers[file as usize]));
+        for policy in &mut filter_policies {
+            policy.renumber(&mut |file| numbers[file as usize]);
+        }
         let revision = self.snapshot.revision.clone();
         let policy = Policy { revision, files, route_policies: self.policies, filter_policies };
         let mut tests: Vec<PolicyTest> = self.tests.into_iter().map(|(test, _)| test).collect();

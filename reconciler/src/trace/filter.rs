@@ -33,11 +33,10 @@ impl<'a> Filtered<'a> {
             find(view.bytes(), &seen, ingress.port)
         };
         match has_filters(view.bytes()).then(seen).flatten() {
-            None => Self::None,
             Some(NO_RULE) => Self::Default(view.filter_default()),
             Some(row) if row < view.count(Section::FilterRules) => Self::Rule(view.filter_rule(row)),
             // Refused by the checks of the image: no row has a bit beyond the rules.
-            Some(_) => Self::None,
+            None | Some(_) => Self::None,
         }
     }
 

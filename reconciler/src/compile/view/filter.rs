@@ -121,7 +121,7 @@ pub(super) fn check(view: &View<'_>) -> Result<(), ImageError> {
         return damaged(Section::FilterHead);
     }
     let row_count = view.count(Section::FilterRows) / words;
-    if view.count(Section::FilterRows) % words != 0 || row_count == 0 {
+    if !view.count(Section::FilterRows).is_multiple_of(words) || row_count == 0 {
         return damaged(Section::FilterRows);
     }
     let is_class = |class: u32| class < row_count;
@@ -148,7 +148,7 @@ pub(super) fn check(view: &View<'_>) -> Result<(), ImageError> {
     })?;
     trie(view, Section::FilterNodes, Section::FilterLeaves, |class| is_class(class.into()))?;
     let classes = view.count(Section::FilterClasses);
-    if classes < FILTER_PAGES || (classes - FILTER_PAGES) % 256 != 0 {
+    if classes < FILTER_PAGES || !(classes - FILTER_PAGES).is_multiple_of(256) {
         return damaged(Section::FilterClasses);
     }
     let pages = (classes - FILTER_PAGES) / 256;
