@@ -127,8 +127,7 @@ impl BpfObjects {
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
-        let name = CString::new(path.as_os_str().as_bytes())?;
-        let Some(object) = bpf_fd(BPF_OBJ_GET, &mut [name.as_ptr().expose_provenance() as u64]) else { return Ok(()) };
+        let Some(object) = open_pin(path) else { return Ok(()) };
         let link = fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd()))?;
         let facts = info(&object)?;
         match link.to_string_lossy().as_ref() {
@@ -196,14 +195,20 @@ fn open(command: libc::c_long, id: u32) -> Option<OwnedFd> {
     bpf_fd(command, &mut [id.into()])
 }
 
+/// Opens what is pinned there.
+pub(crate) fn open_pin(path: &Path) -> Option<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes()).ok()?;
+    bpf_fd(BPF_OBJ_GET, &mut [name.as_ptr().expose_provenance() as u64])
+}
+
 fn bpf_fd(command: libc::c_long, words: &mut [u64]) -> Option<OwnedFd> {
     let fd = bpf(command, words).ok()?;
     // SAFETY: the kernel has just opened this descriptor for us.
     Some(unsafe { OwnedFd::from_raw_fd(fd.try_into().ok()?) })
 }
 
-/// bpf(2) with an attribute written as words; only commands that read, or open what exists.
-fn bpf(command: libc::c_long, words: &mut [u64]) -> io::Result<libc::c_long> {
+/// bpf(2) with an attribute written as words.
+pub(crate) fn bpf(command: libc::c_long, words: &mut [u64]) -> io::Result<libc::c_long> {
     // SAFETY: the kernel reads `words`, and for the NEXT_ID commands writes next_id into them; pointers in them are the
     // callers', to live buffers of the size that the command writes.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, words.as_mut_ptr(), size_of_val(words)) };

@@ -17,6 +17,7 @@ mod daemon;
 mod device;
 pub mod fuzz;
 pub mod git;
+pub mod hands;
 mod lossless;
 mod namespace;
 mod node;

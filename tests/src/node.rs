@@ -71,6 +71,11 @@ impl<'n> TestNode<'n> {
         Self::new(&lab.router, &ports)
     }
 
+    /// Where it runs.
+    pub fn namespace(&self) -> &'n Namespace {
+        self.namespace
+    }
+
     /// Gives a port another way of attaching.
     pub fn set_attach(&mut self, port: &str, attach: &'static str) -> Result<()> {
         let found = self.ports.iter_mut().find(|(name, ..)| name == port).with_context(|| format!("no port {port}"))?;

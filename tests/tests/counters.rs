@@ -330,8 +330,6 @@ fn until_heard(child: &mut Child) {
     let mut says = String::new();
     BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut says).unwrap();
     assert!(says.starts_with("watching "), "{says}");
-    // The wish follows at once.
-    thread::sleep(Duration::from_millis(200));
 }
 
 impl Watch {

@@ -145,8 +145,8 @@ fn kill_everywhere(lab: &Topology, node: &TestNode, scenario: &Scenario, mut bef
         assert_eq!(applied.code, Some(0), "{what}: {applied:?}");
         let status = node.status().unwrap();
         assert_eq!(
-            (&status["leftovers"], &status["state"], &status["health"]),
-            (&0.into(), &"forwarding".into(), &"ok".into()),
+            (&status["leftovers"], &status["state"], &status["health"]["state"]),
+            (&0.into(), &"forwarding".into(), &"healthy".into()),
             "{what}: {status}"
         );
         assert_eq!(status["digest"].as_str().map(str::to_owned), Some(digest_of_rules(lab, node)), "{what}");

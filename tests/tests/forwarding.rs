@@ -418,5 +418,5 @@ fn the_kernels_own_tables_are_asked_for_an_unknown_neighbour() {
     assert_eq!((counters.get("pass/no-neighbour"), counters.get("forward/forwarded")), (2, 2), "{counters:?}");
     // The program by itself forwards only what the tables say: the status still calls them unresolved.
     let status = node.status().unwrap();
-    assert_eq!(status["health"], "next-hop-unresolved");
+    assert_eq!(status["health"]["reason"], "next-hop-unresolved");
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use wayleave_tests::{BpfObjects, Daemon, Outcome, TestNode, Topology, require_root_and_bpf};
 
-const BOUND: Duration = Duration::from_secs(5);
+const BOUND: Duration = Duration::from_secs(20);
 /// Guards as they are when the configuration says nothing of them.
 const GUARDED: &str = "guards: {}";
 
@@ -53,11 +53,11 @@ fn live(node: &TestNode) -> (Value, Value) {
     (status["generation"].clone(), status["digest"].clone())
 }
 
-fn wait_for_sync(node: &TestNode, state: &str) -> Value {
+fn wait_for_state(node: &TestNode, axis: &str, state: &str) -> Value {
     let deadline = Instant::now() + BOUND;
     loop {
         let status = node.status().unwrap();
-        if status["sync"]["state"] == state {
+        if status[axis]["state"] == state {
             return status;
         }
         let log = fs::read_to_string(node.scratch().join("log")).unwrap_or_default();
@@ -162,31 +162,34 @@ fn the_daemon_keeps_what_is_live_until_another_source_comes() {
     node.set_spec(GUARDED).unwrap();
     node.write("probe.yaml", &rules('a', 40)).unwrap();
     let _daemon = Daemon::start(&node);
-    wait_for_sync(&node, "in-sync");
+    wait_for_state(&node, "sync", "in-sync");
     let before = live(&node);
 
     node.write("probe.yaml", &rules('a', 10)).unwrap();
-    let status = wait_for_sync(&node, "refused");
-    assert_eq!(status["sync"]["guards"], serde_json::json!(["removals"]));
-    assert!(status["sync"]["first"].as_str().unwrap().contains("--allow removals"), "{status:#}");
+    let status = wait_for_state(&node, "policy", "refused");
+    assert_eq!(status["policy"]["guards"], serde_json::json!(["removals"]));
+    assert!(status["policy"]["message"].as_str().unwrap().contains("--allow removals"), "{status:#}");
     assert_eq!(live(&node), before);
     assert!(node.run(&["status"]).unwrap().stdout.contains("30 of 40 routes would be removed"));
 
     node.write("probe.yaml", &rules('a', 39)).unwrap();
-    let status = wait_for_sync(&node, "in-sync");
+    let status = wait_for_state(&node, "sync", "in-sync");
     assert_eq!(status["routes"]["ipv4"], 39);
 
     // A test that fails in the kernel keeps it, too.
     node.write("tests.yaml", &expects("100.64.1.1", "verdict: drop")).unwrap();
     node.write("probe.yaml", &rules('b', 39)).unwrap();
-    let status = wait_for_sync(&node, "tests-failed");
-    assert_eq!(status["sync"]["failed"], 1);
+    let status = wait_for_state(&node, "policy", "tests-failed");
+    assert_eq!(status["policy"]["failed"], 1);
     assert!(
-        status["sync"]["first"].as_str().unwrap().starts_with("tests.yaml:6: reachability: expected drop, got forward")
+        status["policy"]["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("tests.yaml:6: reachability: expected drop, got forward")
     );
     assert_eq!(status["generation"], 2, "{status:#}");
     node.write("tests.yaml", &expects("100.64.1.1", "nextHop: up-b")).unwrap();
-    assert_eq!(wait_for_sync(&node, "in-sync")["generation"], 3);
+    assert_eq!(wait_for_state(&node, "sync", "in-sync")["generation"], 3);
 }
 
 #[test]

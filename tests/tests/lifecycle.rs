@@ -135,9 +135,9 @@ fn a_status_says_what_is_live() {
     assert!(status["digest"].as_str().unwrap().len() >= 64);
     assert_eq!(status["routes"], serde_json::json!({"ipv4": 3, "ipv6": 3}));
     assert_eq!((&status["services"], &status["filters"]), (&0.into(), &0.into()));
-    assert_eq!(status["health"], "ok");
+    assert_eq!(status["health"]["state"], "healthy");
     assert_eq!(status["leftovers"], 0);
-    assert_eq!(status["sync"]["state"], "manual");
+    assert_eq!((&status["sync"]["state"], &status["sync"]["daemon"]), (&"in-sync".into(), &"never run".into()));
     assert_eq!(status["source"]["directory"], node.source().to_str().unwrap());
     let mode = |status: &Value, port: &str| {
         let interfaces = status["interfaces"].as_array().unwrap();
@@ -467,12 +467,12 @@ fn a_port_that_leaves_or_moves_is_followed() {
     lab.router.ip("link delete extra").unwrap();
     veth(&lab.router, "extra", &spare, "eth0").unwrap();
     node.set_port("spare", "extra").unwrap();
-    assert_eq!(node.status().unwrap()["health"], "port-not-attached");
+    assert_eq!(node.status().unwrap()["health"]["reason"], "port-not-attached");
     node.apply().unwrap();
     assert!(attached("extra"));
     let status = node.status().unwrap();
     // Its link-local address is another one; no rule depends on that.
-    assert_eq!((&status["health"], generation(&status)), (&"ok".into(), 1));
+    assert_eq!((&status["health"]["state"], generation(&status)), (&"healthy".into(), 1));
     assert_eq!(probe_arrives_at(&lab), Some('a'));
 }
 

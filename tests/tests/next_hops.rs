@@ -328,7 +328,7 @@ fn all_down_is_counted_and_shown_as_the_policy_says() {
     lab.upstreams[0].namespace.set_up("eth0", false).unwrap();
     wait_for(&node, "probe/edge-a", "down", SECOND);
     let status = node.status().unwrap();
-    assert_eq!((&status["state"], &status["health"]), (&"degraded".into(), &"next-hop-down".into()));
+    assert_eq!((&status["state"], &status["health"]["reason"]), (&"degraded".into(), &"next-hop-down".into()));
     let group = &status["degraded_groups"][0];
     assert_eq!((&group["weight"], &group["weight_down"], &group["routes"]), (&4.into(), &3.into(), &1.into()));
     lab.upstreams[1].namespace.set_up("eth0", false).unwrap();

@@ -10,12 +10,15 @@ use super::confirm::{Watcher, in_words};
 use super::node::{self, block_on, fail, progress};
 use super::plan::saved;
 use super::source::{self, Revision};
+use super::suspend::reason;
 use super::{Exit, Global, note, print};
 use crate::daemon::apply::{Applied, Proposal, apply, propose};
+use crate::daemon::attempt::{self, By, Noting, Seen, Tried};
 use crate::daemon::node::{Node, NodeError};
 use crate::daemon::probation::{self, Standing};
 use crate::daemon::state::State;
 use crate::policy::{self, Guard};
+use crate::reconcile::hold::Hold;
 
 /// Make the kernel hold what the policies say
 #[derive(Debug, clap::Args)]
@@ -34,9 +37,28 @@ pub(crate) struct Args {
     /// Roll the change back after this time, such as 60s, unless `wayleave confirm` comes first
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     confirm_timeout: Option<Duration>,
-    /// Go past a guard; several with commas
-    #[arg(long, value_name = "GUARD", value_delimiter = ',', value_parser = guard)]
-    allow: Vec<Guard>,
+    /// Go past a guard, a suspension (suspended) or a sync window (outside-window); several with commas
+    #[arg(long, value_name = "GUARD", value_delimiter = ',', value_parser = allow)]
+    allow: Vec<Allow>,
+    /// Why, for `history`
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    reason: Option<String>,
+}
+
+/// What an apply goes past.
+#[derive(Clone, Copy, Debug)]
+enum Allow {
+    Guard(Guard),
+    /// By its name.
+    Hold(&'static str),
+}
+
+fn allow(name: &str) -> Result<Allow, String> {
+    if let Some(hold) = Hold::NAMES.into_iter().find(|hold| *hold == name) {
+        return Ok(Allow::Hold(hold));
+    }
+    let all = Hold::NAMES.join(", ");
+    guard(name).map(Allow::Guard).map_err(|error| format!("{error}, and {all}"))
 }
 
 /// A guard by its name.
@@ -59,22 +81,48 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         Some(saved) => saved.source().open(&node.config)?,
         None => source::open(args.source.as_deref(), &args.revision, Some(&node.config))?,
     };
-    let mut proposal = match block_on(propose(&node, &source))? {
+    let noting = Noting::new(&source);
+    let mut seen = Seen::default();
+    let mut proposal = match block_on(propose(&node, &noting))? {
         Ok(proposal) => proposal,
-        Err(error) => return fail(error, &source),
+        Err(error) => {
+            seen.revision = noting.revision();
+            attempt::record(&node, By::Operator, seen, Tried::failed(&error, false));
+            return fail(error, &source);
+        }
     };
     if let Some(why) = saved.as_ref().and_then(|saved| saved.differs_from(&proposal)) {
         return Ok(stale(&why));
     }
-    proposal.allow(&args.allow.iter().copied().collect());
+    let guards =
+        args.allow.iter().filter_map(|allow| if let Allow::Guard(guard) = allow { Some(*guard) } else { None });
+    proposal.allow(&guards.collect());
+    let holds = args.allow.iter().filter_map(|allow| if let Allow::Hold(hold) = allow { Some(*hold) } else { None });
+    proposal.go_past(&holds.collect());
+    if args.reason.is_some() {
+        proposal.why.clone_from(&args.reason);
+    }
     node::show(&proposal.diagnostics, &source);
+    seen.proposal(&proposal);
     let done = carry_out(&node, proposal, args.auto_approve || saved.is_some(), args.confirm_timeout, global);
     // An operator who applies on purpose has decided: what was set aside by a rollback is welcome again.
     if matches!(done, Ok(Ok(Exit::Ok))) {
         State::new(&node.config.state_dir).lift_quarantine()?;
         source.applied()?;
     }
-    match done? {
+    let done = done?;
+    let tried = match &done {
+        Ok(Exit::Ok) => Some(Tried::in_sync()),
+        Ok(Exit::RolledBack) => Some(Tried::rolled_back()),
+        // Somebody said no: nothing was tried.
+        Ok(_) => None,
+        Err(error) => Some(Tried::failed(error, true)),
+    };
+    if let Some(tried) = tried {
+        seen.live = node.observe()?.live_number();
+        attempt::record(&node, By::Operator, seen, tried);
+    }
+    match done {
         Ok(exit) => Ok(exit),
         Err(error) => fail(error, &source),
     }
@@ -104,6 +152,9 @@ pub(crate) fn carry_out(
     }
     if !proposal.refusals.is_empty() {
         return Ok(Err(NodeError::Refused { refusals: proposal.refusals }));
+    }
+    if !proposal.holds.is_empty() {
+        return Ok(Err(NodeError::Held { holds: proposal.holds }));
     }
     if !auto_approve && !confirmed()? {
         note("nothing was changed");

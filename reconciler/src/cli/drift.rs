@@ -9,7 +9,7 @@ use crate::daemon::drift::drift;
 /// Say where the kernel is not as the last publish left it: rules, programs, attachments, ports
 ///
 /// Exits with 0 when nothing differs and with 2 when something does. Changes nothing: `apply` mends it, and a running daemon
-/// does so with its next look.
+/// does so where the configuration says `drift: {mode: heal}`, as it does when it says nothing.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Format::Human)]
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         Format::Human if differences.is_empty() => print("No drift: the kernel is as the last publish left it.\n")?,
         Format::Human => {
             for difference in &differences {
-                print(&format!("{difference}\n"))?;
+                print(&format!("{}\n", difference.message))?;
             }
         }
     }

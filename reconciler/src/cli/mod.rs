@@ -4,6 +4,7 @@
 //! [`Command`] and its arm in [`dispatch`].
 
 mod apply;
+mod axes;
 mod completions;
 mod confirm;
 mod demo;
@@ -23,6 +24,7 @@ mod runtime;
 mod schema;
 mod source;
 mod status;
+mod suspend;
 mod test;
 mod trace;
 mod validate;
@@ -87,6 +89,8 @@ enum Command {
     History(history::Args),
     Rollback(rollback::Args),
     Confirm(confirm::Args),
+    Suspend(suspend::Args),
+    Resume(suspend::ResumeArgs),
     Drift(drift::Args),
     Detach(detach::Args),
     Demo(demo::Args),
@@ -112,6 +116,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<Exit> {
         Command::History(args) => history::run(args, &cli.global),
         Command::Rollback(args) => rollback::run(args, &cli.global),
         Command::Confirm(args) => confirm::run(args, &cli.global),
+        Command::Suspend(args) => suspend::run(args, &cli.global),
+        Command::Resume(args) => suspend::resume(args, &cli.global),
         Command::Drift(args) => drift::run(args, &cli.global),
         Command::Detach(args) => detach::run(args, &cli.global),
         Command::Doctor(args) => doctor::run(args, &cli.global),

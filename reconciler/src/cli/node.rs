@@ -74,6 +74,13 @@ pub(crate) fn fail(error: NodeError, source: &Opened) -> anyhow::Result<Exit> {
             note("error: refused by a guard; nothing was changed");
             Ok(Exit::Refused)
         }
+        NodeError::Held { holds } => {
+            for hold in &holds {
+                note(&format!("held      {}: {}\n  {}", hold.name(), hold.message(), hold.help()));
+            }
+            note("error: changes are not taken now; nothing was changed");
+            Ok(Exit::Refused)
+        }
         NodeError::Step { source: error, live, .. } if matches!(*error, NodeError::Tests { .. }) => {
             let exit = fail(*error, source)?;
             note(&match live {

@@ -2,6 +2,7 @@
 
 use super::node::{self, block_on, fail};
 use super::source::Opened;
+use super::suspend::reason;
 use super::{Exit, Global, apply::carry_out, note};
 use crate::daemon::apply::propose_rollback;
 use crate::daemon::node::NodeError;
@@ -19,6 +20,9 @@ pub(crate) struct Args {
     /// Do not ask
     #[arg(long)]
     auto_approve: bool,
+    /// Why, for `history`
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    reason: Option<String>,
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
@@ -34,10 +38,11 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         },
         Err(error) => return fail(error, &here),
     };
-    let proposal = match block_on(propose_rollback(&node, args.generation))? {
+    let mut proposal = match block_on(propose_rollback(&node, args.generation))? {
         Ok(proposal) => proposal,
         Err(error) => return fail(error, &here),
     };
+    proposal.why.clone_from(&args.reason);
     let state = State::new(&node.config.state_dir);
     let untouched = state.quarantined()?.is_empty();
     let set_aside = live.filter(|_| !proposal.is_live());

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use super::confirm::in_words;
 use super::node::{self, block_on};
 use super::runtime::Runtime;
-use super::{Exit, Format, Global, print};
+use super::{Exit, Format, Global, axes, print};
 use crate::compile::View;
+use crate::daemon::attempt::Attempt;
 use crate::daemon::node::Node;
 use crate::daemon::probation::{self, Standing};
 use crate::daemon::state::State;
@@ -20,7 +21,7 @@ use crate::kernel::counters::{self, Count, Owners};
 use crate::kernel::layout::OtherLayout;
 use crate::kernel::link::{Link, XdpMode, links, wire};
 use crate::kernel::observe::Observed;
-use crate::source::Source;
+use crate::policy::DriftMode;
 use crate::trace::tag_words;
 
 /// Show what the kernel holds and how the node is doing
@@ -57,7 +58,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         "format_version": 1, "node": node.config.name, "state": "empty", "generation": null, "parent": null, "revision": null,
         "digest": null, "published": null, "routes": {"ipv4": 0, "ipv6": 0}, "services": 0, "filters": 0,
     });
-    let (mut any_down, mut words) = (false, String::new());
+    let (mut any_down, mut hop_words) = (false, String::new());
     let objects = if node.pins.exist() { counters::Objects::open(&node.pins)? } else { None };
     let views =
         observed.live.iter().chain(&observed.retained).map(|g| g.image.view()).collect::<Result<Vec<_>, _>>()?;
@@ -94,7 +95,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         status["policies"] = policies.into();
         status["degraded_groups"] = serde_json::to_value(&runtime.degraded_groups)?;
         any_down = runtime.is_down();
-        words = runtime.human();
+        hop_words = runtime.human();
     }
     let interfaces = interfaces(node, observed, links);
     let attached = interfaces.iter().all(|i| i["attached"] == true);
@@ -115,10 +116,12 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
     status["retained"] = observed.retained.iter().map(|g| g.number).collect::<Vec<_>>().into();
     let older = observed.layouts.iter().filter(|layout| !layout.is_newer() && observed.live.is_some()).count();
     status["leftovers"] = (observed.strays.len() + older).into();
-    status["source"] = source(node, &state);
-    status["sync"] = sync(&state);
-    let unresolved = status["next_hops"].as_array().is_some_and(|all| all.iter().any(|h| h["resolved"] == false));
+    let attempt = Attempt::last(&state);
+    status["drift"] = drift(node, &state);
     let probation = probation::last(node)?;
+    status["source"] = axes::source(node, &state, attempt.as_ref());
+    status["policy"] = axes::policy(attempt.as_ref());
+    status["sync"] = axes::sync(node, &state, observed, attempt.as_ref(), probation.as_ref())?;
     status["probation"] = probation.as_ref().map_or(Value::Null, |record| {
         json!({"generation": record.generation, "fallback": record.fallback, "state": record.standing.word(),
             "why": record.why, "confirm_within_s": record.confirm_within().map(|left| left.as_secs()),
@@ -126,19 +129,19 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
                 .collect::<Vec<_>>(), "words": in_words(record)})
     });
     // Until another change comes.
-    let unhealthy = probation.is_some_and(|record| {
-        record.standing == Standing::RolledBackUnhealthy && status["parent"] == record.generation
+    let unhealthy = probation
+        .as_ref()
+        .filter(|record| record.standing == Standing::RolledBackUnhealthy && status["parent"] == record.generation);
+    let published = observed.live.as_ref().map(|live| live.image.view()).transpose()?.map(|v| v.created_unix_ms());
+    let not_attached = status["interfaces"].as_array().into_iter().flatten().filter(|i| i["attached"] != true);
+    let words = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    status["health"] = axes::health(&axes::Signs {
+        live: observed.live.is_some(),
+        other_layout: other,
+        not_attached: not_attached.map(|i| format!("{} on {}", words(&i["port"]), words(&i["device"]))).collect(),
+        next_hops: status["next_hops"].as_array().map_or(&[], Vec::as_slice),
+        unhealthy: unhealthy.map(|record| (in_words(record), published)),
     });
-    status["health"] = match (observed.live.is_some(), attached, unresolved) {
-        _ if other.is_some() => other.unwrap_or_default(),
-        (false, ..) => "no-generation",
-        _ if unhealthy => "rolled-back-unhealthy",
-        (_, false, _) => "port-not-attached",
-        _ if any_down => "next-hop-down",
-        (_, _, true) => "next-hop-unresolved",
-        _ => "ok",
-    }
-    .into();
     if let Some(objects) = &objects {
         let counters: Vec<_> = objects
             .reasons(&owners)?
@@ -151,7 +154,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
             .collect();
         status["counters"] = counters.into();
     }
-    Ok((status, words))
+    Ok((status, hop_words))
 }
 
 fn other_layout(layout: &OtherLayout) -> Value {
@@ -181,51 +184,19 @@ fn filter_rules(view: &View<'_>, objects: Option<&counters::Objects>) -> anyhow:
     Ok(rows.into())
 }
 
-/// Where the policies come from and, of a repository, what the daemon knows of it.
-fn source(node: &Node, state: &State) -> Value {
-    let git = match &node.config.source {
-        Source::Directory(directory) => return json!({"directory": directory}),
-        Source::Local { repo, rev, subpath } => return json!({"repository": repo, "ref": rev, "subpath": subpath}),
-        Source::Git(git) => git,
+/// What the daemon last found to differ in the kernel. `wayleave drift` looks itself.
+fn drift(node: &Node, state: &State) -> Value {
+    let mode = node.config.drift.mode;
+    let known =
+        state.drift().filter(|known| mode != DriftMode::Off && known["mode"] == mode.word()).unwrap_or_default();
+    let time = |value: &Value| value.as_u64().map(rfc3339);
+    let repaired = match &known["repaired"] {
+        Value::Object(_) => json!({"time": time(&known["repaired"]["unix_ms"]),
+            "differences": known["repaired"]["differences"]}),
+        _ => Value::Null,
     };
-    let (url, reference) = (git.url.to_string(), git.reference.to_string());
-    // What is known of another repository says nothing about this one.
-    let known = state.source().filter(|known| known["url"] == url && known["ref"] == reference).unwrap_or_default();
-    let time = |key: &str| known[key].as_u64().map(rfc3339);
-    let word = match (known["error"].is_string(), known["answered_unix_ms"].is_u64()) {
-        (true, _) if known["reason"] == "rewritten" || known["reason"] == "signature" => "refused",
-        (true, _) => "failing",
-        (false, true) => "ok",
-        (false, false) => "not fetched",
-    };
-    json!({
-        "state": word, "git": url, "ref": reference, "subpath": git.subpath, "revision": known["revision"],
-        "commit": known["commit"], "taken": time("taken_unix_ms"), "last_asked": time("asked_unix_ms"),
-        "last_answered": time("answered_unix_ms"), "next": time("next_unix_ms"), "failures": known["failures"],
-        "reason": known["reason"], "error": known["error"], "warning": known["warning"],
-    })
-}
-
-/// The daemon's last look, and whether it is still there to make another.
-fn sync(state: &State) -> Value {
-    let mut sync = match state.attempt() {
-        Some(attempt) => {
-            let alive =
-                attempt["pid"].as_u64().is_some_and(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists());
-            let mut sync = attempt["sync"].clone();
-            sync["daemon"] = if alive { "running" } else { "stopped" }.into();
-            sync["last_attempted"] = json!({"revision": attempt["revision"],
-                "time": attempt["unix_ms"].as_u64().map(rfc3339)});
-            sync
-        }
-        None => json!({"state": "manual", "daemon": "never run"}),
-    };
-    sync["quarantined"] = match state.quarantined() {
-        Ok(aside) if aside.is_empty() => Value::Null,
-        Ok(aside) => aside.into_iter().map(|a| a.revision).collect::<Vec<_>>().into(),
-        Err(error) => error.to_string().into(),
-    };
-    sync
+    json!({"mode": mode.word(), "looked": time(&known["unix_ms"]), "since": time(&known["since_unix_ms"]),
+        "differences": known["differences"], "repaired": repaired, "error": known["error"]})
 }
 
 fn interfaces(node: &Node, observed: &Observed, links: &[Link]) -> Vec<Value> {
@@ -303,26 +274,25 @@ fn human(status: &Value, next_hops: &str) -> String {
             let _ = writeln!(out, "  filters     {} rules", status["filters"]);
         }
     }
-    let _ =
-        writeln!(out, "  sync        {}, daemon {}", text(&status["sync"]["state"]), text(&status["sync"]["daemon"]));
-    for key in ["error", "first"] {
-        if let Some(reason) = status["sync"][key].as_str() {
-            let _ = writeln!(out, "              {reason}");
+    out.push_str(&axes::human(status));
+    let drift = &status["drift"];
+    let differences = list(&drift["differences"]);
+    if !differences.is_empty() {
+        let count = differences.len();
+        let plural = if count == 1 { "" } else { "s" };
+        let _ = writeln!(
+            out,
+            "  drift       {count} difference{plural} since {}, mode {}",
+            text(&drift["since"]),
+            text(&drift["mode"])
+        );
+        for difference in &differences {
+            let _ = writeln!(out, "              {}", text(&difference["message"]));
         }
+    } else if drift["repaired"].is_object() {
+        let of: Vec<_> = list(&drift["repaired"]["differences"]).iter().map(|one| text(&one["message"])).collect();
+        let _ = writeln!(out, "  drift       none; repaired {}: {}", text(&drift["repaired"]["time"]), of.join("; "));
     }
-    let source = &status["source"];
-    if let Some(url) = source["git"].as_str() {
-        let _ = writeln!(out, "  source      {url}, {}: {}", text(&source["ref"]), text(&source["state"]));
-        if let (Some(revision), Some(taken)) = (source["revision"].as_str(), source["taken"].as_str()) {
-            let _ = writeln!(out, "              {revision}, taken {taken}");
-        }
-        for key in ["error", "warning"] {
-            if let Some(reason) = source[key].as_str() {
-                let _ = writeln!(out, "              {key}: {reason}");
-            }
-        }
-    }
-    let _ = writeln!(out, "  health      {}", text(&status["health"]));
     if let Some(words) = status["probation"]["words"].as_str() {
         let _ = writeln!(out, "  probation   {words}");
     }

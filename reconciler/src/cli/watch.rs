@@ -63,6 +63,9 @@ async fn follow(args: &Args, node: &Node) -> anyhow::Result<Exit> {
     {
         bail!("no policy `{policy}` is live on this node; `wayleave status --format json` lists those that are");
     }
+    shown.devices = devices().await?;
+    // Said once it is true: from here on no packet is missed.
+    listener.wish(&wish(args, node)?)?;
     note(&announcement(args));
     let mut lost = 0;
     let mut renew = tokio::time::interval(RENEW);
@@ -77,7 +80,7 @@ async fn follow(args: &Args, node: &Node) -> anyhow::Result<Exit> {
                     break Exit::Error;
                 }
                 listener.wish(&wish(args, node)?)?;
-                shown.devices = links().await?.into_iter().map(|link| (link.index, link.name)).collect();
+                shown.devices = devices().await?;
                 let now = listener.lost()?;
                 if now > lost {
                     note(&format!("{} events were lost: they came faster than they were printed", now - lost));
@@ -95,6 +98,11 @@ async fn follow(args: &Args, node: &Node) -> anyhow::Result<Exit> {
         note(&format!("{} events were lost: they came faster than they were printed", now - lost));
     }
     Ok(ended)
+}
+
+/// Names of the devices by kernel index.
+async fn devices() -> anyhow::Result<BTreeMap<u32, String>> {
+    Ok(links().await?.into_iter().map(|link| (link.index, link.name)).collect())
 }
 
 fn announcement(args: &Args) -> String {

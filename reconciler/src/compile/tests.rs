@@ -9,7 +9,10 @@ use proptest::prelude::*;
 
 use super::view::{Match, RouteAction, View};
 use super::*;
-use crate::policy::{Action, NextHop, NextHopGroup, OnAllDown, Origin, Route, RoutePolicy};
+use crate::policy::{
+    Action, FilterAction, FilterPolicy, FilterRule, NextHop, NextHopGroup, OnAllDown, Origin, RateLimit, Route,
+    RoutePolicy, RuleAction,
+};
 
 /// Routes as (prefix, policy, action); actions beyond the two plain ones name groups.
 type Written = (Prefix, usize, u32);
@@ -76,6 +79,38 @@ fn policy(routes: &[Written], rotate: usize) -> Policy {
         route_policies: route_policies.collect(),
         filter_policies: vec![],
     }
+}
+
+/// Two rules with prefixes, ports and a limit, and a default.
+fn filter_policies() -> Vec<FilterPolicy> {
+    let rule = |name: &str, from: Option<&[&str]>, ports, action| FilterRule {
+        name: name.to_owned(),
+        origin: Origin { file: 1, line: 7 },
+        from: from.map(|all| all.iter().map(|prefix| prefix.parse().unwrap()).collect()),
+        to: None,
+        lists: vec![2],
+        protocol: Some([6, 6]),
+        ports,
+        source_ports: None,
+        in_ports: None,
+        tcp_flags: None,
+        fragments: false,
+        action,
+        meaning: format!("what {name} says"),
+    };
+    let limit = RateLimit { rate: 10, burst: 20, is_bytes: false, source_bits: Some([24, 64]) };
+    vec![FilterPolicy {
+        name: "front".to_owned(),
+        owner: None,
+        nodes: crate::policy::Selector::default(),
+        origin: Origin { file: 1, line: 3 },
+        priority: 1000,
+        default: Some(FilterAction::Deny),
+        rules: vec![
+            rule("bogons", Some(&["10.0.0.0/9", "10.1.0.0/16", "2001:db8::/33"]), None, RuleAction::Deny),
+            rule("web", None, Some(vec![(80, 80), (443, 444)]), RuleAction::Limit(limit)),
+        ],
+    }]
 }
 
 /// Lengths with the ends and the node boundaries more often than the rest.
@@ -201,6 +236,26 @@ proptest! {
         let image = compile(&policy(&routes, 0), &node, &LiveIds::default()).unwrap();
         let other = compile(&policy(&routes, rotate), &back, &LiveIds::default()).unwrap();
         prop_assert!(image.bytes() == other.bytes());
+    }
+
+    #[test]
+    fn an_image_moves_to_other_addresses_of_its_node_as_its_policies_would(
+        routes in written(),
+        rotate in 0usize..12,
+        filters in any::<bool>(),
+        before in prop::collection::vec(address(), 0..4),
+        after in prop::collection::vec(address(), 0..4),
+    ) {
+        let mut policy = policy(&routes, rotate);
+        if filters {
+            policy.filter_policies = filter_policies();
+        }
+        let (before, after) = (NodeFacts { local_addresses: before }, NodeFacts { local_addresses: after });
+        let image = compile(&policy, &before, &LiveIds::default()).unwrap();
+        let view = image.view().unwrap();
+        prop_assert!(readdress(&view, &before).unwrap().bytes() == image.bytes());
+        let expected = compile(&policy, &after, &LiveIds::from_views([&view])).unwrap();
+        prop_assert!(readdress(&view, &after).unwrap().bytes() == expected.bytes());
     }
 
     #[test]

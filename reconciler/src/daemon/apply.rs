@@ -4,20 +4,22 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::compile::{Image, View};
+use crate::compile::{Image, View, readdress};
 use crate::guard::{self, Refusal};
 use crate::kernel::KernelError;
-use crate::kernel::observe::Observed;
+use crate::kernel::observe::{Observed, generation};
 use crate::plan::Plan;
 use crate::policy::{Diagnostic, Guard, PolicyTest, Prefix, Probe};
 use crate::policy_test::{self, Outcome};
-use crate::reconcile::{Step, steps};
+use crate::reconcile::hold::Hold;
+use crate::reconcile::{Found, Step, steps};
 use crate::source::{ReadSource, Source};
 
 use super::execute::{Report, execute};
 use super::journal::{Entry, Event};
 use super::node::{Facts, Node, NodeError, operator, unix_ms};
 use super::probation::{self, Terms};
+use super::suspension;
 
 /// How long the name of the source's server is looked up.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,8 +29,8 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Proposal {
     pub plan: Plan,
     pub steps: Vec<Step>,
-    /// The tables of ports are not what the node's devices ask for.
-    pub ports_differ: bool,
+    /// What the steps were computed from.
+    pub found: Found,
     /// Warnings about the source.
     pub diagnostics: Vec<Diagnostic>,
     /// Tests of the source, which are run in the kernel before its rules are published.
@@ -43,6 +45,12 @@ pub struct Proposal {
     pub why: Option<String>,
     /// What the guards say of it; [`apply`] refuses a proposal with any.
     pub refusals: Vec<Refusal>,
+    /// What keeps it from being published for now; [`apply`] refuses a proposal with any, and looks again itself.
+    pub holds: Vec<Hold>,
+    /// Whether it brings something new of the source, which can be held.
+    can_be_held: bool,
+    /// Holds that it goes past, by name.
+    past_holds: BTreeSet<&'static str>,
     image: Image,
     observed: Observed,
     facts: Facts,
@@ -68,6 +76,12 @@ impl Proposal {
         self.refusals.retain(|refusal| !guards.contains(&refusal.guard));
     }
 
+    /// Goes past these holds; the words of [`Hold::NAMES`].
+    pub fn go_past(&mut self, holds: &BTreeSet<&'static str>) {
+        self.past_holds.clone_from(holds);
+        self.holds.retain(|hold| !holds.contains(hold.name()));
+    }
+
     /// The tests by the library, every next hop taken to be up.
     pub fn outcomes(&self) -> Result<Vec<Outcome>, NodeError> {
         let view = self.desired()?;
@@ -78,12 +92,17 @@ impl Proposal {
 
     /// Whether the desired rules are the live ones, whatever else is to be done.
     pub fn is_live(&self) -> bool {
-        self.plan.from().is_some_and(|live| live.digest == self.plan.to().digest)
+        // Live rules that are not what their digest says are none.
+        self.found.live_digest.is_some() && self.plan.from().is_some_and(|live| live.digest == self.plan.to().digest)
     }
 
     /// The generation that was live when the proposal was made; 0: none.
     pub fn parent(&self) -> u64 {
         self.observed.live_number()
+    }
+
+    pub(super) fn facts(&self) -> &Facts {
+        &self.facts
     }
 
     /// The image that was live when the proposal was made.
@@ -123,8 +142,16 @@ async fn propose_with(node: &Node, source: &(impl ReadSource + ?Sized), facts: F
     let mut proposal = proposal(node, desired.image, desired.diagnostics, observed, facts, Event::Applied)?;
     proposal.tests = desired.tests;
     proposal.probes = desired.probes;
-    if !was_live_before(node, &proposal)? {
+    proposal.why = desired.subject;
+    let was_live_before = was_live_before(node, &proposal)?;
+    if !was_live_before {
         proposal.refusals = refusals(node, &proposal, &desired.allowed).await?;
+    }
+    // The source that is live already, compiled anew for other addresses or devices of the node, is nothing new.
+    let same_revision = proposal.plan.from().is_some_and(|live| live.revision == proposal.plan.to().revision);
+    proposal.can_be_held = !proposal.is_live() && !same_revision && !was_live_before;
+    if proposal.can_be_held {
+        proposal.holds = suspension::holds(node)?;
     }
     Ok(proposal)
 }
@@ -192,6 +219,50 @@ pub async fn propose_live(node: &Node) -> Result<Option<Proposal>, NodeError> {
     proposal(node, image, Vec::new(), observed, facts, Event::Applied).map(Some)
 }
 
+/// Proposes that what is live stays in force on the node as it is now, its own addresses included, whatever the source says;
+/// `None`: nothing is live.
+pub async fn propose_kept(node: &Node) -> Result<Option<Proposal>, NodeError> {
+    node.refuse_newer_layout()?;
+    let observed = node.observe()?;
+    let facts = node.facts().await?;
+    let Some(live) = &observed.live else { return Ok(None) };
+    let (image, moved) = {
+        let view = live.image.view()?;
+        let mut addresses = facts.node.local_addresses.clone();
+        addresses.sort_unstable();
+        addresses.dedup();
+        if view.locals().eq(addresses) {
+            (Image::copy_of(&view), false)
+        } else {
+            (readdress(&view, &facts.node)?, true)
+        }
+    };
+    let mut proposal = proposal(node, image, Vec::new(), observed, facts, Event::Applied)?;
+    proposal.why = moved.then(|| "the node has other addresses of its own".to_owned());
+    proposal.probes.clone_from(&node.config.probes);
+    Ok(Some(proposal))
+}
+
+/// Proposes what was published last once more, as its pin still holds it: for a live slot in which somebody put something
+/// else. `None`: nothing was published, or the pin does not hold it any more.
+pub async fn propose_published(node: &Node) -> Result<Option<Proposal>, NodeError> {
+    node.refuse_newer_layout()?;
+    let state = |source| NodeError::State { path: node.config.state_dir.clone(), source };
+    let entries = node.journal.read().map_err(state)?;
+    let Some(last) = entries.last().filter(|last| last.event != Event::Detached) else { return Ok(None) };
+    let Some(published) = generation(&node.pins, last.generation)? else { return Ok(None) };
+    let view = published.image.view()?;
+    if view.verify_digest().is_err() || view.digest().to_string() != last.digest {
+        return Ok(None);
+    }
+    let (observed, facts) = (node.observe()?, node.facts().await?);
+    let image = Image::copy_of(&view);
+    let mut proposal = proposal(node, image, Vec::new(), observed, facts, Event::Repaired)?;
+    // What it still had to prove goes on.
+    proposal.terms = probation::go_on(node).await?;
+    Ok(Some(proposal))
+}
+
 /// Both the plan and the steps are made against what is there; a newer layout is nothing that this version can read.
 fn proposal(
     node: &Node,
@@ -207,13 +278,13 @@ fn proposal(
     };
     let found = node.found(&observed, &image, &facts)?;
     let steps = steps(&found, &node.wanted(&image, &facts)?);
-    let ports_differ = found.ports_differ;
     let (tests, probes, refusals) = (Vec::new(), Vec::new(), Vec::new());
     let (terms, concludes, why) = (None, None, None);
+    let (holds, can_be_held, past_holds) = (Vec::new(), false, BTreeSet::new());
     Ok(Proposal {
         plan,
         steps,
-        ports_differ,
+        found,
         diagnostics,
         tests,
         probes,
@@ -221,6 +292,9 @@ fn proposal(
         concludes,
         why,
         refusals,
+        holds,
+        can_be_held,
+        past_holds,
         image,
         observed,
         facts,
@@ -238,6 +312,14 @@ pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut
         return Err(NodeError::Refused { refusals: proposal.refusals });
     }
     let _lock = node.lock()?;
+    // Somebody may have suspended since, and a window may have closed.
+    if proposal.can_be_held {
+        let mut holds = suspension::holds(node)?;
+        holds.retain(|hold| !proposal.past_holds.contains(hold.name()));
+        if !holds.is_empty() {
+            return Err(NodeError::Held { holds });
+        }
+    }
     // What a killed process left, or another process did, may have changed while this one waited.
     let observed = node.observe()?;
     if observed.live_number() != live {

@@ -9,7 +9,7 @@ use crate::kernel::observe::{Generation, Observed};
 use crate::kernel::program::Programs;
 use crate::kernel::publish::{self, Staged, Verified};
 use crate::kernel::tables::Tables;
-use crate::kernel::{KernelError, attach, check, layout};
+use crate::kernel::{KernelError, attach, check, layout, restore};
 use crate::policy::PolicyTest;
 use crate::reconcile::{Attachment, Step};
 
@@ -87,6 +87,7 @@ impl<'a> Run<'a> {
     async fn step(&mut self, step: &Step, report: &mut Report) -> Result<(), NodeError> {
         let pins = &self.node.pins;
         match step {
+            Step::RestorePins { bits } => restore::restore(pins, *bits)?,
             Step::ClearCandidate { bits } => publish::clear_candidate(pins, *bits)?,
             Step::RemovePin { path } => pins.remove(path)?,
             Step::RemoveClass { bits } => pins.remove_directory(&pins.class(*bits))?,

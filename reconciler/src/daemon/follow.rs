@@ -86,6 +86,8 @@ struct Known {
     failures: u32,
     error: Option<(&'static str, String)>,
     warning: Option<String>,
+    /// Since when it is as it is: answers, is refused, or fails.
+    since: Option<(&'static str, u64)>,
     started: bool,
 }
 
@@ -102,6 +104,7 @@ impl Known {
             taken_unix_ms: old["taken_unix_ms"].as_u64(),
             answered_unix_ms: old["answered_unix_ms"].as_u64(),
             warning: old["warning"].as_str().map(str::to_owned),
+            since: old["since_unix_ms"].as_u64().map(|since| (standing(&old), since)),
             ..Self::default()
         }
     }
@@ -156,9 +159,9 @@ impl Known {
         }
     }
 
-    fn tell(&self, state: &State, source: &GitSource, pause: Duration) {
+    fn tell(&mut self, state: &State, source: &GitSource, pause: Duration) {
         let next = unix_ms() + u64::try_from(pause.as_millis()).unwrap_or(0);
-        let value = json!({
+        let mut value = json!({
             "pid": std::process::id(), "url": source.url.to_string(), "ref": source.reference.to_string(),
             "revision": self.revision, "commit": self.commit, "taken_unix_ms": self.taken_unix_ms,
             "asked_unix_ms": self.asked_unix_ms, "answered_unix_ms": self.answered_unix_ms,
@@ -166,8 +169,21 @@ impl Known {
             "reason": self.error.as_ref().map(|(word, _)| *word), "error": self.error.as_ref().map(|(_, text)| text),
             "warning": self.warning,
         });
+        let now = standing(&value);
+        let since = self.since.filter(|(before, _)| *before == now).map_or_else(unix_ms, |(_, since)| since);
+        self.since = Some((now, since));
+        value["since_unix_ms"] = since.into();
         if let Err(error) = state.set_source(&value) {
             tracing::warn!(%error, "the state directory cannot be written");
         }
+    }
+}
+
+/// One word for what is known of a source.
+fn standing(known: &Value) -> &'static str {
+    match (known["error"].is_string(), known["reason"].as_str()) {
+        (false, _) => "answers",
+        (true, Some("rewritten" | "signature")) => "refused",
+        (true, _) => "fails",
     }
 }

@@ -20,6 +20,21 @@ pub enum Event {
     Applied,
     RolledBack,
     Detached,
+    /// What somebody changed in the kernel was put right; the generation may be the same as before.
+    Repaired,
+    /// Somebody changed something in the kernel, and it was left so.
+    Drifted,
+    /// Nothing was published: the source is not followed for a while.
+    Suspended,
+    /// Nor here: it is again.
+    Resumed,
+}
+
+impl Event {
+    /// Whether it is about the source alone; what is live stays.
+    const fn changes_nothing(self) -> bool {
+        matches!(self, Self::Suspended | Self::Resumed)
+    }
 }
 
 /// One event.
@@ -84,8 +99,15 @@ impl Journal {
         file.sync_data()
     }
 
-    /// Every readable event, oldest first; none when there is no journal.
+    /// What was published and taken away, oldest first; none when there is no journal.
     pub fn read(&self) -> io::Result<Vec<Entry>> {
+        let mut entries = self.read_all()?;
+        entries.retain(|entry| !entry.event.changes_nothing());
+        Ok(entries)
+    }
+
+    /// Every readable event, oldest first, those that published nothing included.
+    pub fn read_all(&self) -> io::Result<Vec<Entry>> {
         let file = match File::open(&self.path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -111,6 +133,10 @@ fn parse(line: &[u8]) -> Option<Entry> {
         "applied" => Event::Applied,
         "rolled-back" => Event::RolledBack,
         "detached" => Event::Detached,
+        "suspended" => Event::Suspended,
+        "resumed" => Event::Resumed,
+        "repaired" => Event::Repaired,
+        "drifted" => Event::Drifted,
         _ => return None,
     };
     Some(Entry {
@@ -153,6 +179,12 @@ mod tests {
         journal.append(&first).unwrap();
         OpenOptions::new().append(true).open(&journal.path).unwrap().write_all(b"{\"format_ver\xff\0").unwrap();
         journal.append(&second).unwrap();
+        assert_eq!(journal.read().unwrap(), [first.clone(), second.clone()]);
+        // What published nothing is no publish.
+        let resumed = Entry::new(Event::Resumed, 8);
+        journal.append(&Entry::new(Event::Suspended, 7)).unwrap();
+        journal.append(&resumed).unwrap();
         assert_eq!(journal.read().unwrap(), [first, second]);
+        assert_eq!(journal.read_all().unwrap().last(), Some(&resumed));
     }
 }

@@ -1,9 +1,11 @@
 //! The node's side: files, clock, sockets and signals, around the pure pipeline.
 
 pub mod apply;
+pub mod attempt;
 pub mod cases;
 pub mod detach;
 pub mod drift;
+mod drift_timer;
 pub mod execute;
 mod follow;
 pub mod journal;
@@ -16,6 +18,7 @@ pub mod reach;
 pub mod run;
 pub mod runtime;
 pub mod state;
+pub mod suspension;
 pub mod time;
 pub mod trial;
 mod webhook;

@@ -52,6 +52,68 @@ pub fn devices_differ(tables: &Tables, view: &View<'_>, facts: &Facts) -> Result
     Ok(!stale_devices(tables, view, facts)?.is_empty())
 }
 
+/// A next hop whose entry is not what the kernel says of its neighbour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaleNeighbour {
+    /// `policy/name`.
+    pub next_hop: String,
+    pub via: IpAddr,
+    pub is: Reach,
+    pub wanted: Neighbour,
+}
+
+/// Next hops that the kernel knows a usable neighbour of, behind a link that is up, and whose entry is not that. While events
+/// are on their way it finds what the daemon is about to write.
+pub fn stale_neighbours(tables: &Tables, view: &View<'_>, facts: &Facts) -> Result<Vec<StaleNeighbour>, NodeError> {
+    let known = usable(&facts.neighbours);
+    let mut stale = Vec::new();
+    for (hop, port, link) in hops(view, facts).filter(|(_, _, link)| link.up && link.carrier) {
+        let is = tables.reach(hop.id)?;
+        let Some(destination) = known.get(&(link.index, hop.via)) else { continue };
+        let wanted = neighbour(port, link, mac(*destination));
+        if is != Reach::Up(wanted) {
+            stale.push(StaleNeighbour { next_hop: format!("{}/{}", hop.policy, hop.name), via: hop.via, is, wanted });
+        }
+    }
+    Ok(stale)
+}
+
+/// What is not right in the tables of ports, in words.
+pub fn stale_ports(tables: &Tables, view: &View<'_>, facts: &Facts) -> Result<Vec<(String, String)>, NodeError> {
+    let device = |index: u32| {
+        let link = facts.ports.iter().flat_map(|(port, link)| [&port.wire.link, link]).find(|link| link.index == index);
+        link.map_or_else(|| format!("the device with index {index}"), |link| link.name.clone())
+    };
+    let port = |id: u32| view.ports().find(|port| port.id == id).map_or("none", |port| port.name).to_owned();
+    stale_devices(tables, view, facts)?
+        .into_iter()
+        .map(|entry| {
+            Ok(match entry {
+                Entry::Port(id, wanted) => {
+                    let by = |egress: Option<Egress>| egress.map_or("no device".to_owned(), |e| device(e.device));
+                    let (is, wanted) = (by(tables.port(id)?), by(wanted));
+                    let same = if is == wanted { ", with other tags or another index" } else { "" };
+                    (port(id), format!("packets leave by {is}{same}, where the configuration says {wanted}"))
+                }
+                Entry::Ingress(index, vids, wanted) => {
+                    let of = |ingress: Option<Ingress>| match ingress {
+                        Some(ingress) if ingress.port != 0 => format!("port {}", port(ingress.port)),
+                        Some(_) => "a port that no rule names".to_owned(),
+                        None => "no port".to_owned(),
+                    };
+                    let (is, wanted) = (of(tables.ingress(index, vids)?), of(wanted));
+                    let same = if is == wanted { " with another MAC" } else { "" };
+                    let tags = if vids == 0 { String::new() } else { format!(" of {}", super::ports::vlan(vids)) };
+                    (
+                        device(index),
+                        format!("frames{tags} come in by {is}{same}, where the configuration says {wanted}"),
+                    )
+                }
+            })
+        })
+        .collect()
+}
+
 /// Entries that are not what they must be, in the order in which to write them.
 fn stale_devices(tables: &Tables, view: &View<'_>, facts: &Facts) -> Result<Vec<Entry>, NodeError> {
     let mut stale = Vec::new();
@@ -158,7 +220,11 @@ async fn resolve_all(keys: BTreeSet<Key>) {
 /// Every neighbour whose address the kernel holds to be usable.
 async fn known() -> Result<BTreeMap<Key, [u8; 6]>, NeighbourError> {
     let all = neighbours().await?;
-    Ok(all.into_iter().filter_map(|n| n.usable_mac().map(|mac| ((n.ifindex, n.ip), mac))).collect())
+    Ok(usable(&all))
+}
+
+fn usable(all: &[neighbour::Neighbour]) -> BTreeMap<Key, [u8; 6]> {
+    all.iter().filter_map(|n| n.usable_mac().map(|mac| ((n.ifindex, n.ip), mac))).collect()
 }
 
 /// Six bytes as `fib::Neighbour` holds them: the first byte lowest.

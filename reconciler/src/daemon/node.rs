@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, capacity_class, compile};
+use crate::compile::{CompileError, Image, ImageError, LiveIds, NodeFacts, View, capacity_class, compile};
 use crate::guard::{self, Refusal};
 use crate::kernel::KernelError;
 use crate::kernel::address::{device_addresses, local_addresses};
@@ -13,7 +13,7 @@ use crate::kernel::attach::{Hook, Mode, Target};
 use crate::kernel::ethtool;
 use crate::kernel::layout;
 use crate::kernel::link::{Link, XdpMode, links};
-use crate::kernel::neighbour::NeighbourError;
+use crate::kernel::neighbour::{Neighbour, NeighbourError, neighbours};
 use crate::kernel::observe::{LinkState, Observed, observe};
 use crate::kernel::pins::{Lock, Pins};
 use crate::kernel::program::Entry;
@@ -21,11 +21,12 @@ use crate::kernel::tables::Tables;
 use crate::kernel::xdp_features::all_xdp_features;
 use crate::policy::{self, Diagnostic, Guard, NodeConfig, PolicyTest, Probe};
 use crate::policy_test::Outcome;
+use crate::reconcile::hold::Hold;
 use crate::reconcile::{Attachment, Found, Held, PortDevice, Wanted};
 use crate::source::{Limits, ReadSource, SourceError};
 
 use super::journal::Journal;
-use super::neighbours::devices_differ;
+use super::neighbours::{devices_differ, stale_neighbours};
 use super::ports::{PortFault, carried, trunks};
 use super::probation;
 
@@ -66,6 +67,8 @@ pub enum NodeError {
     Tests { failures: Vec<Outcome> },
     #[error("refused by {}", refusals.iter().map(|r| r.guard.name()).collect::<Vec<_>>().join(" and "))]
     Refused { refusals: Vec<Refusal> },
+    #[error("held: {}", holds.iter().map(Hold::message).collect::<Vec<_>>().join("; "))]
+    Held { holds: Vec<Hold> },
     #[error("there is no generation {number}; `wayleave history` lists those that can be rolled back to")]
     NoGeneration { number: u64 },
     #[error("nothing older than generation {live} is retained; there is nothing to roll back to")]
@@ -93,7 +96,8 @@ impl NodeError {
             | Self::NoGeneration { .. }
             | Self::AttachTwoWays { .. }
             | Self::Tests { .. }
-            | Self::Refused { .. } => false,
+            | Self::Refused { .. }
+            | Self::Held { .. } => false,
             Self::Source(_)
             | Self::Port(_)
             | Self::Update(_)
@@ -126,6 +130,8 @@ pub struct Facts {
     pub node: NodeFacts,
     /// The node's own addresses on devices that carry no port: how else it is reached.
     pub management: Vec<IpAddr>,
+    /// The kernel's own table.
+    pub neighbours: Vec<Neighbour>,
 }
 
 /// What a source means for this node.
@@ -141,6 +147,8 @@ pub struct Desired {
     pub probes: Vec<Probe>,
     /// Guards that the commit goes past, by its trailers.
     pub allowed: BTreeSet<Guard>,
+    /// The first line of the commit's message.
+    pub subject: Option<String>,
 }
 
 impl Node {
@@ -198,7 +206,7 @@ impl Node {
         let carries = |index: u32| ports.iter().any(|(port, _)| port.index == index);
         let management = addresses.iter().filter(|(index, _)| !carries(*index)).map(|(_, address)| *address).collect();
         let node = NodeFacts { local_addresses: local_addresses(&addresses) };
-        Ok(Facts { ports, missing, node, management })
+        Ok(Facts { ports, missing, node, management, neighbours: neighbours().await? })
     }
 
     /// Reads, validates and compiles a source for this node; ids of the kernel's generations are kept.
@@ -221,18 +229,36 @@ impl Node {
             diagnostics.extend(unknown);
             return Err(NodeError::Policy { diagnostics });
         }
-        let views: Vec<_> =
-            observed.live.iter().chain(&observed.retained).filter_map(|g| g.image.view().ok()).collect();
-        let image = compile(&policy, facts, &LiveIds::from_views(&views))?;
+        let image = compile(&policy, facts, &Self::live_ids(observed))?;
         let mut probes = self.config.probes.clone();
         probes.extend(policy.route_policies.iter().flat_map(|policy| policy.probes.iter().cloned()));
         let allowed = guard::allowed_by_message(snapshot.message.as_deref().unwrap_or_default());
-        Ok(Desired { image, revision: policy.revision, diagnostics, tests, probes, allowed })
+        let subject = snapshot.message.as_deref().and_then(|message| message.lines().next()).map(str::to_owned);
+        Ok(Desired { image, revision: policy.revision, diagnostics, tests, probes, allowed, subject })
+    }
+
+    /// The ids that the kernel's generations have given out.
+    pub(super) fn live_ids(observed: &Observed) -> LiveIds {
+        let views: Vec<_> =
+            observed.live.iter().chain(&observed.retained).filter_map(|g| g.image.view().ok()).collect();
+        LiveIds::from_views(&views)
     }
 
     /// What the steps are computed from: the kernel's side.
     pub fn found(&self, observed: &Observed, image: &Image, facts: &Facts) -> Result<Found, NodeError> {
-        let live_digest = observed.live.as_ref().map(|g| g.image.view().map(|v| v.digest().0)).transpose()?;
+        // Rules that are not what their digest says are nobody's wish.
+        let sound = |view: &View<'_>| view.verify_digest().is_ok();
+        let live = observed.live.as_ref().map(|g| g.image.view()).transpose()?;
+        let live_digest = live.as_ref().filter(|view| sound(view)).map(|view| view.digest().0);
+        let tables = match observed.live {
+            Some(_) if observed.programs.contains_key(&Entry::Xdp) => match Tables::open(&self.pins) {
+                // Pinned again, and written, before anything else.
+                Err(KernelError::NoMap { .. }) if !observed.lost.is_empty() => None,
+                tables => Some(tables?),
+            },
+            // Written with the first generation anyway, and with the first of a layout.
+            _ => None,
+        };
         // A journal that cannot be read could not be written after the publish either: better to know before.
         let state = |source| NodeError::State { path: self.config.state_dir.clone(), source };
         let journalled = self.journal.read().map_err(state)?.iter().map(|e| e.generation).max();
@@ -247,11 +273,15 @@ impl Node {
             programs: observed.programs.clone(),
             layouts: observed.layouts.clone(),
             strays: observed.strays.clone(),
-            ports_differ: match observed.live {
-                Some(_) if observed.programs.contains_key(&Entry::Xdp) => {
-                    devices_differ(&Tables::open(&self.pins)?, &image.view()?, facts)?
-                }
-                // Written with the first generation anyway, and with the first of a layout.
+            lost: observed.lost.clone(),
+            live_unpinned: observed.live_unpinned,
+            ports_differ: match &tables {
+                Some(tables) => devices_differ(tables, &image.view()?, facts)?,
+                None => false,
+            },
+            // Those of rules that are not live yet are written with them.
+            neighbours_differ: match (&tables, &live) {
+                (Some(tables), Some(live)) => !stale_neighbours(tables, live, facts)?.is_empty(),
                 _ => false,
             },
             newest: journalled.into_iter().chain(pinned).chain(other_layouts).max().unwrap_or(0),

@@ -139,6 +139,14 @@ pub async fn terms(node: &Node, probes: Vec<Probe>, confirm_within: Option<Durat
     Ok(Terms { probes, passed: passed.into_iter().collect(), failing, confirm_within, rules, fallback })
 }
 
+/// What the change that is still on probation has to prove, for its rules once more; `None`: nothing is.
+pub(super) async fn go_on(node: &Node) -> Result<Option<Terms>, NodeError> {
+    match pending(node)? {
+        Some(record) => terms(node, record.probes.clone(), record.confirm_within()).await.map(Some),
+        None => Ok(None),
+    }
+}
+
 /// Probes in a thread: each may take as long as its timeout.
 async fn tried(probes: Vec<Probe>) -> Results {
     if probes.is_empty() {

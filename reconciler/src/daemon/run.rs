@@ -14,19 +14,23 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::guard::Refusal;
-use crate::policy::Severity;
-use crate::policy_test::Ended;
+use crate::policy::DriftMode;
+use crate::reconcile::hold::Hold;
 use crate::reconcile::{Outcome, Schedule};
 
 use crate::source::git::GitError;
 use crate::source::{Source, SourceError};
 
-use super::apply::{Applied, Proposal, apply, propose_degraded, summary};
+use super::apply::{Proposal, apply, propose_degraded, propose_kept, summary};
+use super::attempt::{self, Axis, By, Noting, Seen, Tried};
+use super::drift_timer::DriftTimer;
 use super::follow::Follower;
-use super::node::{Node, NodeError, unix_ms};
+use super::journal::Event;
+use super::node::{Node, NodeError};
 use super::probation::{self, Standing, Verdict};
-use super::runtime::Runtime;
-use super::state::{Attempt, State, Sync};
+use super::runtime::{Hint, Runtime};
+use super::state::State;
+use super::suspension::Watched;
 use super::webhook;
 
 /// Runs until SIGTERM or SIGINT. SIGHUP looks at once.
@@ -39,7 +43,8 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(signal_error)?;
 
     let (hints, mut hinted) = mpsc::channel::<()>(1);
-    let mut runtime = Runtime::start(node, hints.clone())?;
+    let (changes, mut changed) = mpsc::channel::<Hint>(2);
+    let mut runtime = Runtime::start(node, changes)?;
     let state = State::new(&node.config.state_dir);
     let mut files = match source {
         Source::Directory(directory) => Some(FileWatch::new(directory, hints.clone())),
@@ -65,11 +70,13 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
         None => None,
     };
     let mut schedule = Schedule::new(node.config.settle, node.config.rescan_interval, Instant::now());
-    let mut daemon = Daemon { node, source, state, last: None };
+    let mut drift = DriftTimer::new(node, state.clone());
+    let mut daemon = Daemon { node, source, state, last: None, decided: true };
     let mut ready = false;
     // A change that a daemon before this one, or an `apply`, did not see to its end is watched first of all.
     let mut trial = Trial::default();
     trial.renew(node);
+    let mut held = Watched::new(node);
 
     loop {
         tokio::select! {
@@ -81,6 +88,23 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
                 look_again();
             }
             Some(()) = hinted.recv() => schedule.hint(Instant::now()),
+            () = held.changed() => schedule.hint(Instant::now()),
+            // Devices or addresses are others: what has to follow them does, in every mode of drift.
+            Some(hint) = changed.recv() => match hint {
+                Hint::Changed => {
+                    daemon.decided = true;
+                    schedule.hint(Instant::now());
+                }
+                Hint::Drifted => drift.hint(),
+            },
+            () = drift.due() => {
+                if drift.look().await {
+                    daemon.decided = true;
+                    schedule.hint(Instant::now());
+                }
+                trial.renew(node);
+                runtime.wake();
+            }
             error = runtime.ended() => return Err(error.unwrap_or_else(|| NodeError::State {
                 path: PathBuf::from("threads"),
                 source: io::Error::other("the thread that follows links and neighbours panicked"),
@@ -95,7 +119,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
                 if let Some(files) = &mut files {
                     files.renew();
                 }
-                let (outcome, lost) = daemon.look().await;
+                let (outcome, lost) = daemon.look(&mut drift).await;
                 if lost {
                     look_again();
                 }
@@ -127,84 +151,102 @@ struct Daemon<'a> {
     source: &'a Source,
     state: State,
     /// How the last look ended, to log changes of it.
-    last: Option<Sync>,
+    last: Option<Tried>,
+    /// The next look puts everything right, whatever the mode of drift: it is the first, or follows a change of the node's
+    /// devices or addresses.
+    decided: bool,
+}
+
+/// How a look ended that did not fail.
+enum Done {
+    InSync,
+    /// The source is what was rolled back from.
+    Quarantined,
+    /// The source is what was published last, and somebody put other rules into the kernel; `drift.mode` leaves them there.
+    Drifted,
+    /// A suspension or a window holds its change; guards would refuse it besides.
+    Held(Vec<Hold>, Vec<Refusal>),
 }
 
 impl Daemon<'_> {
     /// One look at the source, recorded and logged. Says, too, whether the source must be fetched again.
-    async fn look(&mut self) -> (Outcome, bool) {
-        let mut lost = false;
-        let mut revision = None;
-        let mut unresolved = Vec::new();
-        let result = self.reconcile(&mut revision, &mut unresolved).await;
-        let (sync, outcome) = match result {
-            Ok(sync) => (sync, Outcome::Settled),
-            Err(NodeError::Policy { diagnostics }) => {
-                let errors: Vec<_> = diagnostics.iter().filter(|d| d.severity == Severity::Error).collect();
-                let first = errors.first().map(|d| format!("{}: {}", d.file, d.message)).unwrap_or_default();
-                tracing::error!(errors = errors.len(), %first, "the policies have errors; the live generation stays");
-                (Sync::InvalidPolicy { errors: errors.len(), first }, Outcome::Settled)
-            }
-            Err(NodeError::Refused { refusals }) => (refused(&refusals), Outcome::Settled),
-            Err(NodeError::Step { source, .. }) if matches!(*source, NodeError::Tests { .. }) => {
-                (tests_failed(&source), Outcome::Settled)
-            }
-            Err(error @ NodeError::Source(SourceError::Git(GitError::NothingFetched { .. }))) => {
-                let text = chain(&error);
-                tracing::info!("{text}");
-                (Sync::Failed { error: text }, Outcome::Settled)
-            }
-            Err(error) => {
-                lost = matches!(&error, NodeError::Source(SourceError::Git(GitError::Lost { .. })));
-                let text = chain(&error);
-                tracing::error!(error = %text, "the look failed; the live generation stays");
-                let outcome = if error.may_pass() { Outcome::Failed } else { Outcome::Settled };
-                (Sync::Failed { error: text }, outcome)
-            }
+    async fn look(&mut self, drift: &mut DriftTimer<'_>) -> (Outcome, bool) {
+        let source = Noting::new(self.source);
+        let mut seen = Seen::default();
+        let result = self.reconcile(drift, &source, &mut seen).await;
+        // Neither does a source that cannot be taken keep the node from its rules.
+        if let Err(NodeError::Source(_) | NodeError::Policy { .. } | NodeError::Refused { .. }) = &result
+            && let Err(error) = self.keep_live(drift, &mut seen).await
+        {
+            tracing::warn!(error = %chain(&error), "the live rules could not be kept in force");
+        }
+        let lost = matches!(&result, Err(NodeError::Source(SourceError::Git(GitError::Lost { .. }))));
+        let may_pass = match &result {
+            Ok(_) | Err(NodeError::Source(SourceError::Git(GitError::NothingFetched { .. }))) => false,
+            Err(error) => error.may_pass(),
         };
-        if self.last.as_ref() != Some(&sync) {
-            match &sync {
-                Sync::InSync => tracing::info!(revision = revision.as_deref(), "the kernel holds what the source says"),
-                Sync::Quarantined => {
-                    tracing::warn!(
-                        revision = revision.as_deref(),
-                        "this source was rolled back; waiting for another one"
-                    );
-                }
-                Sync::Refused { guards, first } => {
-                    tracing::error!(?guards, %first, "a guard refuses this source; the live generation stays");
-                }
-                Sync::TestsFailed { failed, first } => {
-                    tracing::error!(failed, %first, "policy tests fail; the live generation stays");
-                }
-                Sync::InvalidPolicy { .. } | Sync::Failed { .. } => {}
-            }
-            self.last = Some(sync.clone());
+        let proposed = seen.revision.is_some();
+        let tried = match &result {
+            Ok(Done::InSync) => Tried::in_sync(),
+            Ok(Done::Quarantined) => Tried::quarantined(),
+            Ok(Done::Drifted) => Tried::drifted(),
+            Ok(Done::Held(holds, refusals)) => Tried::held(holds, refusals),
+            Err(error) => Tried::failed(error, proposed),
+        };
+        if seen.revision.is_none() {
+            seen.revision = source.revision();
         }
-        let attempt = Attempt { pid: std::process::id(), unix_ms: unix_ms(), revision, sync, unresolved };
-        if let Err(error) = self.state.set_attempt(&attempt) {
-            tracing::warn!(%error, "the state directory cannot be written");
+        if self.last.as_ref() != Some(&tried) || may_pass {
+            log(&tried, seen.revision.as_deref(), result.as_ref().err());
         }
-        (outcome, lost)
+        self.last = Some(tried.clone());
+        attempt::record(self.node, By::Daemon, seen, tried);
+        (if may_pass { Outcome::Failed } else { Outcome::Settled }, lost)
     }
 
-    async fn reconcile(&self, revision: &mut Option<String>, unresolved: &mut Vec<String>) -> Result<Sync, NodeError> {
-        let mut proposal = propose_degraded(self.node, self.source).await?;
+    /// Whether this source is what was published last: then whatever is to be done is not its doing.
+    fn is_published(&self, digest: &str) -> Result<bool, NodeError> {
+        let state = |source| NodeError::State { path: self.node.config.state_dir.clone(), source };
+        let last = self.node.journal.read().map_err(state)?.pop();
+        Ok(last.is_some_and(|last| last.event != Event::Detached && last.digest == digest))
+    }
+
+    async fn reconcile(
+        &mut self,
+        drift: &mut DriftTimer<'_>,
+        source: &Noting<'_, Source>,
+        seen: &mut Seen,
+    ) -> Result<Done, NodeError> {
+        let mut proposal = propose_degraded(self.node, source).await?;
+        seen.proposal(&proposal);
         let (desired, digest) = {
             let view = proposal.desired()?;
             (view.revision().to_owned(), view.digest().to_string())
         };
-        *revision = Some(desired.clone());
         let state = |source| NodeError::State { path: self.node.config.state_dir.clone(), source };
         let aside = self.state.quarantined().map_err(state)?;
         // Live again all the same: an operator brought it back, or the rollback was interrupted before its publish.
         if aside.iter().any(|a| a.matches(&desired, &digest)) && !proposal.is_live() {
-            return Ok(Sync::Quarantined);
+            self.keep_live(drift, seen).await?;
+            return Ok(Done::Quarantined);
+        }
+        if !proposal.holds.is_empty() {
+            let (holds, refusals) = (proposal.holds, proposal.refusals);
+            self.keep_live(drift, seen).await?;
+            return Ok(Done::Held(holds, refusals));
         }
         if !aside.is_empty()
             && let Err(error) = self.state.lift_quarantine()
         {
             tracing::warn!(%error, "the quarantine cannot be lifted");
+        }
+        if !self.decided && !proposal.is_empty() && self.is_published(&digest)? {
+            if self.node.config.drift.mode != DriftMode::Heal {
+                return Ok(if proposal.is_live() { Done::InSync } else { Done::Drifted });
+            }
+            // So that it is told what was put right.
+            drift.look().await;
+            proposal = propose_degraded(self.node, source).await?;
         }
         if !proposal.is_live() {
             let terms = probation::terms(self.node, proposal.probes.clone(), None).await?;
@@ -213,10 +255,35 @@ impl Daemon<'_> {
             }
             proposal.terms = Some(terms);
         }
-        let applied = self.apply(proposal).await?;
-        unresolved
-            .extend(applied.report.unresolved.iter().map(|u| format!("{} via {} port {}", u.next_hop, u.via, u.port)));
-        Ok(Sync::InSync)
+        match self.apply(proposal, seen).await {
+            // Suspended while the probes were tried.
+            Err(NodeError::Held { holds }) => {
+                self.keep_live(drift, seen).await?;
+                Ok(Done::Held(holds, Vec::new()))
+            }
+            result => result.map(|()| Done::InSync),
+        }
+    }
+
+    /// Keeps the live rules in force while the source's are not published: devices that came back, the node's own addresses,
+    /// and hands in the kernel as far as the mode of drift says.
+    async fn keep_live(&mut self, drift: &mut DriftTimer<'_>, seen: &mut Seen) -> Result<(), NodeError> {
+        let Some(mut proposal) = propose_kept(self.node).await? else { return Ok(()) };
+        if !self.decided && proposal.is_live() && !proposal.is_empty() {
+            if self.node.config.drift.mode != DriftMode::Heal {
+                return Ok(());
+            }
+            drift.look().await;
+            let Some(again) = propose_kept(self.node).await? else { return Ok(()) };
+            proposal = again;
+        }
+        if proposal.is_empty() {
+            return Ok(());
+        }
+        if !proposal.is_live() {
+            proposal.terms = Some(probation::terms(self.node, proposal.probes.clone(), None).await?);
+        }
+        self.apply(proposal, seen).await
     }
 
     /// Ends a probation, and says how.
@@ -241,7 +308,7 @@ impl Daemon<'_> {
         }
     }
 
-    async fn apply(&self, proposal: Proposal) -> Result<Applied, NodeError> {
+    async fn apply(&mut self, proposal: Proposal, seen: &mut Seen) -> Result<(), NodeError> {
         let summary = summary(&proposal.plan);
         let applied = apply(self.node, proposal, &mut |_| {}).await?;
         for (attachment, attached) in &applied.report.attached {
@@ -254,25 +321,46 @@ impl Daemon<'_> {
         for next_hop in &applied.report.unresolved {
             tracing::warn!(next_hop = next_hop.next_hop, via = %next_hop.via, port = next_hop.port, "no neighbour");
         }
-        Ok(applied)
+        self.decided = false;
+        seen.live = applied.live;
+        let unresolved = applied.report.unresolved.iter();
+        seen.unresolved = unresolved.map(|u| format!("{} via {} port {}", u.next_hop, u.via, u.port)).collect();
+        Ok(())
     }
 }
 
-fn refused(refusals: &[Refusal]) -> Sync {
-    let guards = refusals.iter().map(|refusal| refusal.guard.name().to_owned()).collect();
-    let first = refusals.first().map(|refusal| format!("{}; {}", refusal.message, refusal.help()));
-    Sync::Refused { guards, first: first.unwrap_or_default() }
-}
-
-fn tests_failed(error: &NodeError) -> Sync {
-    let NodeError::Tests { failures } = error else { return Sync::Failed { error: chain(error) } };
-    let first = failures.first().map(|failure| match &failure.ended {
-        Ended::Failed { expected, got } => {
-            format!("{}:{}: {}: expected {expected}, got {got}", failure.file, failure.line, failure.title())
+/// How a look ended, where that is news.
+fn log(tried: &Tried, revision: Option<&str>, error: Option<&NodeError>) {
+    let (policy, sync) = tried.words();
+    let said = |axis: Option<&Axis>| axis.and_then(|axis| axis.message.clone()).unwrap_or_default();
+    match (tried.outcome, error) {
+        ("in-sync", _) => tracing::info!(revision, "the kernel holds what the source says"),
+        ("quarantined", _) => tracing::warn!(revision, "this source was rolled back; waiting for another one"),
+        ("drifted", _) => {
+            tracing::warn!(
+                revision,
+                "other rules than those published last are live; `wayleave apply` puts them right"
+            );
         }
-        _ => failure.title(),
-    });
-    Sync::TestsFailed { failed: failures.len(), first: first.unwrap_or_default() }
+        ("suspended" | "outside-window", _) => {
+            tracing::warn!(revision, why = said(sync), "the source's change is held; the live generation stays");
+        }
+        ("invalid", Some(NodeError::Policy { diagnostics })) => {
+            let (errors, first) = attempt::first_error(diagnostics);
+            tracing::error!(revision, errors, %first, "the policies have errors; the live generation stays");
+        }
+        ("refused", _) => {
+            tracing::error!(revision, first = said(policy), "a guard refuses this source; the live generation stays");
+        }
+        ("tests-failed", _) => {
+            tracing::error!(revision, first = said(policy), "policy tests fail; the live generation stays");
+        }
+        (_, Some(error @ NodeError::Source(SourceError::Git(GitError::NothingFetched { .. })))) => {
+            tracing::info!("{}", chain(error));
+        }
+        (_, Some(error)) => tracing::error!(error = %chain(error), "the look failed; the live generation stays"),
+        (outcome, None) => tracing::info!(revision, outcome, "looked"),
+    }
 }
 
 type Waiting<'n> = Pin<Box<dyn Future<Output = Result<Verdict, NodeError>> + 'n>>;

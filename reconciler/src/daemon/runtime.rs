@@ -14,13 +14,16 @@ use fib::Reach;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::kernel::attach::Hook;
-use crate::kernel::link::Link;
-use crate::kernel::neighbour::{Neighbour, Question, ask_all, neighbours};
+use crate::kernel::link::{Link, XdpAttachment};
+use crate::kernel::neighbour::{Neighbour, Question, ask_all};
 use crate::kernel::observe;
 use crate::kernel::tables::Tables;
 use crate::kernel::watch::Watch;
+use crate::policy::DriftMode;
 use crate::reconcile::PortDevice;
 
+use super::drift::{Difference, record};
+use super::journal::Event;
 use super::neighbours::{Key, mac, neighbour, write, write_devices};
 use super::node::{Facts, Node, NodeError, unix_ms};
 use super::reach::{Cause, Signs, Standing, judge, word};
@@ -44,6 +47,15 @@ const IDLE: Duration = Duration::from_millis(500);
 /// Transitions of one next hop are logged this often at most.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
+/// What the thread saw that is not its own to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Devices or addresses are others than before, and rules or attachments must follow.
+    Changed,
+    /// A device is as before, and the program is not attached to it any more.
+    Drifted,
+}
+
 /// The thread, seen from the daemon's own.
 pub struct Runtime {
     wake: Arc<Notify>,
@@ -53,7 +65,7 @@ pub struct Runtime {
 impl Runtime {
     /// Starts it in the network namespace of the calling thread; it ends with the process. `hints` hears when devices or
     /// addresses have changed so that rules must.
-    pub fn start(node: &Node, hints: mpsc::Sender<()>) -> Result<Self, NodeError> {
+    pub fn start(node: &Node, hints: mpsc::Sender<Hint>) -> Result<Self, NodeError> {
         let wake = Arc::new(Notify::new());
         let (end, ended) = oneshot::channel();
         let node = Node::new(node.config.clone());
@@ -107,26 +119,28 @@ struct Memory {
     why: Option<String>,
     kept_until: Option<Instant>,
     logged: Option<Instant>,
+    /// What was written last for the live generation: another entry is somebody else's.
+    written: Option<Reach>,
 }
 
-/// What of the node's devices decides about ports and rules: everything but whether their links are up.
+/// What of the node's devices decides about ports and rules: everything but whether their links are up, and what is attached.
 type Devices = Vec<(PortDevice, Link)>;
 
 struct Follower {
     node: Node,
     state: State,
-    hints: mpsc::Sender<()>,
+    hints: mpsc::Sender<Hint>,
     live: Option<Live>,
     /// What `write_devices` last wrote.
     devices: Option<Devices>,
     /// The facts that the rules were last hinted at for.
-    hinted: Option<(Devices, Vec<IpAddr>)>,
+    hinted: Option<(Devices, Vec<IpAddr>, Vec<Option<XdpAttachment>>)>,
     memory: BTreeMap<u32, Memory>,
     asked: BTreeMap<Key, Instant>,
 }
 
 impl Follower {
-    fn new(node: Node, hints: mpsc::Sender<()>) -> Self {
+    fn new(node: Node, hints: mpsc::Sender<Hint>) -> Self {
         let state = State::new(&node.config.state_dir);
         // Since when and why survive a restart where the state itself has not changed meanwhile.
         let memory = state.next_hops().into_iter().filter_map(|record| Some((record.id, Memory::recall(record)?)));
@@ -175,6 +189,10 @@ impl Follower {
             return Ok(now + IDLE);
         };
         let changed = self.live.as_ref().is_none_or(|live| live.map != generation.image.id());
+        if changed {
+            // Whoever published it wrote the entries.
+            self.memory.values_mut().for_each(|memory| memory.written = None);
+        }
         if idle && !changed && !self.is_due(now) {
             return Ok(self.next(now));
         }
@@ -214,19 +232,27 @@ impl Follower {
 
     /// Says so when rules must follow the devices and addresses, once for each change of them.
     fn hint(&mut self, facts: &Facts, devices: &Devices) -> Result<(), NodeError> {
-        let seen = (devices.clone(), facts.node.local_addresses.clone());
+        let heals = self.node.config.drift.mode == DriftMode::Heal;
+        // Which program is attached is worth a look where that is put right.
+        let attached = facts.ports.iter().filter(|_| heals).map(|(port, _)| port.wire.link.xdp).collect();
+        let seen = (devices.clone(), facts.node.local_addresses.clone(), attached);
         if self.hinted.as_ref() == Some(&seen) {
             return Ok(());
         }
+        // What did not change itself and is not attached is drift.
+        let before = self.hinted.as_ref().map(|(devices, ..)| devices.as_slice()).unwrap_or_default();
+        let is_news = |port: &PortDevice| !before.iter().any(|(before, _)| before == port);
         let locals_differ = self.live.as_ref().is_some_and(|live| live.locals != facts.node.local_addresses);
         let attached = self.node.observe()?.links;
         let moved = |port: &PortDevice| {
             let fits = |hook| hook == Hook::Tc || !port.wire.hides_tags;
             !attached.iter().any(|link| link.index == port.wire.link.index && fits(link.hook))
         };
-        if locals_differ || facts.ports.iter().any(|(port, _)| moved(port)) {
+        if locals_differ || devices.iter().any(|(port, _)| is_news(port) && moved(port)) {
             // A full channel holds a hint already.
-            let _ = self.hints.try_send(());
+            let _ = self.hints.try_send(Hint::Changed);
+        } else if heals && devices.iter().any(|(port, _)| moved(port)) {
+            let _ = self.hints.try_send(Hint::Drifted);
         }
         self.hinted = Some(seen);
         Ok(())
@@ -236,11 +262,12 @@ impl Follower {
     async fn judge(&mut self, tables: &mut Tables, facts: &Facts, now: Instant) -> Result<(), NodeError> {
         let Some(live) = &self.live else { return Ok(()) };
         let entries: BTreeMap<Key, Neighbour> =
-            neighbours().await?.into_iter().map(|entry| ((entry.ifindex, entry.ip), entry)).collect();
+            facts.neighbours.iter().map(|entry| ((entry.ifindex, entry.ip), entry.clone())).collect();
         let ports: BTreeMap<&str, &(PortDevice, Link)> =
             facts.ports.iter().map(|port| (port.0.port.as_str(), port)).collect();
         let mut questions = BTreeMap::new();
         let mut told = false;
+        let mut repaired = Vec::new();
         for hop in &live.hops {
             let port = ports.get(hop.port.as_str());
             let device = port.map(|(port, _)| port);
@@ -259,7 +286,15 @@ impl Follower {
                 (Standing::Down(_), ..) => Reach::Down,
                 _ => Reach::Unknown,
             };
-            write(tables, hop.id, &before, &reach)?;
+            let foreign = memory.and_then(|memory| memory.written).is_some_and(|written| written != before);
+            // Nothing happened, and the entry is another one: somebody changed it.
+            let tampered = foreign && memory.and_then(|memory| memory.written) == Some(reach) && reach != before;
+            if !tampered || self.node.config.drift.mode == DriftMode::Heal {
+                write(tables, hop.id, &before, &reach)?;
+            }
+            if tampered && self.node.config.drift.mode == DriftMode::Heal {
+                repaired.push(hop.name.clone());
+            }
             let unheard = memory.is_none_or(|memory| {
                 // Back from a link that was down, or lost just now: asked at once, whenever the last question was.
                 matches!(standing, Standing::Kept(_)) && memory.kept_until.is_none()
@@ -274,6 +309,9 @@ impl Follower {
                 };
                 questions.insert(key, (question, unheard, entry));
             }
+        }
+        if !repaired.is_empty() {
+            self.tell_repaired(&repaired);
         }
         let ids: BTreeSet<u32> = live.hops.iter().map(|hop| hop.id).collect();
         self.memory.retain(|id, _| ids.contains(id));
@@ -308,6 +346,17 @@ impl Follower {
         Ok(ask_all(&due).await?)
     }
 
+    /// Says whose entries somebody had changed.
+    fn tell_repaired(&self, next_hops: &[String]) {
+        let differences: Vec<_> = next_hops.iter().map(|next_hop| Difference::foreign_neighbour(next_hop)).collect();
+        for difference in &differences {
+            tracing::warn!(of = difference.of, "drift repaired: {}", difference.message);
+        }
+        if let Err(error) = record(&self.node, Event::Repaired, &differences) {
+            tracing::warn!(error = %chain(&error), "the journal cannot be written");
+        }
+    }
+
     /// Leaves since when and why where `status` and a successor find it.
     fn tell(&self) {
         let Some(live) = &self.live else { return };
@@ -333,7 +382,7 @@ impl Memory {
     fn recall(record: NextHopRecord) -> Option<Self> {
         let state = ["up", "down", "unknown"].into_iter().find(|state| *state == record.state)?;
         let NextHopRecord { since_unix_ms, why, .. } = record;
-        Some(Self { state, cause: None, since_unix_ms, why, kept_until: None, logged: None })
+        Some(Self { state, cause: None, since_unix_ms, why, kept_until: None, logged: None, written: None })
     }
 }
 
@@ -372,12 +421,13 @@ fn remember(
             tracing::info!(next_hop, %via, port, "next hop {state}");
         }
     }
-    all.insert(hop.id, Memory { state, cause, since_unix_ms, why, kept_until, logged });
+    all.insert(hop.id, Memory { state, cause, since_unix_ms, why, kept_until, logged, written: Some(*reach) });
     news
 }
 
+/// A veth's driver says that it takes frames while a program is attached: no change of the device either.
 fn devices(facts: &Facts) -> Devices {
-    let same = |link: &Link| Link { up: true, carrier: true, ..link.clone() };
+    let same = |link: &Link| Link { up: true, carrier: true, xdp: None, driver: None, ..link.clone() };
     let port_of = |port: &PortDevice| {
         let mut port = port.clone();
         port.wire.link = same(&port.wire.link);

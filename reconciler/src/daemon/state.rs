@@ -1,4 +1,4 @@
-//! What the daemon last tried, and what an operator has set aside; small files, replaced whole.
+//! What was last tried, and what an operator has set aside or suspended; small files, replaced whole.
 //!
 //! Nothing here says what is live: that is the kernel's to say.
 
@@ -7,36 +7,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value, json};
-
-/// How the last look at the source ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "state")]
-pub enum Sync {
-    /// The kernel holds what the source says.
-    InSync,
-    /// The source has errors; the live generation stays.
-    InvalidPolicy { errors: usize, first: String },
-    /// The source is what an operator rolled back from; it waits for a different one.
-    Quarantined,
-    /// Policy tests failed in the kernel; the live generation stays until the source is another one.
-    TestsFailed { failed: usize, first: String },
-    /// A guard refuses the source; the live generation stays until the source is another one, or somebody allows it.
-    Refused { guards: Vec<String>, first: String },
-    /// Something else failed; the daemon tries again.
-    Failed { error: String },
-}
-
-/// The last look of a running daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Attempt {
-    pub pid: u32,
-    pub unix_ms: u64,
-    /// Revision that was tried, when the source could be read.
-    pub revision: Option<String>,
-    pub sync: Sync,
-    /// Next hops without a neighbour, as `policy/name via address port`.
-    pub unresolved: Vec<String>,
-}
 
 /// What the daemon says of a next hop: since when it is what it is, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -92,14 +62,25 @@ impl State {
         Self { directory: directory.to_owned() }
     }
 
-    /// Records the daemon's last look.
-    pub fn set_attempt(&self, attempt: &Attempt) -> io::Result<()> {
-        self.replace("attempt.json", &serde_json::to_vec(attempt)?)
+    /// Records the last attempt, as [`super::attempt`] writes it.
+    pub(super) fn set_attempt(&self, attempt: &Value) -> io::Result<()> {
+        self.replace("attempt.json", attempt.to_string().as_bytes())
     }
 
-    /// The daemon's last look as JSON; `None` when there was none.
-    pub fn attempt(&self) -> Option<Value> {
+    /// The last attempt as JSON; `None` when there was none.
+    pub(super) fn attempt(&self) -> Option<Value> {
         serde_json::from_slice(&std::fs::read(self.directory.join("attempt.json")).ok()?).ok()
+    }
+
+    /// Records what the daemon last found to differ in the kernel. Written with every look, so not forced to the disk.
+    pub fn set_drift(&self, drift: &Value) -> io::Result<()> {
+        let new = self.write_beside("drift.json", drift.to_string().as_bytes())?.1;
+        std::fs::rename(new, self.directory.join("drift.json"))
+    }
+
+    /// What a daemon last found to differ; `None` where none looked.
+    pub fn drift(&self) -> Option<Value> {
+        serde_json::from_slice(&std::fs::read(self.directory.join("drift.json")).ok()?).ok()
     }
 
     /// Records what the daemon knows of the source that it follows.
@@ -214,7 +195,8 @@ impl State {
 
     fn write_beside(&self, name: &str, bytes: &[u8]) -> io::Result<(std::fs::File, PathBuf)> {
         std::fs::create_dir_all(&self.directory)?;
-        let new = self.directory.join(format!(".{name}.new"));
+        // Commands write while the daemon does.
+        let new = self.directory.join(format!(".{name}.{}.new", std::process::id()));
         let mut file = std::fs::File::create(&new)?;
         file.write_all(bytes)?;
         Ok((file, new))

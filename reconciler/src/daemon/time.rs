@@ -18,6 +18,11 @@ pub fn rfc3339(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
 }
 
+/// Milliseconds since 1970 of an RFC 3339 time, which says its own offset.
+pub fn from_rfc3339(text: &str) -> Option<u64> {
+    u64::try_from(text.parse::<jiff::Timestamp>().ok()?.as_millisecond()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,8 +19,9 @@ use fib::Reason;
 
 use crate::compile::View;
 
+use super::KernelError;
 use super::pins::Pins;
-use super::{KernelError, sys};
+use super::restore;
 
 /// What one counter holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,10 +129,13 @@ impl Carrying {
 const ALL: u32 = 0;
 
 impl Objects {
-    /// `None` while no program that counts them has been loaded.
+    /// `None` while no program that counts them has been loaded; the first one pins them one by one.
     pub fn open(pins: &Pins) -> Result<Option<Self>, KernelError> {
-        if sys::pinned(&pins.map("CARRYING"))?.is_none() {
-            return Ok(None);
+        for name in ["CARRYING", "CARRIED", "COUNTERS", "NEXT_HOP_COUNTERS", "POLICY_STAYED"] {
+            match restore::map(pins, name) {
+                Err(KernelError::NoMap { .. }) => return Ok(None),
+                result => drop(result?),
+            }
         }
         Ok(Some(Self {
             reasons: open(pins, "COUNTERS")?,
@@ -240,7 +244,7 @@ impl Objects {
 }
 
 fn open_array<T: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Array<MapData, T>, KernelError> {
-    let map = MapData::from_pin(pins.map(name)).map_err(KernelError::map(name))?;
+    let map = MapData::from_fd(restore::map(pins, name)?).map_err(KernelError::map(name))?;
     Array::try_from(Map::Array(map)).map_err(KernelError::map(name))
 }
 
@@ -251,7 +255,7 @@ fn open_filter_rules(pins: &Pins) -> Result<PerCpuArray<MapData, [u64; 4]>, Kern
 }
 
 fn open(pins: &Pins, name: &'static str) -> Result<Counters<MapData>, KernelError> {
-    let map = MapData::from_pin(pins.map(name)).map_err(KernelError::map(name))?;
+    let map = MapData::from_fd(restore::map(pins, name)?).map_err(KernelError::map(name))?;
     PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map(name))
 }
 

@@ -31,6 +31,10 @@ impl ImageMap {
 
     fn open(map: OwnedFd) -> Result<Self, KernelError> {
         let (id, capacity) = sys::map_facts(map.as_fd())?;
+        // Somebody else's: what can still be written is no generation, and must not be mapped as bytes that stay.
+        if !sys::is_frozen(map.as_fd())? {
+            return Err(KernelError::NotFrozen { id });
+        }
         let bytes = sys::map_read(map.as_fd(), capacity)?;
         Ok(Self { map, id, bytes })
     }

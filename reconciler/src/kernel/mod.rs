@@ -25,6 +25,7 @@ pub mod pins;
 pub mod probe;
 pub mod program;
 pub mod publish;
+pub mod restore;
 mod sys;
 pub mod tables;
 pub mod test_run;
@@ -36,6 +37,8 @@ pub mod xdp_features;
 pub enum KernelError {
     #[error("{call} on {object} failed{}", advice(source))]
     Syscall { call: &'static str, object: String, source: io::Error },
+    #[error("the map {id} is not frozen: wayleave did not make it a generation")]
+    NotFrozen { id: u32 },
     #[error(
         "the kernel has no memory for an image map of {bytes} bytes; retained generations can be lowered with `retain`"
     )]

@@ -14,7 +14,7 @@ use super::image_map::ImageMap;
 use super::layout::{self, OtherLayout};
 use super::pins::{Pins, names};
 use super::program::{CANDIDATE, Entry, LIVE, object_id};
-use super::{KernelError, sys};
+use super::{KernelError, restore, sys};
 
 /// One generation that the kernel holds.
 #[derive(Debug)]
@@ -64,6 +64,12 @@ pub struct Observed {
     /// Layouts of other versions, oldest first.
     pub layouts: Vec<OtherLayout>,
     pub strays: Vec<Stray>,
+    /// Why the map in the live slot is no generation, where one is there: somebody else put it there. Nothing is live then.
+    pub foreign: Option<String>,
+    /// Pins that are gone under the program that still runs.
+    pub lost: Vec<PathBuf>,
+    /// The live generation's pin is gone, or holds another map.
+    pub live_unpinned: bool,
     /// Retained pins whose images this version cannot read.
     pub unreadable: Vec<(u64, String)>,
 }
@@ -93,15 +99,27 @@ pub fn observe(pins: &Pins) -> Result<Observed, KernelError> {
         return Ok(observed);
     }
     let mut classes = Vec::new();
-    for bits in pins.classes()? {
-        let Some(generations) = sys::pinned(&pins.generations(bits))? else {
+    let mut found = pins.classes()?;
+    if found.is_empty() {
+        found.extend(restore::class(pins)?);
+    }
+    let mut foreign = None;
+    for bits in found {
+        let Some(generations) = restore::generations(pins, bits)? else {
             classes.push((bits, None));
             continue;
         };
         if sys::slot(generations.as_fd(), CANDIDATE)?.is_some() {
             observed.strays.push(Stray::Candidate { bits });
         }
-        let live = sys::slot(generations.as_fd(), LIVE)?.map(|id| open(pins, id)).transpose()?;
+        let live = match sys::slot(generations.as_fd(), LIVE)?.map(|id| open(pins, id)).transpose()? {
+            Some(Err(why)) => {
+                foreign = Some((bits, why));
+                None
+            }
+            Some(Ok(live)) => Some(live),
+            None => None,
+        };
         classes.push((bits, live));
     }
     // While a class is being left, both classes carry the same generation until the new one publishes a newer: the
@@ -120,8 +138,15 @@ pub fn observe(pins: &Pins) -> Result<Observed, KernelError> {
             observed.strays.push(Stray::Class { bits });
         }
     }
+    if let (None, Some((bits, why))) = (best, foreign) {
+        observed.class_bits = Some(bits);
+        observed.foreign = Some(why);
+    }
     observe_retained(pins, &mut observed)?;
     observe_programs(pins, &mut observed)?;
+    if let Some(bits) = observed.class_bits {
+        observed.lost = restore::lost(pins, bits)?;
+    }
     Ok(observed)
 }
 
@@ -132,32 +157,47 @@ pub fn live(pins: &Pins) -> Result<Option<Generation>, KernelError> {
         return Ok(None);
     }
     for bits in pins.classes()? {
-        let Some(generations) = sys::pinned(&pins.generations(bits))? else { continue };
+        let Some(generations) = restore::generations(pins, bits)? else { continue };
         if let Some(id) = sys::slot(generations.as_fd(), LIVE)?
             && live.replace(id).is_some()
         {
             return Ok(observe(pins)?.live);
         }
     }
-    live.map(|id| open(pins, id)).transpose()
+    Ok(live.map(|id| open(pins, id)).transpose()?.and_then(Result::ok))
 }
 
-/// Opens a slot's image, by its pin where it has one.
-fn open(pins: &Pins, id: u32) -> Result<Generation, KernelError> {
+/// Opens a slot's image, by its pin where it has one; the inner error says why it is no generation.
+fn open(pins: &Pins, id: u32) -> Result<Result<Generation, String>, KernelError> {
     for number in pins.generation_numbers()?.into_iter().rev() {
         if let Some(image) = ImageMap::from_pin(&pins.generation(number))?
             && image.id() == id
         {
-            return Ok(Generation { number, image });
+            return Ok(Ok(Generation { number, image }));
         }
     }
-    let image = ImageMap::from_id(id)?;
-    let number = image.view().map_err(KernelError::image("live"))?.generation();
-    Ok(Generation { number, image })
+    let image = match ImageMap::from_id(id) {
+        Err(error @ KernelError::NotFrozen { .. }) => return Ok(Err(error.to_string())),
+        image => image?,
+    };
+    let number = match image.view() {
+        Ok(view) => view.generation(),
+        // An upgrade's business, with a message of its own.
+        Err(error @ ImageError::LayoutVersion { .. }) => return Err(KernelError::image("live")(error)),
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    Ok(Ok(Generation { number, image }))
 }
 
 fn observe_retained(pins: &Pins, observed: &mut Observed) -> Result<(), KernelError> {
-    let live = observed.live_number();
+    // Under somebody else's map none is live, and all were.
+    let live = if observed.foreign.is_some() { u64::MAX } else { observed.live_number() };
+    observed.live_unpinned = match &observed.live {
+        Some(live) => {
+            ImageMap::from_pin(&pins.generation(live.number))?.map(|image| image.id()) != Some(live.image.id())
+        }
+        None => false,
+    };
     for number in pins.generation_numbers()?.into_iter().rev() {
         let path = pins.generation(number);
         if number > live {

@@ -151,7 +151,7 @@ impl Pins {
 
     /// Whether anything of wayleave is pinned here.
     pub fn exist(&self) -> bool {
-        self.root.join("maps").is_dir()
+        self.root.is_dir()
     }
 
     /// Refuses a place that is not on a bpf file system; a missing directory is judged by its parents.

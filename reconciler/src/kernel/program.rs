@@ -77,6 +77,20 @@ const LIVE_ONLY_MAPS: [(&str, u32); 9] = [
     ("EVENTS", PAGE_BYTES_MAX),
 ];
 
+/// Name of the outer map.
+pub(super) const GENERATIONS: &str = "GENERATIONS";
+
+/// Names of the maps that outlive every generation and program.
+pub(super) fn map_names() -> impl Iterator<Item = &'static str> {
+    SHARED_MAPS.into_iter().chain(LIVE_MAPS).chain(LIVE_ONLY_MAPS.into_iter().map(|(name, _)| name))
+}
+
+/// Where the instance under test and its own maps are pinned.
+pub(super) fn candidate_pins(pins: &Pins, bits: u32) -> impl Iterator<Item = PathBuf> {
+    let program = pins.class(bits).join(format!("candidate-{}", object_id()));
+    [program].into_iter().chain(LIVE_MAPS.map(|name| Programs::candidate_map(pins, bits, name)))
+}
+
 /// Largest page of any architecture: a ring buffer is a multiple of pages.
 const PAGE_BYTES_MAX: u32 = 1 << 16;
 
@@ -143,7 +157,7 @@ pub(super) fn load_object(pins: &Pins, bits: u32, slot: u32) -> Result<Ebpf, Ker
     let capacity = 1u32 << bits;
     let mut loader = EbpfLoader::new();
     loader.override_global("SLOT", &slot, true).override_global("CAPACITY", &capacity, true);
-    loader.map_pin_path("GENERATIONS", pins.generations(bits));
+    loader.map_pin_path(GENERATIONS, pins.generations(bits));
     for name in SHARED_MAPS {
         loader.map_pin_path(name, pins.map(name));
     }

@@ -44,6 +44,9 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
+/// What the kernel calls the outer map.
+pub(super) const GENERATIONS: &str = "wl_generations";
+
 fn name(text: &str) -> [i8; 16] {
     let mut name = [0; 16];
     for (to, from) in name.iter_mut().take(15).zip(text.bytes()) {
@@ -88,7 +91,7 @@ pub(super) fn create_generations(template: BorrowedFd<'_>) -> Result<OwnedFd, Ke
     u.value_size = 4;
     u.max_entries = 2;
     u.inner_map_fd = raw(template);
-    u.map_name = name("wl_generations");
+    u.map_name = name(GENERATIONS);
     bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr).map_err(|e| failed("BPF_MAP_CREATE", "generations map", e))
 }
 
@@ -220,14 +223,18 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) -> Result<(), KernelError> {
 fn info<T>(object: BorrowedFd<'_>, what: &'static str) -> Result<T, KernelError> {
     // SAFETY: the info structures are made of integers, for which zero is a value.
     let mut info: T = unsafe { std::mem::zeroed() };
+    fill_info(object, what, &mut info)?;
+    Ok(info)
+}
+
+fn fill_info<T>(object: BorrowedFd<'_>, what: &'static str, info: &mut T) -> Result<(), KernelError> {
     let mut attr = zeroed();
     // SAFETY: the variant of BPF_OBJ_GET_INFO_BY_FD; `info` outlives the call.
     let u = unsafe { &mut attr.info };
     u.bpf_fd = raw(object);
     u.info_len = u32::try_from(size_of::<T>()).unwrap_or(u32::MAX);
-    u.info = std::ptr::from_mut(&mut info) as u64;
-    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr).map_err(|e| failed("BPF_OBJ_GET_INFO_BY_FD", what, e))?;
-    Ok(info)
+    u.info = std::ptr::from_mut(info) as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop).map_err(|e| failed("BPF_OBJ_GET_INFO_BY_FD", what, e))
 }
 
 /// A map's id and the bytes of its value.
@@ -242,18 +249,57 @@ pub(super) fn program_id(program: BorrowedFd<'_>) -> Result<u32, KernelError> {
     Ok(info.id)
 }
 
-/// A program's name, of which the kernel keeps 15 bytes; `None`: there is no such program any more.
-pub(super) fn program_name(id: u32) -> Result<Option<String>, KernelError> {
+/// Opens a program by its id; `None`: there is no such program any more.
+fn program_by_id(id: u32) -> Result<Option<OwnedFd>, KernelError> {
     let mut attr = zeroed();
     attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;
-    let program = match bpf_fd(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr) {
-        Ok(program) => program,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(failed("BPF_PROG_GET_FD_BY_ID", &id.to_string(), e)),
-    };
+    match bpf_fd(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr) {
+        Ok(program) => Ok(Some(program)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed("BPF_PROG_GET_FD_BY_ID", &id.to_string(), e)),
+    }
+}
+
+/// What the kernel keeps of a name.
+fn text(name: &[i8]) -> String {
+    let bytes: Vec<u8> = name.iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A program's name, of which the kernel keeps 15 bytes; `None`: there is no such program any more.
+pub(super) fn program_name(id: u32) -> Result<Option<String>, KernelError> {
+    let Some(program) = program_by_id(id)? else { return Ok(None) };
     let info: bpf_prog_info = info(program.as_fd(), "program")?;
-    let bytes: Vec<u8> = info.name.iter().map(|c| c.cast_unsigned()).take_while(|c| *c != 0).collect();
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+    Ok(Some(text(&info.name)))
+}
+
+/// The maps that a program uses, each with the 15 bytes of its name that the kernel keeps; none of a program that is gone.
+pub(super) fn maps_of_program(id: u32) -> Result<Vec<(String, OwnedFd)>, KernelError> {
+    /// More than any version of the program has.
+    const MAPS_MAX: u32 = 64;
+    let Some(program) = program_by_id(id)? else { return Ok(Vec::new()) };
+    let mut ids = [0u32; MAPS_MAX as usize];
+    // SAFETY: the info structure is made of integers, for which zero is a value.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    info.nr_map_ids = MAPS_MAX;
+    info.map_ids = ids.as_mut_ptr() as u64;
+    fill_info(program.as_fd(), "program", &mut info)?;
+    let used = info.nr_map_ids.min(MAPS_MAX) as usize;
+    ids[..used]
+        .iter()
+        .map(|id| {
+            let map = map_by_id(*id)?;
+            let info: bpf_map_info = self::info(map.as_fd(), "map")?;
+            Ok((text(&info.name), map))
+        })
+        .collect()
+}
+
+/// Whether nobody can write a map from user space any more.
+pub(super) fn is_frozen(map: BorrowedFd<'_>) -> Result<bool, KernelError> {
+    let path = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
+    let text = std::fs::read_to_string(&path).map_err(|e| failed("read", &path, e))?;
+    Ok(text.lines().any(|line| line.strip_prefix("frozen:").is_some_and(|value| value.trim() == "1")))
 }
 
 /// The program and the device of a link, and whether it is of TC, else XDP; device 0: the device is gone.

@@ -12,7 +12,7 @@ use fib::verdict::ReachWords;
 use fib::{Ingress, Reach};
 
 use super::pins::Pins;
-use super::{KernelError, sys};
+use super::{KernelError, restore, sys};
 
 /// Devices whose kernel index is at or above this cannot carry a port.
 pub const DEVICE_INDEX_MAX: u32 = 1 << 16;
@@ -43,9 +43,13 @@ pub struct Tables {
 impl Tables {
     /// Opens the pinned tables; they exist once the program has been loaded.
     pub fn open(pins: &Pins) -> Result<Self, KernelError> {
-        let open = |name: &'static str| MapData::from_pin(pins.map(name)).map_err(KernelError::map(name));
+        let descriptor = |name| match restore::map(pins, name) {
+            // Only the program for frames of several buffers holds it; where that is not loaded, nothing is lost with its pin.
+            Err(KernelError::NoMap { .. }) if name == "PORTS_FRAGS" => restore::map(pins, "PORTS"),
+            map => map,
+        };
+        let open = |name: &'static str| MapData::from_fd(descriptor(name)?).map_err(KernelError::map(name));
         let ports = |name| DevMap::try_from(Map::DevMap(open(name)?)).map_err(KernelError::map(name));
-        let descriptor = |map| sys::pinned(&pins.map(map))?.ok_or(KernelError::NoMap { map });
         Ok(Self {
             ports: [ports("PORTS")?, ports("PORTS_FRAGS")?],
             ports_fds: [descriptor("PORTS")?, descriptor("PORTS_FRAGS")?],
@@ -91,6 +95,10 @@ impl Tables {
             Err(aya::maps::MapError::KeyNotFound) => return Ok(None),
             Err(e) => return Err(KernelError::map("PORTS")(e)),
         };
+        // One of the two is not what was written: then neither is to be relied on.
+        if self.ports[1].get(id, 0).ok().map(|value| value.if_index) != Some(device) {
+            return Ok(None);
+        }
         let [devices, tags] = self.port_links.get(&id, 0).map_err(KernelError::map("PORT_LINKS"))?;
         let tags = Tags { outer: low(tags), inner: low(tags >> 32) };
         Ok(Some(Egress { device, address_device: low(devices >> 32), tags }))

@@ -1,7 +1,7 @@
 //! The one table of diagnostic codes: number, severity and the text of `wayleave explain`.
 //!
 //! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes, 07 tests,
-//! 08 probes, 09 filters.
+//! 08 probes, 09 sync windows, 10 filters.
 //! A code that was released never changes its meaning.
 
 use std::fmt;
@@ -488,45 +488,69 @@ Right:  {name: gateway, tcp: {address: 198.51.100.10, port: 443}}"
 Wrong:  probes: [{name: api, ping: {address: 10.0.0.1}}, {name: api, ping: {address: 10.0.0.2}}]
 Right:  probes: [{name: api-1, ping: {address: 10.0.0.1}}, {name: api-2, ping: {address: 10.0.0.2}}]"
 
-    DuplicateFilterRule "WL0901" Error "a filter rule's name is used twice"
+    CronSchedule "WL0901" Error "this is no cron schedule"
+"A sync window opens at the times of a cron schedule: minute, hour, day of month, month and day of week. Each is `*`, a
+number, a range `1-5`, a list `1,15` or a step `*/15`; months and days of the week have names, too. There are no seconds
+and no years, and a schedule must come some time.
+
+Where day of month and day of week are both given, either is enough, as cron has it.
+
+Wrong:  schedule: 22:00
+Right:  schedule: 0 22 * * 1-5"
+
+    TimeZone "WL0902" Error "unknown time zone"
+"The time zone of a sync window is a name of the IANA database, which is part of this program: a window opens at the
+same time on every machine. Abbreviations such as CEST mean different zones to different people and are no names.
+
+Wrong:  timeZone: CEST
+Right:  timeZone: Europe/Berlin"
+
+    WindowDuration "WL0903" Error "a sync window is open for no time, or for too long"
+"A sync window stays open for 1 s to 7 d after each time of its schedule. Elapsed time counts, whatever daylight saving
+time does to the clock meanwhile.
+
+Wrong:  duration: 0h
+Right:  duration: 4h"
+
+    DuplicateFilterRule "WL1001" Error "a filter rule's name is used twice"
 "Two rules of one filter policy have the same name. Counters, traces and tests name a rule by its policy and its name.
 
 Wrong:  rules: [{name: web, ports: [80], action: allow}, {name: web, ports: [443], action: allow}]
 Right:  rules: [{name: web, ports: [80, 443], action: allow}]"
 
-    FilterAction "WL0902" Error "it is unclear what a filter rule does"
+    FilterAction "WL1002" Error "it is unclear what a filter rule does"
 "A filter rule says either `action` (allow or deny) or `rateLimit`, which allows what is within the limit.
 
 Wrong:  {name: web, ports: [443]}
 Right:  {name: web, ports: [443], action: allow}"
 
-    FilterPorts "WL0903" Error "a range of ports is not one"
+    FilterPorts "WL1003" Error "a range of ports is not one"
 "A range is two numbers from 0 to 65535, the lower one first.
 
 Wrong:  ports: [\"8099-8000\"]
 Right:  ports: [\"8000-8099\"]"
 
-    FilterNothing "WL0904" Error "no packet can match a filter rule"
+    FilterNothing "WL1004" Error "no packet can match a filter rule"
 "What the rule asks for excludes itself: a source and a destination of different families, ports of a protocol that has
 none, or a flag that is set and clear.
 
 Wrong:  {name: ping, protocol: icmp, ports: [7], action: deny}
 Right:  {name: ping, protocol: icmp, action: deny}"
 
-    FilterShadowed "WL0905" Warning "an earlier filter rule decides first"
+    FilterShadowed "WL1005" Warning "an earlier filter rule decides first"
 "Every packet that the rule matches is matched by another one before it, so it never decides. Policies stand in the order
 of their `priority`, then of their names; rules in the order written.
 
 Wrong:  rules: [{name: all, action: deny}, {name: web, ports: [443], action: allow}]
 Right:  rules: [{name: web, ports: [443], action: allow}, {name: all, action: deny}]"
 
-    FilterDefaults "WL0906" Error "two filter policies have different defaults"
+    FilterDefaults "WL1006" Error "two filter policies have different defaults"
 "A node has one default, for packets that no rule of any policy matches. One policy says allow, another one deny.
 
 Wrong:  default: allow     in one policy, and default: deny in another one for the same nodes
 Right:  default: deny      in one of them; the other one says nothing"
 
-    FilterLimit "WL0907" Error "a rate limit is not one"
+    FilterLimit "WL1007" Error "a rate limit is not one"
 "A limit is in packets or in bytes, not both; its burst is at most what comes in an hour, and in bytes at least one large
 packet; prefix lengths go with `per: sourcePrefix`.
 

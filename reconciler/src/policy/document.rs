@@ -605,6 +605,8 @@ pub(super) struct NodeSpec {
     pub(super) probe_commands: Vec<ProbeCommand>,
     #[serde(default)]
     pub(super) probation: Probation,
+    #[serde(default)]
+    pub(super) drift: Drift,
     /// How often the source is read even when nothing seems to have changed, such as 30s.
     #[serde(default = "rescan_interval_default")]
     #[schemars(extend("default" = "30s"))]
@@ -613,10 +615,66 @@ pub(super) struct NodeSpec {
     #[serde(default = "settle_default")]
     #[schemars(extend("default" = "20ms"))]
     pub(super) settle: String,
+    #[serde(default)]
+    pub(super) sync: Sync,
     /// Makes the daemon look when a server says that something was pushed.
     #[serde(default)]
     #[schemars(with = "Webhook")]
     pub(super) webhook: Option<Webhook>,
+}
+
+/// When changes of the source are taken.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Sync {
+    /// Times at which changes are taken or not: one that denies wins, and where any allows, one that allows must be open. A
+    /// rollback is always allowed.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub(super) windows: Vec<SyncWindow>,
+}
+
+/// Times at which changes are taken, or not.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct SyncWindow {
+    pub(super) kind: WindowKind,
+    /// When it opens: minute, hour, day of month, month and day of week as cron has them, such as `0 22 * * 1-5`.
+    #[schemars(length(min = 1, max = 256))]
+    pub(super) schedule: String,
+    /// How long it stays open, such as 30m, 4h or 2d; at most 7d.
+    #[schemars(length(min = 1, max = 32))]
+    pub(super) duration: String,
+    /// The time zone of the schedule, such as Europe/Berlin.
+    #[serde(default = "time_zone_default")]
+    #[schemars(length(min = 1, max = 64), extend("default" = "UTC"))]
+    pub(super) time_zone: String,
+    /// Why, for whoever is held up by it.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 256))]
+    pub(super) reason: Option<String>,
+}
+
+/// Whether changes are taken while a window is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum WindowKind {
+    Allow,
+    Deny,
+}
+
+impl WindowKind {
+    /// As documents write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+fn time_zone_default() -> String {
+    "UTC".to_owned()
 }
 
 /// Where the node's policies come from: a directory or a git repository, one of them.
@@ -814,6 +872,51 @@ pub enum Attach {
     Native,
     Generic,
     Tc,
+}
+
+/// What the daemon does where the kernel is not as the last publish left it: where somebody else had a hand in it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Drift {
+    /// Not looked for (off); said in status, log and journal (report); said and put right (heal).
+    #[serde(default)]
+    #[schemars(extend("default" = "heal"))]
+    pub(super) mode: DriftMode,
+    /// How often the daemon looks, such as 30s.
+    #[serde(default = "drift_interval_default")]
+    #[schemars(extend("default" = "30s"))]
+    pub(super) interval: String,
+}
+
+impl Default for Drift {
+    fn default() -> Self {
+        Self { mode: DriftMode::default(), interval: drift_interval_default() }
+    }
+}
+
+fn drift_interval_default() -> String {
+    "30s".to_owned()
+}
+
+/// What becomes of drift.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DriftMode {
+    Off,
+    Report,
+    #[default]
+    Heal,
+}
+
+impl DriftMode {
+    /// As a node's configuration says it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Report => "report",
+            Self::Heal => "heal",
+        }
+    }
 }
 
 /// What an apply refuses until somebody says that it is meant. Plans are never refused.

@@ -20,6 +20,7 @@ pub mod schema;
 mod selector;
 mod test;
 mod validate;
+mod window;
 mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,19 +28,27 @@ use std::net::IpAddr;
 
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
-pub use document::{Attach, FilterAction, Guard, OnAllDown};
+pub use document::{Attach, DriftMode, FilterAction, Guard, OnAllDown, WindowKind};
 pub use filter_policy::{FilterPolicy, FilterRule, PortRange, RateLimit, RuleAction, TcpFlags};
-pub use node::{Guards, NodeConfig, Port, Probation, Webhook, check_ports, node_config};
+pub use node::{Drift, Guards, NodeConfig, Port, Probation, Webhook, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
 pub use probe::{Check, Probe};
 pub use redundant::redundant;
 pub use selector::Selector;
 pub use test::{Case, Expectation, PolicyTest};
 pub use validate::{Validated, validate};
+pub use window::SyncWindow;
+#[cfg(test)]
+pub(crate) use window::tests as window_tests;
 
 /// A duration as documents write it, such as `200ms`, `5s`, `2m` or `1h`; 1 ms to 24 h.
 pub fn duration(text: &str) -> Option<std::time::Duration> {
     quantity::duration_ms(text).map(std::time::Duration::from_millis)
+}
+
+/// The same up to a year, with days: `90m`, `3d`.
+pub fn long_duration(text: &str) -> Option<std::time::Duration> {
+    quantity::long_duration_ms(text).map(std::time::Duration::from_millis)
 }
 
 /// Where a rule was written: a file of the snapshot (index into [`Policy::files`]) and its 1-based line.

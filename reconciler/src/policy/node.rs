@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Faults, suggestion};
-use super::document::{self, Attach, Guard};
+use super::document::{self, Attach, DriftMode, Guard};
 use super::list::parse_prefix;
 use super::prefix::Prefix;
 use super::probe::{Probe, read_node_probes};
 use super::route_policy::prefix_fault;
 use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
+use super::window::{SyncWindow, read_windows};
 use super::yaml::{self, Node, Step};
 use super::{Policy, quantity};
 use crate::source::Source;
@@ -38,7 +39,17 @@ pub struct NodeConfig {
     pub probes: Vec<Probe>,
     pub probation: Probation,
     pub guards: Guards,
+    /// When changes of the source are taken.
+    pub sync_windows: Vec<SyncWindow>,
     pub webhook: Option<Webhook>,
+    pub drift: Drift,
+}
+
+/// What the daemon does about drift, and how often it looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drift {
+    pub mode: DriftMode,
+    pub interval: Duration,
 }
 
 /// Where the daemon listens for pushes.
@@ -130,9 +141,12 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
     );
     let interval = &[Step::Key("probation"), Step::Key("interval")];
     let interval_ms = quantity(&spec.probation.interval, interval, quantity::duration_ms, duration);
+    let drift_interval = &[Step::Key("drift"), Step::Key("interval")];
+    let drift_ms = quantity(&spec.drift.interval, drift_interval, quantity::duration_ms, duration);
     let probes = read_node_probes(file, root, &spec.probes, &spec.probe_commands, faults);
     check_port_entries(file, root, &spec.ports, faults);
     let guards = guards(file, root, spec.guards, faults);
+    let sync_windows = read_windows(file, root, spec.sync.windows, faults);
     let folder = path.parent().unwrap_or(Path::new(""));
     let store = spec.state_dir.join("git");
     let source = match (spec.source.directory, spec.source.git) {
@@ -168,7 +182,9 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
             failures: spec.probation.failures,
         },
         guards,
+        sync_windows,
         webhook: webhook.flatten(),
+        drift: Drift { mode: spec.drift.mode, interval: Duration::from_millis(drift_ms?) },
     })
 }
 

@@ -90,8 +90,14 @@ pub struct Found {
     /// Older layouts, oldest first.
     pub layouts: Vec<OtherLayout>,
     pub strays: Vec<Stray>,
+    /// Pins that are gone under the program that still runs.
+    pub lost: Vec<PathBuf>,
+    /// The live generation's pin is gone, or holds another map.
+    pub live_unpinned: bool,
     /// Whether the tables of ports are not what the node's devices ask for.
     pub ports_differ: bool,
+    /// Whether the table of neighbours is not what the kernel's own says.
+    pub neighbours_differ: bool,
     /// Highest number ever seen, retired generations included.
     pub newest: u64,
 }
@@ -114,6 +120,8 @@ pub struct Wanted {
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Pin again what lost its pin under the program that still runs.
+    RestorePins { bits: u32 },
     /// Empty the candidate slot that a killed process left full.
     ClearCandidate { bits: u32 },
     /// Remove a pin that a killed process or an older version left.
@@ -151,6 +159,7 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::RestorePins { bits } => write!(f, "pin the maps of class {bits} again"),
             Self::ClearCandidate { bits } => write!(f, "clear the candidate left in class {bits}"),
             Self::RemovePin { path } => write!(f, "remove the stray pin {}", path.display()),
             Self::RemoveClass { bits } => write!(f, "remove the unused class {bits}"),
@@ -181,6 +190,9 @@ impl fmt::Display for Step {
 pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut leaving = Vec::new();
+    if let (false, Some(bits)) = (found.lost.is_empty(), found.class_bits) {
+        steps.push(Step::RestorePins { bits });
+    }
     for stray in &found.strays {
         match stray {
             Stray::Candidate { bits } => steps.push(Step::ClearCandidate { bits: *bits }),
@@ -243,8 +255,13 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
     };
     let (before, after): (Vec<_>, Vec<_>) = detach.into_iter().partition(|link| in_the_way(link));
 
-    let work =
-        rules_change || found.ports_differ || !steps.is_empty() || !leaving.is_empty() || !found.layouts.is_empty();
+    let tables_differ = found.ports_differ || found.neighbours_differ;
+    let work = rules_change
+        || tables_differ
+        || found.live_unpinned
+        || !steps.is_empty()
+        || !leaving.is_empty()
+        || !found.layouts.is_empty();
     let moves =
         !(updates.is_empty() && takes.is_empty() && attaches.is_empty() && before.is_empty() && after.is_empty());
     if !(work || program_changes || moves) {
@@ -256,7 +273,10 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
     }
     steps.push(Step::LoadPrograms { bits });
     if let (true, Some(from)) = (class_changes, found.class_bits) {
-        steps.push(Step::CopyLive { from, to: bits });
+        // Under somebody else's map nothing is live that could be copied.
+        if found.live != 0 {
+            steps.push(Step::CopyLive { from, to: bits });
+        }
         leaving.push(from);
     }
     steps.extend(updates.iter().map(|link| Step::UpdateLink { link: (*link).clone() }));
@@ -343,7 +363,10 @@ mod tests {
             programs: [(Entry::Xdp, 40), (Entry::XdpFrags, 41), (Entry::Tc, 42)].into(),
             layouts: vec![],
             strays: vec![],
+            lost: Vec::new(),
+            live_unpinned: false,
             ports_differ: false,
+            neighbours_differ: false,
             newest: 7,
         }
     }

@@ -11,6 +11,7 @@ use crate::plan::Plan;
 use crate::policy::Diagnostic;
 use crate::policy_test::{Ended, Outcome};
 use crate::reconcile::Step;
+use crate::reconcile::hold::Hold;
 
 /// Failing tests that are listed before the rest is counted.
 const TESTS_LISTED_MAX: usize = 10;
@@ -49,6 +50,14 @@ impl Beside {
 
     pub(super) fn steps(&mut self, steps: &[Step]) {
         self.set("steps", steps.iter().map(ToString::to_string).collect());
+    }
+
+    /// What would keep an apply from being made now; said only where there is anything.
+    pub(super) fn holds(&mut self, holds: &[Hold]) {
+        if !holds.is_empty() {
+            let hold = |h: &Hold| json!({"hold": h.name(), "message": h.message(), "help": h.help()});
+            self.set("held", holds.iter().map(hold).collect());
+        }
     }
 
     pub(super) fn has_steps(&self) -> bool {
@@ -117,6 +126,9 @@ impl Beside {
             }
         }
         let (failures, more) = self.failures();
+        for hold in self.list("held") {
+            let _ = writeln!(out, "Apply would be held now: {}\n  {}", text_of(hold, "message"), text_of(hold, "help"));
+        }
         for (guard, refusal) in self.refusals() {
             let _ = writeln!(out, "Apply would be refused by the guard {guard}: {refusal}");
         }

@@ -81,6 +81,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     };
     let mut beside = Beside::new(&proposal.refusals, &proposal.outcomes()?, &[]);
     beside.steps(&proposal.steps);
+    beside.holds(&proposal.holds);
     if let Some(runtime) = &runtime {
         beside.set("runtime", serde_json::to_value(runtime)?);
     }

@@ -72,6 +72,11 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Where one of the direct tables begins; the image must have filters.
+    pub(in crate::compile) fn filter_table(&self, table: FilterTable) -> u32 {
+        self.u32(self.u32(AT_FILTER) + table.at())
+    }
+
     /// What happens to packets that no filter rule matches.
     pub fn filter_default(&self) -> FilterAction {
         let head = self.u32(AT_FILTER);

@@ -283,6 +283,17 @@ impl<'a> View<'a> {
         self.u32(section.at()).wrapping_add(row.wrapping_mul(section.entry_bytes()))
     }
 
+    /// Where a section begins.
+    pub(in crate::compile) fn offset(&self, section: Section) -> u32 {
+        self.at(section, 0)
+    }
+
+    pub(in crate::compile) fn section(&self, section: Section) -> &'a [u8] {
+        let (at, bytes) =
+            (self.offset(section) as usize, self.count(section) as usize * section.entry_bytes() as usize);
+        self.bytes.get(at..at + bytes).unwrap_or_default()
+    }
+
     // Everything read was checked to be inside the image: the defaults are never seen.
 
     fn u16(&self, at: u32) -> u16 {

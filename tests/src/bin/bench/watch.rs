@@ -8,6 +8,7 @@ use fib::Reason;
 use rustix::process::{Pid, Signal, kill_process};
 use wayleave::daemon::node::Node;
 use wayleave::kernel::counters::{Objects, Owners};
+use wayleave::policy::Guard;
 use wayleave_tests::attach_xdp_drop;
 
 use crate::Options;
@@ -86,7 +87,9 @@ fn path(lab: &Lab, live: &mut Live, options: &Options, name: &str, report: &mut 
 fn apply(lab: &Lab, node: &Node) -> Result<()> {
     lab.router.enter(|| {
         crate::block_on(async {
-            let proposal = wayleave::daemon::apply::propose(node, &node.config.source).await?;
+            let mut proposal = wayleave::daemon::apply::propose(node, &node.config.source).await?;
+            // One rule that drops everything instead of a table is meant.
+            proposal.allow(&Guard::ALL.into());
             wayleave::daemon::apply::apply(node, proposal, &mut |_| {}).await?;
             anyhow::Ok(())
         })?
