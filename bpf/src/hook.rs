@@ -1,5 +1,6 @@
 //! What all hooks do with a packet.
 
+use core::hint::cold_path;
 use core::ptr::read_volatile;
 
 use fib::layout::AT_GENERATION;
@@ -9,6 +10,7 @@ use fib::verdict::{decide_linked, decide_plain_v4, decide_served};
 use fib::{Decision, Image as _, Met, PacketMut, Reason};
 
 use crate::events;
+use crate::filter;
 use crate::image::KernelImage;
 use crate::maps::{self, KernelNode};
 use crate::service;
@@ -39,11 +41,21 @@ pub(crate) trait Hook: PacketMut + Sized {
 
 #[inline(always)]
 pub(crate) fn run<H: Hook>(context: *mut H::Context) -> i32 {
-    let frame = H::of(context);
+    let mut frame = H::of(context);
     let bytes = frame.length();
     let Some(image) = KernelImage::of(slot()) else {
         return stay::<H>(context, Met::only(Reason::NoGeneration).word(), bytes, 0, 0);
     };
+    if fib::filter::has_filters(&image) {
+        // Packets of images without filters go straight on.
+        cold_path();
+        let met = filter::judge::<H>(context, image.bytes());
+        if met != 0 {
+            return stay::<H>(context, met, bytes, image.u64(AT_GENERATION).unwrap_or(0), 0);
+        }
+        // To make the headers readable voids pointers into the frame.
+        frame = H::of(context);
+    }
     if fib::service::has_services(&image) {
         return run_served::<H>(context, &image, bytes);
     }

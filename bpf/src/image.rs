@@ -43,17 +43,20 @@ impl KernelImage {
         GENERATIONS.get_value(slot, &0).map(|value| Self { bytes: value.as_ptr(), mask })
     }
 
+    /// Where the image is, for [`KernelImage::again`].
+    #[allow(dead_code, reason = "the benchmark's programs call no functions")]
+    #[inline(always)]
+    pub(crate) fn bytes(&self) -> *const u8 {
+        self.bytes
+    }
+
     /// The same image where only the pointer was handed on: the bound is a constant anew.
+    #[allow(dead_code, reason = "the benchmark's programs call no functions")]
     #[inline(always)]
     pub(crate) fn again(bytes: *const u8) -> Self {
         // SAFETY: the loader sets `CAPACITY` once, before the program is loaded.
         let mask = unsafe { read_volatile(&raw const CAPACITY) } - 1;
         Self { bytes, mask }
-    }
-
-    #[inline(always)]
-    pub(crate) fn bytes(&self) -> *const u8 {
-        self.bytes
     }
 
     /// The entry of `T` at an offset.

@@ -15,6 +15,7 @@
 #![allow(clippy::cast_ptr_alignment, reason = "the kernel loads this object only where unaligned reads are fine")]
 
 mod events;
+mod filter;
 mod frame;
 mod hook;
 mod image;

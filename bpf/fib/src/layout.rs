@@ -45,6 +45,8 @@ pub const AT_TARGETS: u32 = 288;
 pub const AT_SLOTS: u32 = 292;
 pub const AT_NEXT_HOPS: u32 = 296;
 pub const AT_HASH_SEED: u32 = 300;
+/// Where the head of the filters is; 0: the image has none, and the packet path asks no further.
+pub const AT_FILTER: u32 = 304;
 /// Where the table of service addresses is; 0: the image has no services, and the packet path asks no further.
 pub const AT_SERVICES: u32 = 308;
 
@@ -171,6 +173,97 @@ pub const V6_ROUTE_BYTES: u32 = 32;
 /// Local address: 16 bytes as in a next hop, family u8, zero [u8; 7].
 pub const LOCAL_BYTES: u32 = 24;
 
+/// Head of the filters: words of a row u32, default action u32 ([`filter_action`]), then for each [`FilterTable`] where its
+/// direct table is u32 and the bits that index it u32 (6, 12 or 18), then zeros.
+///
+/// A direct entry is a class in its low bits, or with [`DIRECT_NODE`] a trie node. A class is a row: of the rules that it
+/// matches, one bit each, the first rule lowest in the first word.
+pub const FILTER_HEAD_BYTES: u32 = 64;
+pub const FILTER_WORDS: u32 = 0;
+pub const FILTER_DEFAULT: u32 = 4;
+pub const FILTER_TABLES: u32 = 8;
+pub const FILTER_TABLE_BYTES: u32 = 8;
+pub const FILTER_TABLE_BITS: u32 = 4;
+/// Most rules of one image.
+pub const FILTER_RULES_MAX: u32 = 1 << 10;
+/// Most words of a row.
+pub const FILTER_WORDS_MAX: u32 = FILTER_RULES_MAX / 64;
+/// Most rows, since a class is a u16.
+pub const FILTER_ROWS_MAX: u32 = 1 << 16;
+
+/// What a filter looks addresses up in, in the order of the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FilterTable {
+    V4Source = 0,
+    V4Destination = 1,
+    V6Source = 2,
+    V6Destination = 3,
+}
+
+impl FilterTable {
+    pub const ALL: [Self; 4] = [Self::V4Source, Self::V4Destination, Self::V6Source, Self::V6Destination];
+
+    /// Where the table's words stand in the head.
+    pub const fn at(self) -> u32 {
+        FILTER_TABLES + self as u32 * FILTER_TABLE_BYTES
+    }
+}
+
+// Classes of what is no address, u16 each: by protocol, of IPv4 and then of IPv6; by the port that the packet came in by;
+// by the flags of TCP; of packets without them, and of later fragments.
+pub const FILTER_PROTOCOLS: u32 = 0;
+pub const FILTER_IN_PORTS: u32 = 512;
+pub const FILTER_FLAGS: u32 = 768;
+pub const FILTER_NO_FLAGS: u32 = 1024;
+/// Of packets that show no source port, and of later fragments; then the same of destination ports.
+pub const FILTER_NO_PORTS: u32 = 1032;
+/// Page of each source port, by its high byte; then the same of destination ports.
+pub const FILTER_SOURCE_PAGES: u32 = 1040;
+pub const FILTER_DESTINATION_PAGES: u32 = FILTER_SOURCE_PAGES + 256;
+/// Pages of 256 classes, by the port's low byte.
+pub const FILTER_PAGES: u32 = FILTER_DESTINATION_PAGES + 256;
+
+/// Filter rule: id u32, then one byte each: action ([`filter_action`]), what a limit is kept for ([`filter_per`]), bits of an
+/// IPv4 and of an IPv6 source that share it; tokens a second u64; what may lie in the bucket, in [`LIMIT_SECOND`] u64;
+/// policy id u32, flags u32, policy u32 (row), name u32 (string), meaning u32 (string), file u32, line u32, zero u32.
+pub const FILTER_RULE_BYTES: u32 = 64;
+pub const FILTER_RULE_ID: u32 = 0;
+pub const FILTER_RULE_DOES: u32 = 4;
+pub const FILTER_RULE_RATE: u32 = 8;
+pub const FILTER_RULE_DEPTH: u32 = 16;
+pub const FILTER_RULE_POLICY_ID: u32 = 24;
+pub const FILTER_RULE_FLAGS: u32 = 28;
+pub const FILTER_RULE_POLICY: u32 = 32;
+pub const FILTER_RULE_NAME: u32 = 36;
+pub const FILTER_RULE_MEANING: u32 = 40;
+pub const FILTER_RULE_FILE: u32 = 44;
+pub const FILTER_RULE_LINE: u32 = 48;
+/// Tokens are bytes; otherwise packets.
+pub const FILTER_RULE_FLAGS_BYTES: u32 = 1;
+/// Filter rule ids index the kernel's counter array: id 0 is never given out. Enough for eight retained generations that
+/// have no rule in common.
+pub const FILTER_RULE_IDS_MAX: u32 = 1 << 13;
+/// Units of time of a limit in a second: 1/64 ns, so that a byte of a fast link has a length.
+pub const LIMIT_SECOND: u64 = 64_000_000_000;
+
+/// What a filter rule does.
+pub mod filter_action {
+    pub const ALLOW: u8 = 0;
+    pub const DENY: u8 = 1;
+    pub const LIMIT: u8 = 2;
+}
+
+/// What shares the bucket of a limit.
+pub mod filter_per {
+    pub const RULE: u8 = 0;
+    pub const SOURCE: u8 = 1;
+}
+
+/// Filter policy: id u32, name u32 (string), file u32, line u32, default u32 ([`filter_action`], or 255 where it says none).
+pub const FILTER_POLICY_BYTES: u32 = 20;
+pub const FILTER_POLICY_SAYS_NONE: u32 = 255;
+
 /// Service address: address of two words (numeric, IPv4 mapped into IPv6 as in RFC 4291 section 2.5.5.2), then a word with
 /// the first row of its ports, in bits 32 to 47 how many there are, and above them what the address is; then a word of
 /// zeros. An entry that is nothing is empty.
@@ -274,16 +367,24 @@ pub enum Section {
     Files = 22,
     Strings = 23,
     Text = 24,
-    ServiceAddresses = 25,
-    ServicePorts = 26,
-    Services = 27,
-    Backends = 28,
-    BackendRows = 29,
-    BackendSlots = 30,
+    FilterHead = 25,
+    FilterDirect = 26,
+    FilterNodes = 27,
+    FilterLeaves = 28,
+    FilterClasses = 29,
+    FilterRows = 30,
+    FilterRules = 31,
+    FilterPolicies = 32,
+    ServiceAddresses = 33,
+    ServicePorts = 34,
+    Services = 35,
+    Backends = 36,
+    BackendRows = 37,
+    BackendSlots = 38,
 }
 
 impl Section {
-    pub const ALL: [(Self, u32); 31] = [
+    pub const ALL: [(Self, u32); 39] = [
         (Self::V4Direct, 4),
         (Self::V4Blocks, BLOCK_BYTES),
         (Self::V4Palettes, PALETTE_BYTES),
@@ -309,6 +410,14 @@ impl Section {
         (Self::Files, FILE_BYTES),
         (Self::Strings, STRING_BYTES),
         (Self::Text, 1),
+        (Self::FilterHead, FILTER_HEAD_BYTES),
+        (Self::FilterDirect, 4),
+        (Self::FilterNodes, NODE_BYTES),
+        (Self::FilterLeaves, LEAF_BYTES),
+        (Self::FilterClasses, 2),
+        (Self::FilterRows, 8),
+        (Self::FilterRules, FILTER_RULE_BYTES),
+        (Self::FilterPolicies, FILTER_POLICY_BYTES),
         (Self::ServiceAddresses, SERVICE_ADDRESS_BYTES),
         (Self::ServicePorts, SERVICE_PORT_BYTES),
         (Self::Services, SERVICE_BYTES),

@@ -15,6 +15,7 @@
 extern crate std;
 
 pub mod event;
+pub mod filter;
 pub mod hash;
 pub mod image;
 pub mod layout;

@@ -2,11 +2,12 @@
 
 use core::hint::cold_path;
 
+use crate::filter::{self, Limit};
 use crate::image::Image;
 use crate::layout::{
-    AT_HASH_SEED, AT_NEXT_HOPS, AT_SLOTS, AT_TARGETS, GROUP_BYTES, GROUP_FIRST_MEMBER, GROUP_MEMBERS,
-    GROUP_MEMBERS_MAX, MEMBER_BYTES, NEXT_HOP_BYTES, NEXT_HOP_ID, NEXT_HOP_IDS_MAX, NEXT_HOP_PORT, POLICY_IDS_MAX,
-    PORT_IDS_MAX, SLOT_BYTES, Section, TARGET_BYTES, TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
+    AT_HASH_SEED, AT_NEXT_HOPS, AT_SLOTS, AT_TARGETS, FILTER_RULE_IDS_MAX, GROUP_BYTES, GROUP_FIRST_MEMBER,
+    GROUP_MEMBERS, GROUP_MEMBERS_MAX, MEMBER_BYTES, NEXT_HOP_BYTES, NEXT_HOP_ID, NEXT_HOP_IDS_MAX, NEXT_HOP_PORT,
+    POLICY_IDS_MAX, PORT_IDS_MAX, SLOT_BYTES, Section, TARGET_BYTES, TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
 };
 use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse_route, ports_v4};
 use crate::service::{self, FlowKey, FlowWords, Steer, step};
@@ -39,6 +40,11 @@ macro_rules! reasons {
             /// Numbers of the reasons for which packets are dropped, as bits.
             pub const DROPS: u64 =
                 0 $(| if matches!(Self::$variant.verdict(), Verdict::Drop) { 1 << $number } else { 0 })*;
+
+            /// The reason with this number.
+            pub const fn of(number: u8) -> Option<Self> {
+                match number { $($number => Some(Self::$variant),)* _ => None }
+            }
 
             /// The reason's name in command output and metrics.
             pub const fn name(self) -> &'static str {
@@ -91,16 +97,22 @@ reasons! {
     Scattered = 19, Pass, "scattered";
     /// The frame's buffer has no room for the VLAN tags of the egress port.
     NoRoom = 20, Pass, "no-room";
+    /// The first filter rule that matches says `action: deny`.
+    FilterDeny = 21, Drop, "filter-deny";
+    /// No filter rule matches, and a filter policy says `default: deny`.
+    FilterDefaultDeny = 22, Drop, "filter-default-deny";
+    /// The first filter rule that matches has a rate limit, and its bucket is empty.
+    FilterRateLimited = 23, Drop, "filter-rate-limited";
     /// No backend of the service takes new flows, and the service says `onNoBackend: pass`.
-    NoBackend = 21, Pass, "no-backend";
+    NoBackend = 24, Pass, "no-backend";
     /// No backend of the service takes new flows, and the service says `onNoBackend: drop`.
-    NoBackendDrop = 22, Drop, "no-backend-drop";
+    NoBackendDrop = 25, Drop, "no-backend-drop";
     /// A fragment to a service: only the first one shows ports, and a backend that gets that alone can do nothing with it.
-    ServiceFragment = 23, Pass, "service-fragment";
+    ServiceFragment = 26, Pass, "service-fragment";
     /// More new flows than the flow table takes: the answer to an untold flow could not be translated back.
-    NewFlowRate = 24, Drop, "new-flow-rate";
+    NewFlowRate = 27, Drop, "new-flow-rate";
     /// Another flow of the same client uses this port at the same backend: answers could not be told apart.
-    FlowCollision = 25, Drop, "flow-collision";
+    FlowCollision = 28, Drop, "flow-collision";
 }
 
 /// Room for reasons in the counter array.
@@ -235,6 +247,15 @@ pub trait Node {
     fn takes(&self, ingress: &Ingress, mac: Option<u64>) -> bool {
         mac == Some(ingress.mac)
     }
+    /// Whether the bucket of a filter rule's limit has room for the packet, which it then takes. Who keeps no buckets says
+    /// that they are full.
+    #[inline(always)]
+    fn admits(&self, _limit: &Limit) -> bool {
+        true
+    }
+    /// Counts a packet that a filter rule matched: the rule's id, and whether its limit drops the packet.
+    #[inline(always)]
+    fn count_rule(&self, _id: u32, _limited: bool) {}
     /// The flow table's entry; all zeros: it has none.
     #[inline(always)]
     fn flow(&self, _key: &FlowKey) -> FlowWords {
@@ -269,6 +290,7 @@ pub trait Node {
 pub struct Met(u64);
 
 const _: () = assert!(PORT_IDS_MAX <= 1 << 8 && POLICY_IDS_MAX <= 1 << 16 && NEXT_HOP_IDS_MAX <= 1 << 16);
+const _: () = assert!(FILTER_RULE_IDS_MAX <= 1 << 16);
 
 impl Met {
     const IN_PORT: u32 = 8;
@@ -299,6 +321,30 @@ impl Met {
     #[inline(always)]
     const fn and(self, value: u64, at: u32) -> Self {
         Self(self.0 | value << at)
+    }
+
+    /// A packet that a filter stops: the port that it came in by, and ids of the policy and of the rule; 0: the default.
+    #[inline(always)]
+    pub(crate) const fn filtered(reason: Reason, in_port: u32, policy: u32, rule: u32) -> Self {
+        Self::only(reason)
+            .and(in_port as u8 as u64, Self::IN_PORT)
+            .and(policy as u16 as u64, Self::POLICY)
+            .and(rule as u16 as u64, Self::NEXT_HOP)
+    }
+
+    /// Whether a filter stopped the packet.
+    #[inline(always)]
+    pub const fn is_filtered(self) -> bool {
+        matches!(
+            Reason::of(self.reason()),
+            Some(Reason::FilterDeny | Reason::FilterDefaultDeny | Reason::FilterRateLimited)
+        )
+    }
+
+    /// Id of the filter rule that stopped the packet; 0: none.
+    #[inline(always)]
+    pub const fn rule(self) -> u32 {
+        if self.is_filtered() { (self.0 >> Self::NEXT_HOP) as u32 } else { 0 }
     }
 
     pub const fn word(self) -> u64 {
@@ -338,7 +384,7 @@ impl Met {
         (self.0 >> Self::POLICY) as u16 as u32
     }
 
-    /// Id of the next hop that was chosen; 0: none.
+    /// Id of the next hop that was chosen; 0: none. Of a packet that a filter stopped, [`Met::rule`].
     #[inline(always)]
     pub const fn next_hop(self) -> u32 {
         (self.0 >> Self::NEXT_HOP) as u32
@@ -389,6 +435,12 @@ impl Decision {
 /// Decides on a frame. Reads only: the caller rewrites with [`crate::packet::forward`] and sends.
 #[inline(always)]
 pub fn decide<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> Decision {
+    if filter::has_filters(image) {
+        let met = filter::judge(image, packet, node);
+        if met != 0 {
+            return Decision { met: Met::from_word(met), ..Decision::early(Reason::FilterDeny) };
+        }
+    }
     match link(packet) {
         Ok(link) if service::has_services(image) => {
             let mut steer = Steer::NONE;

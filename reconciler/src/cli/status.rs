@@ -73,6 +73,8 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         status["digest"] = view.digest().to_string().into();
         status["published"] = rfc3339(view.created_unix_ms()).into();
         status["routes"] = json!({"ipv4": view.count(Section::V4Routes), "ipv6": view.count(Section::V6Routes)});
+        status["filters"] = view.count(Section::FilterRules).into();
+        status["filter_rules"] = filter_rules(&view, objects.as_ref())?;
         status["image"] = json!({"bytes": view.bytes().len(), "capacity": live.image.capacity()});
         let runtime = Runtime::read(node, &view, &state)?;
         let mut next_hops = Vec::new();
@@ -205,6 +207,23 @@ fn count(row: &mut Value, count: Count) {
     row["bytes"] = count.bytes.into();
 }
 
+/// Filter rules in the order in which they decide, with what they matched and what their limits dropped.
+fn filter_rules(view: &View<'_>, objects: Option<&counters::Objects>) -> anyhow::Result<Value> {
+    let mut rows = Vec::new();
+    for rule in view.filter_rules() {
+        let mut row = json!({"filter": format!("{}/{}", rule.policy, rule.name), "policy": rule.policy, "rule": rule.name,
+            "meaning": rule.meaning, "file": rule.file, "line": rule.line});
+        if let Some(objects) = objects {
+            let (matched, limited) = objects.filter_rule(rule.id)?;
+            count(&mut row, matched);
+            row["limited_packets"] = limited.packets.into();
+            row["limited_bytes"] = limited.bytes.into();
+        }
+        rows.push(row);
+    }
+    Ok(rows.into())
+}
+
 /// What the daemon last found to differ in the kernel. `wayleave drift` looks itself.
 fn drift(node: &Node, state: &State) -> Value {
     let mode = node.config.drift.mode;
@@ -291,6 +310,9 @@ fn human(status: &Value, next_hops: &str) -> String {
         let _ = writeln!(out, "  revision    {}", text(&status["revision"]));
         let _ = writeln!(out, "  digest      {}", text(&status["digest"]));
         let _ = writeln!(out, "  routes      {} IPv4, {} IPv6", status["routes"]["ipv4"], status["routes"]["ipv6"]);
+        if status["filters"] != 0 {
+            let _ = writeln!(out, "  filters     {} rules", status["filters"]);
+        }
     }
     out.push_str(&axes::human(status));
     let drift = &status["drift"];
@@ -375,7 +397,7 @@ fn human(status: &Value, next_hops: &str) -> String {
             counter["bytes"].to_string()
         );
     }
-    for (kind, key) in [("policy", "policies"), ("next_hop", "next_hops")] {
+    for (kind, key) in [("policy", "policies"), ("next_hop", "next_hops"), ("filter", "filter_rules")] {
         for row in list(&status[key]).iter().filter(|row| row["packets"].as_u64().is_some_and(|packets| packets > 0)) {
             let _ = writeln!(
                 out,
@@ -384,6 +406,14 @@ fn human(status: &Value, next_hops: &str) -> String {
                 row["packets"].to_string(),
                 row["bytes"].to_string()
             );
+            if let Some(limited) = row["limited_packets"].as_u64().filter(|limited| *limited > 0) {
+                let _ = writeln!(
+                    out,
+                    "  {:<28} {limited:>14} packets {:>16} bytes",
+                    "  over its limit",
+                    row["limited_bytes"].to_string()
+                );
+            }
         }
     }
     out

@@ -140,7 +140,12 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         let offline = args.offline.open(global)?;
         let read = offline.read(Some(&args.against), global)?;
         let image = Reader::compile(&read, None, &LiveIds::default())?;
-        return answer(args, &image.view()?, &Asked { assumes: true, in_port, ..Asked::default() }, None);
+        let view = image.view()?;
+        let in_port = in_port.map(|mut port| {
+            port.ingress.port = view.ports().find(|known| known.name == port.name).map_or(0, |known| known.id);
+            port
+        });
+        return answer(args, &view, &Asked { assumes: true, in_port, ..Asked::default() }, None);
     }
     match on_node(args, &node::load(global)?) {
         Err(error)

@@ -85,6 +85,7 @@ pub struct Objects {
     /// Packets that met a policy and were not forwarded.
     policies: Counters<MapData>,
     next_hops: Counters<MapData>,
+    filter_rules: PerCpuArray<MapData, [u64; 4]>,
     /// Packets to services and their answers.
     services: PerCpuArray<MapData, [u64; 4]>,
     /// Packets that were sent to backends.
@@ -148,6 +149,7 @@ impl Objects {
             reasons: open(pins, "COUNTERS")?,
             policies: open(pins, "POLICY_STAYED")?,
             next_hops: open(pins, "NEXT_HOP_COUNTERS")?,
+            filter_rules: open_filter_rules(pins)?,
             services: {
                 let map = MapData::from_pin(pins.map(SERVICES)).map_err(KernelError::map(SERVICES))?;
                 PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map(SERVICES))?
@@ -185,6 +187,21 @@ impl Objects {
             return Ok(Count::default());
         }
         sum(&self.next_hops, "NEXT_HOP_COUNTERS", id)
+    }
+
+    /// Packets that the filter rule with this id matched, and those among them that its limit dropped.
+    pub fn filter_rule(&self, id: u32) -> Result<(Count, Count), KernelError> {
+        let values = self.filter_rules.get(&id, 0).map_err(KernelError::map("FILTER_COUNTERS"))?;
+        let count = |at: usize| values.iter().map(|words| Count { packets: words[at], bytes: words[at + 1] }).sum();
+        Ok((count(0), count(2)))
+    }
+
+    /// Starts a filter rule's counters anew. No generation that packets meet may use the id, and the caller holds the lock.
+    pub fn clear_filter_rule(&mut self, id: u32) -> Result<(), KernelError> {
+        let failed = |source| KernelError::Cpus { source };
+        let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(source))?;
+        let zeros = PerCpuValues::try_from(vec![[0; 4]; cpus]).map_err(failed)?;
+        self.filter_rules.set(id, zeros, 0).map_err(KernelError::map("FILTER_COUNTERS"))
     }
 
     /// Packets to the service with this id, whatever became of them, and its answers.
@@ -267,6 +284,12 @@ impl Objects {
 fn open_array<T: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Array<MapData, T>, KernelError> {
     let map = MapData::from_fd(restore::map(pins, name)?).map_err(KernelError::map(name))?;
     Array::try_from(Map::Array(map)).map_err(KernelError::map(name))
+}
+
+fn open_filter_rules(pins: &Pins) -> Result<PerCpuArray<MapData, [u64; 4]>, KernelError> {
+    let name = "FILTER_COUNTERS";
+    let map = MapData::from_pin(pins.map(name)).map_err(KernelError::map(name))?;
+    PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map(name))
 }
 
 fn open(pins: &Pins, name: &'static str) -> Result<Counters<MapData>, KernelError> {

@@ -69,10 +69,12 @@ const CANDIDATE_FLOWS: u32 = 64;
 
 /// Maps of live packets that the candidate has only in name, with so many entries: none of its packets has an index that
 /// they hold, so it counts nothing there, and nobody listens to it.
-const LIVE_ONLY_MAPS: [(&str, u32); 11] = [
+const LIVE_ONLY_MAPS: [(&str, u32); 13] = [
     ("POLICY_STAYED", 1),
     ("NEXT_HOP_COUNTERS", 1),
     ("CARRIED", 1),
+    ("FILTER_COUNTERS", 1),
+    ("FILTER_BUCKETS", 64),
     ("CARRYING", 1),
     ("SAMPLING", 1),
     ("EVENTS_LOST", 1),

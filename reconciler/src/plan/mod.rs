@@ -4,6 +4,7 @@
 //! generation it was made against, so that it can be refused when another one is live.
 
 mod effect;
+mod filter;
 mod meaning;
 mod render;
 mod saved;
@@ -39,6 +40,8 @@ pub enum Kind {
     Port,
     NextHop,
     Local,
+    FilterPolicy,
+    FilterRule,
     Route,
     Service,
     Backend,
@@ -47,7 +50,7 @@ pub enum Kind {
 /// The name of what changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
-    /// Of a policy, port, next hop (`policy/name`) or local address.
+    /// Of a policy, port, next hop (`policy/name`), filter rule (likewise) or local address.
     Name(String),
     Prefix(Prefix),
 }
@@ -115,6 +118,9 @@ impl Plan {
         changes.named(Kind::Port, observed.map(ports), ports(desired));
         changes.named(Kind::NextHop, observed.map(next_hops), next_hops(desired));
         changes.named(Kind::Local, observed.map(locals), locals(desired));
+        changes.named(Kind::FilterPolicy, observed.map(filter::policies), filter::policies(desired));
+        let (before_rules, after_rules) = filter::rules(observed, desired);
+        changes.named(Kind::FilterRule, before_rules, after_rules);
         let sides = Sides { before: before.as_deref().unwrap_or_default(), after: &after };
         changes.routes(&sides, observed.into_iter().flat_map(View::routes_v4), desired.routes_v4());
         changes.routes(&sides, observed.into_iter().flat_map(View::routes_v6), desired.routes_v6());

@@ -1,7 +1,7 @@
 //! The one table of diagnostic codes: number, severity and the text of `wayleave explain`.
 //!
 //! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes, 07 tests,
-//! 08 probes, 09 sync windows, 11 services.
+//! 08 probes, 09 sync windows, 10 filters, 11 services.
 //! A code that was released never changes its meaning.
 
 use std::fmt;
@@ -511,6 +511,51 @@ time does to the clock meanwhile.
 
 Wrong:  duration: 0h
 Right:  duration: 4h"
+
+    DuplicateFilterRule "WL1001" Error "a filter rule's name is used twice"
+"Two rules of one filter policy have the same name. Counters, traces and tests name a rule by its policy and its name.
+
+Wrong:  rules: [{name: web, ports: [80], action: allow}, {name: web, ports: [443], action: allow}]
+Right:  rules: [{name: web, ports: [80, 443], action: allow}]"
+
+    FilterAction "WL1002" Error "it is unclear what a filter rule does"
+"A filter rule says either `action` (allow or deny) or `rateLimit`, which allows what is within the limit.
+
+Wrong:  {name: web, ports: [443]}
+Right:  {name: web, ports: [443], action: allow}"
+
+    FilterPorts "WL1003" Error "a range of ports is not one"
+"A range is two numbers from 0 to 65535, the lower one first.
+
+Wrong:  ports: [\"8099-8000\"]
+Right:  ports: [\"8000-8099\"]"
+
+    FilterNothing "WL1004" Error "no packet can match a filter rule"
+"What the rule asks for excludes itself: a source and a destination of different families, ports of a protocol that has
+none, or a flag that is set and clear.
+
+Wrong:  {name: ping, protocol: icmp, ports: [7], action: deny}
+Right:  {name: ping, protocol: icmp, action: deny}"
+
+    FilterShadowed "WL1005" Warning "an earlier filter rule decides first"
+"Every packet that the rule matches is matched by another one before it, so it never decides. Policies stand in the order
+of their `priority`, then of their names; rules in the order written.
+
+Wrong:  rules: [{name: all, action: deny}, {name: web, ports: [443], action: allow}]
+Right:  rules: [{name: web, ports: [443], action: allow}, {name: all, action: deny}]"
+
+    FilterDefaults "WL1006" Error "two filter policies have different defaults"
+"A node has one default, for packets that no rule of any policy matches. One policy says allow, another one deny.
+
+Wrong:  default: allow     in one policy, and default: deny in another one for the same nodes
+Right:  default: deny      in one of them; the other one says nothing"
+
+    FilterLimit "WL1007" Error "a rate limit is not one"
+"A limit is in packets or in bytes, not both; its burst is at most what comes in an hour, and in bytes at least one large
+packet; prefix lengths go with `per: sourcePrefix`.
+
+Wrong:  rateLimit: {packetsPerSecond: 100, bytesPerSecond: 100000}
+Right:  rateLimit: {packetsPerSecond: 100, burst: 200, per: source}"
 
     ServiceAddress "WL1101" Error "an address of a service is no place for packets"
 "The vip or a backend of a service has an address that no packet is routed to, such as a multicast or loopback

@@ -6,6 +6,7 @@
 pub mod codes;
 pub mod diagnostic;
 mod document;
+mod filter_policy;
 pub mod limits;
 mod list;
 mod node;
@@ -28,7 +29,8 @@ use std::net::IpAddr;
 
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
-pub use document::{Attach, DriftMode, Forwarding, Guard, OnAllDown, OnNoBackend, Protocol, WindowKind};
+pub use document::{Attach, DriftMode, FilterAction, Forwarding, Guard, OnAllDown, OnNoBackend, Protocol, WindowKind};
+pub use filter_policy::{FilterPolicy, FilterRule, PortRange, RateLimit, RuleAction, TcpFlags};
 pub use node::{Drift, Guards, NodeConfig, Port, Probation, Webhook, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
 pub use probe::{Check, Probe};
@@ -67,6 +69,8 @@ pub struct Policy {
     pub files: Vec<String>,
     /// Sorted by name; names are unique.
     pub route_policies: Vec<RoutePolicy>,
+    /// In the order in which they decide: by priority, then name; names are unique.
+    pub filter_policies: Vec<FilterPolicy>,
     /// Sorted by name; names are unique.
     pub service_policies: Vec<ServicePolicy>,
 }
@@ -104,10 +108,13 @@ impl Policy {
     /// other nodes changes no byte of this node's image.
     #[must_use]
     pub fn for_node(mut self, labels: &BTreeMap<String, String>) -> Self {
-        let all = self.route_policies.len() + self.service_policies.len();
+        let count =
+            |policy: &Self| policy.route_policies.len() + policy.filter_policies.len() + policy.service_policies.len();
+        let all = count(&self);
         self.route_policies.retain(|policy| policy.nodes.matches(labels));
+        self.filter_policies.retain(|policy| policy.nodes.matches(labels));
         self.service_policies.retain(|policy| policy.nodes.matches(labels));
-        if self.route_policies.len() + self.service_policies.len() == all {
+        if count(&self) == all {
             return self;
         }
         let mut used = BTreeSet::new();
@@ -115,6 +122,10 @@ impl Policy {
             used.insert(policy.origin.file);
             used.extend(policy.next_hops.iter().map(|hop| hop.origin.file));
             used.extend(policy.routes.iter().map(|route| route.origin.file));
+        }
+        for policy in &self.filter_policies {
+            used.insert(policy.origin.file);
+            used.extend(policy.rules.iter().flat_map(|rule| rule.lists.iter().copied()));
         }
         used.extend(self.service_policies.iter().map(|service| service.origin.file));
         let number: BTreeMap<u32, u32> = used.iter().copied().zip(0..).collect();
@@ -127,6 +138,10 @@ impl Policy {
         for service in &mut self.service_policies {
             renumber(&mut service.origin);
             service.backends.iter_mut().for_each(|backend| renumber(&mut backend.origin));
+        }
+        for policy in &mut self.filter_policies {
+            let mut of = |file: u32| number.get(&file).copied().unwrap_or(u32::MAX);
+            policy.renumber(&mut of);
         }
         let mut at = 0;
         self.files.retain(|_| {

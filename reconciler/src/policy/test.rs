@@ -9,6 +9,7 @@ use crate::trace::{Fields, PacketDescription};
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Faults, Span, suggestion};
 use super::document::{self, Names, TestVerdict};
+use super::filter_policy::Written;
 use super::list::parse_prefix;
 use super::prefix::Prefix;
 use super::route_policy::prefix_fault;
@@ -50,6 +51,8 @@ pub struct Expectation {
     pub next_hops: Vec<String>,
     pub policy: Option<String>,
     pub prefix: Option<Prefix>,
+    /// Policy and name of the filter rule that matches first, whether it lets the packet through or not.
+    pub filter_rule: Option<(String, String)>,
     pub service: Option<String>,
     /// `ADDRESS` or `ADDRESS:PORT`; the packet must be sent to one of them.
     pub backends: Vec<String>,
@@ -66,6 +69,7 @@ enum ReferenceTo {
     Policy,
     NextHop(String),
     Prefix(Prefix),
+    FilterRule(String, String),
     Service(String),
     Backend(String),
 }
@@ -169,6 +173,7 @@ impl Reader<'_> {
             next_hops: list(written.next_hop),
             policy: written.policy,
             prefix: None,
+            filter_rule: None,
             service: written.service,
             backends: list(written.backend),
         };
@@ -197,11 +202,18 @@ impl Reader<'_> {
     fn rule(&mut self, rule: &str, expect: &mut Expectation) -> bool {
         let at = ["expect", "rule"];
         let Some((policy, prefix)) = rule.split_once('/') else {
-            let message =
-                format!("`{}` is not a rule; write POLICY/PREFIX, as in offices/10.0.0.0/8", schema::shorten(rule));
+            let message = format!(
+                "`{}` is not a rule; write POLICY/PREFIX, as in offices/10.0.0.0/8, or POLICY/RULE of a filter",
+                schema::shorten(rule)
+            );
             self.fault(Code::MalformedValue, &at, message);
             return false;
         };
+        let is_name = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if is_name(prefix) && !prefix.is_empty() {
+            expect.filter_rule = Some((policy.to_owned(), prefix.to_owned()));
+            return true;
+        }
         let prefix = match parse_prefix(prefix) {
             Ok(prefix) => prefix,
             Err(error) => {
@@ -259,6 +271,11 @@ impl Reader<'_> {
             let span = place(self, "prefix");
             self.references.push(Reference { case, span, to: ReferenceTo::Prefix(prefix) });
         }
+        if let Some((policy, rule)) = &expect.filter_rule {
+            let span = self.place(&["expect", "rule"]);
+            let to = ReferenceTo::FilterRule(policy.clone(), rule.clone());
+            self.references.push(Reference { case, span, to });
+        }
         let item = |reader: &Self, key: &'static str, index: usize| {
             let path = ["spec", "cases"].map(Step::Key);
             let rest = [Step::Item(reader.index), Step::Key("expect"), Step::Key(key), Step::Item(index)];
@@ -284,6 +301,7 @@ pub(super) fn check_references(
     test: &PolicyTest,
     references: &[Reference],
     policies: &[RoutePolicy],
+    filters: &[Written],
     services: &[ServicePolicy],
     table: &RouteTable<'_>,
     faults: &mut Faults,
@@ -316,6 +334,7 @@ pub(super) fn check_references(
             continue;
         }
         let named = case.expect.policy.as_deref();
+        let of_node = || filters.iter().map(|f| &f.policy).filter(|filter| filter.nodes.can_meet(&test.nodes));
         let meant =
             |policy: &RoutePolicy| policy.nodes.can_meet(&test.nodes) && named.is_none_or(|name| policy.name == name);
         let meant: Vec<&RoutePolicy> = policies.iter().filter(|policy| meant(policy)).collect();
@@ -326,6 +345,17 @@ pub(super) fn check_references(
         let none = if named.is_some() { "no" } else { "a" };
         let (message, help) = match &reference.to {
             ReferenceTo::Policy if !meant.is_empty() => continue,
+            ReferenceTo::Policy if of_node().any(|filter| Some(filter.name.as_str()) == named) => continue,
+            ReferenceTo::FilterRule(policy, rule) => {
+                let rules = of_node().filter(|filter| filter.name == *policy).flat_map(|filter| &filter.rules);
+                let known: Vec<&str> = rules.map(|rule| rule.name.as_str()).collect();
+                if known.contains(&rule.as_str()) {
+                    continue;
+                }
+                let (policy, rule) = (schema::shorten(policy), schema::shorten(rule));
+                let message = format!("no filter policy `{policy}` for these nodes has a rule `{rule}`");
+                (message, suggestion(&rule, known.iter().copied()))
+            }
             ReferenceTo::Policy => {
                 let name = named.unwrap_or_default();
                 let meets = policies.iter().filter(|policy| policy.nodes.can_meet(&test.nodes));

@@ -4,6 +4,7 @@
 //! from the route tables; when the two disagree, that is an error and not an answer.
 
 pub mod event;
+mod filter;
 mod frame;
 mod node;
 mod packet;
@@ -17,11 +18,12 @@ use fib::packet::Tags;
 use fib::{Neighbour, Reach, Reason, Steer, Verdict};
 use serde::{Serialize, Serializer};
 
-use crate::compile::view::{Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
+use crate::compile::view::{FilterRuleView, Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
 use crate::policy::OnAllDown;
+pub use filter::Filtered;
 pub use frame::Frame;
 use node::{AllUp, mac};
-pub use node::{Egress, Offline, TraceNode, tag_words};
+pub use node::{Egress, Offline, OfflineBy, TraceNode, tag_words};
 pub use packet::{Fields, PacketDescription, PacketError};
 pub use service::Served;
 
@@ -38,6 +40,7 @@ pub struct Trace<'v, 'a> {
     view: &'v View<'a>,
     packet: PacketDescription,
     reason: Reason,
+    filtered: Filtered<'a>,
     /// What the destination meets; `None` when the packet was answered before the routes were asked.
     met: Option<Match<'a>>,
     next_hop: Option<NextHopView<'a>>,
@@ -68,6 +71,7 @@ pub fn trace<'v, 'a, N: TraceNode>(
         view,
         packet,
         reason: decision.reason(),
+        filtered: Filtered::of(view, &frame, node),
         met: None,
         next_hop: None,
         instead_of: None,
@@ -119,6 +123,16 @@ impl<'a> Trace<'_, 'a> {
 
     pub fn reason(&self) -> Reason {
         self.reason
+    }
+
+    /// What the filter said.
+    pub fn filtered(&self) -> Filtered<'a> {
+        self.filtered
+    }
+
+    /// The filter rule that stopped the packet.
+    pub fn stopped_by(&self) -> Option<FilterRuleView<'a>> {
+        self.filtered.rule().filter(|_| self.reason == Reason::FilterDeny)
     }
 
     /// The route that the packet met.
@@ -202,6 +216,8 @@ struct TraceJson<'a> {
     line: Option<u32>,
     /// `pass` or `drop`; of routes that forward.
     on_all_down: Option<&'a str>,
+    /// What the filter says; `null`: there is none, or the packet is none for it.
+    filter: serde_json::Value,
     next_hop: Option<NextHopJson<'a>>,
     /// The member that the flow falls on, when it is down and `next_hop` stands in for it.
     instead_of: Option<&'a str>,
@@ -243,17 +259,18 @@ struct EgressJson<'a> {
 
 impl Serialize for Trace<'_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let route = self.route();
+        let (route, stopped_by) = (self.route(), self.stopped_by());
         TraceJson {
             verdict: verdict_name(self.verdict()),
             reason: self.reason.name(),
             generation: Some(self.view.generation()).filter(|&generation| generation != 0),
             revision: self.view.revision(),
             prefix: route.map(|route| route.prefix.to_string()),
-            policy: route.map(|route| route.policy),
-            file: route.map(|route| route.file),
-            line: route.map(|route| route.line),
+            policy: route.map(|route| route.policy).or(stopped_by.map(|rule| rule.policy)),
+            file: route.map(|route| route.file).or(stopped_by.map(|rule| rule.file)),
+            line: route.map(|route| route.line).or(stopped_by.map(|rule| rule.line)),
             on_all_down: self.on_all_down().map(OnAllDown::as_str),
+            filter: self.filtered.json(),
             next_hop: self.next_hop.map(|hop| NextHopJson {
                 name: hop.name,
                 via: hop.via,
@@ -292,6 +309,7 @@ impl fmt::Display for Trace<'_, '_> {
             0 => writeln!(f, "rules     {}, not published", self.view.revision())?,
             generation => writeln!(f, "rules     {}, generation {generation}", self.view.revision())?,
         }
+        write!(f, "{}", self.filtered)?;
         if let Some(served) = &self.served {
             f.write_str(&served.lines())?;
         }
@@ -393,6 +411,9 @@ fn why(reason: Reason) -> &'static str {
         Reason::Malformed => "malformed, the kernel discards it",
         Reason::BadImage => "the image is damaged",
         Reason::RouteDrop => "the route drops it",
+        Reason::FilterDeny => "the filter rule denies it",
+        Reason::FilterDefaultDeny => "no filter rule allows it, and the filter's default is deny",
+        Reason::FilterRateLimited => "over the rate limit of the filter rule",
         Reason::AllDown => "every next hop of the route is down, the kernel decides",
         Reason::AllDownDrop => "every next hop of the route is down, and the route says to drop it then",
         Reason::Scattered => "lies in several buffers, which the egress driver cannot send: the kernel sends it",

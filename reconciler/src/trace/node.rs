@@ -60,6 +60,30 @@ impl Node for Offline {
     }
 }
 
+/// [`Offline`], with packets that come in by the port with this id.
+#[derive(Clone, Copy, Debug)]
+pub struct OfflineBy(pub u32);
+
+impl TraceNode for OfflineBy {}
+
+impl Node for OfflineBy {
+    fn ingress(&self, _tags: Tags) -> Option<Ingress> {
+        Some(Ingress { mac: 0, port: self.0 })
+    }
+
+    fn reach(&self, id: u32) -> ReachWords {
+        Offline.reach(id)
+    }
+
+    fn ask<I: fib::Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
+        None
+    }
+
+    fn takes(&self, _ingress: &Ingress, _mac: Option<u64>) -> bool {
+        true
+    }
+}
+
 /// A node when no next hop is down: shows which member a flow falls on.
 pub(super) struct AllUp<'n, N>(pub(super) &'n N);
 

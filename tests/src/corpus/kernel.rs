@@ -14,7 +14,7 @@ use wayleave::kernel::test_run::{FRAME_BYTES_MAX, OtherHooks};
 
 use super::case::Case;
 use super::expect::{Alike, Outcome, check};
-use super::node::Port;
+use super::node::{Port, port_id};
 use super::{Report, Theme};
 
 /// Kernel index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`). Test runs come in by it, and it
@@ -131,7 +131,7 @@ fn run(themes: &[Theme], program: Program, pins: &Pins) -> Result<Report> {
             for hop in view.next_hops() {
                 tables.set_reach(hop.id, &theme.node.reach(hop.name, hop.port, &case.down)?)?;
             }
-            let ingress: Vec<_> = theme.node.ingress(case.ingress).collect();
+            let ingress: Vec<_> = theme.node.ingress(case.ingress, |name| port_id(&view, name)).collect();
             programs.set_test_ingress(0, None)?;
             for (vids, port) in &ingress {
                 programs.set_test_ingress(*vids, Some(port))?;

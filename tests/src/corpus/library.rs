@@ -10,6 +10,7 @@ use wayleave::compile::View;
 use wayleave::trace::Frame;
 
 use super::expect::{Alike, Outcome, check};
+use super::node::port_id;
 use super::{Case, Report, Theme};
 
 /// The node of a theme, as the library asks for it.
@@ -32,7 +33,7 @@ impl LibraryNode {
         for flow in &case.flows {
             flows.extend(flow.entries(view, NOW_S)?);
         }
-        Ok(Self { ingress: theme.node.ingress(case.ingress).collect(), reach, flows })
+        Ok(Self { ingress: theme.node.ingress(case.ingress, |name| port_id(view, name)).collect(), reach, flows })
     }
 }
 

@@ -3,7 +3,7 @@
 mod addresses;
 mod maglev;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;

@@ -26,7 +26,7 @@ impl Node for Nobody {
     }
 }
 
-fn service(number: u8, vip: u8, ports: Vec<ServicePort>, weights: &[u16]) -> ServicePolicy {
+pub(in crate::compile) fn service(number: u8, vip: u8, ports: Vec<ServicePort>, weights: &[u16]) -> ServicePolicy {
     let origin = Origin { file: 0, line: 1 };
     let backend = |i: usize, weight: u16| Backend {
         address: Ipv4Addr::new(10, 1, number, u8::try_from(i).unwrap()).into(),
@@ -54,6 +54,7 @@ fn policy(services: Vec<ServicePolicy>) -> Policy {
         revision: "dir@sha256:test".to_owned(),
         files: vec!["a.yaml".to_owned()],
         route_policies: Vec::new(),
+        filter_policies: Vec::new(),
         service_policies: services,
     }
 }

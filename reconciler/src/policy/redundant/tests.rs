@@ -41,6 +41,7 @@ fn policy_of(table: &Table, without: Option<u32>) -> Policy {
         revision: "dir@sha256:x".to_owned(),
         files: vec!["a.yaml".to_owned()],
         route_policies: policies,
+        filter_policies: vec![],
         service_policies: Vec::new(),
     }
 }
