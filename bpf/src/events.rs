@@ -27,7 +27,7 @@ static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Makes an event of the packet if somebody listens and wants it: `count` is its number among those of its reason.
 #[inline(always)]
-pub(crate) fn offer<H: Hook>(context: *mut H::Context, met: Met, generation: u64, count: u64) {
+pub(crate) fn offer<H: Hook>(context: *mut H::Context, met: Met, generation: u64, count: u64, chosen: u32) {
     let Some(sampling) = SAMPLING.get_ptr_mut(0) else { return };
     let sampling = sampling.cast::<u64>();
     // SAFETY: the entry is three words; the listener writes them while they are read, and a mixture of two wishes is a
@@ -49,12 +49,12 @@ pub(crate) fn offer<H: Hook>(context: *mut H::Context, met: Met, generation: u64
         unsafe { write_volatile(sampling, 0) };
         return;
     }
-    write::<H>(context, met.word(), generation, now);
+    write::<H>(context, met.word(), generation, now, chosen);
 }
 
 /// Not inlined: the verifier follows it apart from the paths that lead to it.
 #[inline(never)]
-fn write<H: Hook>(context: *mut H::Context, met: u64, generation: u64, now: u64) {
+fn write<H: Hook>(context: *mut H::Context, met: u64, generation: u64, now: u64, chosen: u32) {
     let met = Met::from_word(met);
     let Some(mut room) = EVENTS.reserve(0) else {
         if let Some(lost) = EVENTS_LOST.get_ptr_mut(0) {
@@ -81,6 +81,7 @@ fn write<H: Hook>(context: *mut H::Context, met: u64, generation: u64, now: u64)
         device: frame.ingress_device(),
         length,
         captured: if copied { bytes + 1 } else { 0 },
+        chosen,
     };
     for (at, word) in event.encode().into_iter().enumerate() {
         // SAFETY: the room begins with so many words.

@@ -1,15 +1,19 @@
 //! What all hooks do with a packet.
 
+use core::hint::cold_path;
 use core::ptr::read_volatile;
 
 use fib::layout::AT_GENERATION;
 use fib::packet::{self, Link};
-use fib::verdict::{decide_linked, decide_plain_v4};
+use fib::service::step;
+use fib::verdict::{decide_linked, decide_plain_v4, decide_served};
 use fib::{Decision, Image as _, Met, PacketMut, Reason};
 
 use crate::events;
+use crate::filter;
 use crate::image::KernelImage;
 use crate::maps::{self, KernelNode};
+use crate::service;
 
 /// Which slot of `GENERATIONS` this instance reads: 0 live, 1 candidate. Constant to the verifier.
 ///
@@ -37,13 +41,24 @@ pub(crate) trait Hook: PacketMut + Sized {
 
 #[inline(always)]
 pub(crate) fn run<H: Hook>(context: *mut H::Context) -> i32 {
-    let frame = H::of(context);
+    let mut frame = H::of(context);
     let bytes = frame.length();
-    // SAFETY: the loader sets `SLOT` once, before the program is loaded.
-    let slot = unsafe { read_volatile(&raw const SLOT) };
-    let Some(image) = KernelImage::of(slot) else {
-        return stay::<H>(context, Met::only(Reason::NoGeneration).word(), bytes, 0);
+    let Some(image) = KernelImage::of(slot()) else {
+        return stay::<H>(context, Met::only(Reason::NoGeneration).word(), bytes, 0, 0);
     };
+    if fib::filter::has_filters(&image) {
+        // Packets of images without filters go straight on.
+        cold_path();
+        let met = filter::judge::<H>(context, image.bytes());
+        if met != 0 {
+            return stay::<H>(context, met, bytes, image.u64(AT_GENERATION).unwrap_or(0), 0);
+        }
+        // To make the headers readable voids pointers into the frame.
+        frame = H::of(context);
+    }
+    if fib::service::has_services(&image) {
+        return run_served::<H>(context, &image, bytes);
+    }
     let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
     let met = match packet::link(&frame) {
         // Most frames: all their offsets are constants.
@@ -63,7 +78,65 @@ pub(crate) fn run<H: Hook>(context: *mut H::Context) -> i32 {
         }
         Err(reason) => Met::only(reason),
     };
-    stay::<H>(context, met.word(), bytes, image.u64(AT_GENERATION).unwrap_or(0))
+    stay::<H>(context, met.word(), bytes, image.u64(AT_GENERATION).unwrap_or(0), 0)
+}
+
+/// The slot that this instance reads.
+#[inline(always)]
+pub(crate) fn slot() -> u32 {
+    // SAFETY: the loader sets `SLOT` once, before the program is loaded.
+    unsafe { read_volatile(&raw const SLOT) }
+}
+
+/// The same where the image has services: a way of its own, so that packets of other images bear none of it.
+#[inline(always)]
+fn run_served<H: Hook>(context: *mut H::Context, image: &KernelImage, bytes: u32) -> i32 {
+    let Some(steer) = service::steer() else { return H::PASS };
+    let at = service::stage::<H>(context, image.bytes(), steer);
+    let frame = H::of(context);
+    let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
+    let met = match packet::link(&frame) {
+        Ok(link) => {
+            // SAFETY: the entry belongs to this CPU while the program runs.
+            let route = unsafe { (*steer).route };
+            let decision = decide_served(image, &frame, &link, &node, at, route);
+            match forward_served::<H>(context, &frame, &decision, at, steer, bytes) {
+                Ok(action) => return action,
+                Err(met) => met,
+            }
+        }
+        Err(reason) => Met::only(reason),
+    };
+    let chosen = service::stays::<H>(context, steer, at, met, bytes);
+    stay::<H>(context, met.word(), bytes, image.u64(AT_GENERATION).unwrap_or(0), chosen)
+}
+
+/// [`forward`] for a packet that the service stage has seen.
+#[inline(always)]
+fn forward_served<H: Hook>(
+    context: *mut H::Context,
+    frame: &H,
+    decision: &Decision,
+    at: u32,
+    steer: *mut fib::Steer,
+    bytes: u32,
+) -> Result<i32, Met> {
+    let met = decision.met;
+    if !met.is_forwarded() {
+        return Err(met);
+    }
+    let Some(action) = frame.redirect(decision.port) else { return Err(met.because(Reason::NoPort)) };
+    let mut frame = H::of(context);
+    // The tags first: where there is no room for them the packet is still as it came.
+    let Some(()) = packet::forward(&mut frame, decision.sent_to()) else { return Err(met.because(Reason::NoRoom)) };
+    if at == step::STEERED {
+        if service::translate::<H>(context, steer) == 0 {
+            return Ok(H::DROP);
+        }
+        service::count(steer, bytes, 1);
+    }
+    maps::count_next_hop(met.next_hop(), bytes.into());
+    Ok(action)
 }
 
 /// Sends the packet to its next hop, or says why not.
@@ -102,13 +175,13 @@ fn forward<H: Hook>(
 ///
 /// Not inlined: the ways that lead here are many, and the program for the packets that are forwarded is the smaller.
 #[inline(never)]
-fn stay<H: Hook>(context: *mut H::Context, met: u64, bytes: u32, generation: u64) -> i32 {
+fn stay<H: Hook>(context: *mut H::Context, met: u64, bytes: u32, generation: u64, chosen: u32) -> i32 {
     let met = Met::from_word(met);
     let count = maps::count(met.reason().into(), bytes.into());
     if met.policy() != 0 {
         maps::count_policy(met.policy(), bytes.into());
     }
-    events::offer::<H>(context, met, generation, count);
+    events::offer::<H>(context, met, generation, count, chosen);
     if Reason::DROPS >> (met.reason() & 63) & 1 != 0 {
         H::DROP
     } else if met.reason() == Reason::NoRoom as u8 {

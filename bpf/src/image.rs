@@ -19,9 +19,9 @@ static CAPACITY: u32 = 0x0cab_ac17;
 const HEADER_ROOM: u32 = HEADER_BYTES.next_power_of_two();
 const _: () = assert!(HEADER_ROOM <= CAPACITY_MIN);
 
-/// The published generation (slot 0) and the candidate (slot 1). The loader makes it for the capacity class at hand.
+/// The published generation (slot 0), the candidate (slot 1) and the generation before the published one (slot 2). The loader makes it for the capacity class at hand.
 #[btf_map]
-static GENERATIONS: ArrayOfMaps<Array<[u8; CAPACITY_MIN as usize], 1, MMAPABLE>, 2> = ArrayOfMaps::new();
+static GENERATIONS: ArrayOfMaps<Array<[u8; CAPACITY_MIN as usize], 1, MMAPABLE>, 3> = ArrayOfMaps::new();
 
 /// An image in kernel memory: so many readable bytes, a power of two.
 ///
@@ -41,6 +41,22 @@ impl KernelImage {
         // SAFETY: the loader sets `CAPACITY` once, before the program is loaded.
         let mask = unsafe { read_volatile(&raw const CAPACITY) } - 1;
         GENERATIONS.get_value(slot, &0).map(|value| Self { bytes: value.as_ptr(), mask })
+    }
+
+    /// Where the image is, for [`KernelImage::again`].
+    #[allow(dead_code, reason = "the benchmark's programs call no functions")]
+    #[inline(always)]
+    pub(crate) fn bytes(&self) -> *const u8 {
+        self.bytes
+    }
+
+    /// The same image where only the pointer was handed on: the bound is a constant anew.
+    #[allow(dead_code, reason = "the benchmark's programs call no functions")]
+    #[inline(always)]
+    pub(crate) fn again(bytes: *const u8) -> Self {
+        // SAFETY: the loader sets `CAPACITY` once, before the program is loaded.
+        let mask = unsafe { read_volatile(&raw const CAPACITY) } - 1;
+        Self { bytes, mask }
     }
 
     /// The entry of `T` at an offset.

@@ -15,10 +15,12 @@
 #![allow(clippy::cast_ptr_alignment, reason = "the kernel loads this object only where unaligned reads are fine")]
 
 mod events;
+mod filter;
 mod frame;
 mod hook;
 mod image;
 mod maps;
+mod service;
 mod tc;
 mod xdp;
 
@@ -32,18 +34,21 @@ use xdp::XdpFrame;
 
 /// XDP, for drivers that hand over every frame in one buffer.
 #[xdp]
+#[inline(always)]
 fn wayleave(context: XdpContext) -> u32 {
     run::<XdpFrame<false>>(context.ctx) as u32
 }
 
 /// XDP, for drivers that hand over large frames in several buffers.
 #[xdp(frags)]
+#[inline(always)]
 fn wayleave_frags(context: XdpContext) -> u32 {
     run::<XdpFrame<true>>(context.ctx) as u32
 }
 
 /// TC ingress, for devices without native XDP.
 #[classifier]
+#[inline(always)]
 fn wayleave_tc(context: TcContext) -> i32 {
     run::<SkbFrame>(context.skb.skb)
 }

@@ -174,7 +174,7 @@ pub(crate) fn count_next_hop(id: u32, bytes: u64) {
 }
 
 #[inline(always)]
-fn add(counter: Option<*mut [u64; 2]>, bytes: u64) -> u64 {
+pub(crate) fn add(counter: Option<*mut [u64; 2]>, bytes: u64) -> u64 {
     let Some(counter) = counter else { return 0 };
     // SAFETY: the entry belongs to this CPU, and programs of one hook are not preempted by each other.
     unsafe {

@@ -1,8 +1,11 @@
 //! The TC side: the kernel's buffer, after it was made and before the network stack sees it.
 
-use aya_ebpf::bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT};
-use aya_ebpf::helpers::{bpf_redirect, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::helpers::{
+    bpf_l4_csum_replace, bpf_redirect, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+};
 use fib::packet::{ETHERNET_BYTES, Link, Parsed, Tags};
+use fib::service::Difference;
 use fib::{Packet, PacketMut};
 
 use crate::frame::{Headers, reads_headers, writes_headers};
@@ -70,6 +73,21 @@ impl PacketMut for SkbFrame {
     #[inline(always)]
     fn move_head(&mut self, _bytes: i32) -> Option<()> {
         None
+    }
+
+    /// By the kernel's helper, which knows what is left of a checksum that the device will complete.
+    #[inline(always)]
+    fn change_checksum(&mut self, at: u32, addresses: Difference, ports: Difference, never_zero: bool) -> Option<()> {
+        let zero = if never_zero { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        // In the order of bytes in which the kernel sums up.
+        let [addresses, ports] = [addresses, ports].map(|difference| u64::from(difference.folded().to_be()));
+        // SAFETY: the context is valid while the program runs; the pointers into the frame are read anew.
+        let failed = unsafe {
+            bpf_l4_csum_replace(self.context, at, 0, addresses, u64::from(BPF_F_PSEUDO_HDR) | zero) != 0
+                || bpf_l4_csum_replace(self.context, at, 0, ports, zero) != 0
+        };
+        self.headers = headers(self.context);
+        if failed { None } else { Some(()) }
     }
 
     /// The kernel keeps the outermost tag beside the frame; its helpers know when to move one in or out.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::compile::View;
 use crate::policy::{Case, PolicyTest};
-use crate::trace::{Offline, Trace, TraceError, TraceNode, trace, verdict_name};
+use crate::trace::{OfflineBy, Trace, TraceError, TraceNode, trace, verdict_name};
 
 /// How one case ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,8 +103,19 @@ pub fn left_out(case: &Case, view: &View<'_>, ports: Option<&[&str]>) -> Option<
     let expect = &case.expect;
     if let Some(policy) = expect.policy.as_deref()
         && !view.policies().any(|p| p.name == policy)
+        && !view.filter_policies().any(|p| p.name == policy)
     {
         return Some(format!("this node does not have the policy `{policy}`"));
+    }
+    if let Some((policy, _)) = &expect.filter_rule
+        && !view.filter_policies().any(|p| p.name == policy)
+    {
+        return Some(format!("this node does not have the filter policy `{policy}`"));
+    }
+    if let Some(service) = expect.service.as_deref()
+        && !view.has_service(service)
+    {
+        return Some(format!("this node does not have the service `{service}`"));
     }
     let known = |name: &String| view.next_hops().any(|hop| is_named(name, hop.policy, hop.name));
     if !expect.next_hops.is_empty() && !expect.next_hops.iter().any(known) {
@@ -123,9 +134,11 @@ pub fn run_all(view: &View<'_>, tests: &[PolicyTest], ports: Option<&[&str]>) ->
     let cases = tests.iter().flat_map(|test| test.cases.iter().map(move |case| (test, case)));
     cases
         .map(|(test, case)| {
-            let ended = match left_out(case, view, ports) {
-                Some(why) => Ended::LeftOut { why },
-                None => run(view, case, &Offline)?,
+            let ended = if let Some(why) = left_out(case, view, ports) {
+                Ended::LeftOut { why }
+            } else {
+                let named = |name: &str| view.ports().find(|port| port.name == name).map(|port| port.id);
+                run(view, case, &OfflineBy(case.in_port.as_deref().and_then(named).unwrap_or(0)))?
             };
             Ok(Outcome::new(test, case, ended))
         })
@@ -137,10 +150,21 @@ pub fn judge(case: &Case, trace: &Trace<'_, '_>) -> Ended {
     let expect = &case.expect;
     let route = trace.route();
     let hop = trace.next_hop();
+    let served = trace.served();
     let holds = expect.verdict.is_none_or(|verdict| verdict == trace.verdict())
         && expect.reason.is_none_or(|reason| reason == trace.reason())
-        && expect.policy.as_deref().is_none_or(|policy| route.is_some_and(|route| route.policy == policy))
+        && expect.policy.as_deref().is_none_or(|policy| {
+            route.map(|route| route.policy).or(trace.stopped_by().map(|rule| rule.policy)) == Some(policy)
+        })
+        && expect.filter_rule.as_ref().is_none_or(|(policy, name)| {
+            trace.filtered().rule().is_some_and(|rule| rule.policy == policy && rule.name == name)
+        })
         && expect.prefix.is_none_or(|prefix| route.is_some_and(|route| route.prefix == prefix))
+        && expect.service.as_deref().is_none_or(|service| served.is_some_and(|served| served.service.name == service))
+        && (expect.backends.is_empty()
+            || served
+                .and_then(|served| served.backend)
+                .is_some_and(|backend| expect.backends.contains(&backend.name())))
         && (expect.next_hops.is_empty()
             || hop.is_some_and(|hop| expect.next_hops.iter().any(|name| is_named(name, hop.policy, hop.name))));
     if holds { Ended::Passed } else { Ended::Failed { expected: expected(case), got: got(trace) } }
@@ -161,7 +185,12 @@ fn expected(case: &Case) -> String {
     if !expect.next_hops.is_empty() {
         words.push(format!("next hop {}", listed(&expect.next_hops)));
     }
+    words.extend(expect.service.as_ref().map(|service| format!("service {service}")));
+    if !expect.backends.is_empty() {
+        words.push(format!("backend {}", listed(&expect.backends)));
+    }
     words.extend(expect.prefix.map(|prefix| format!("by {prefix}")));
+    words.extend(expect.filter_rule.as_ref().map(|(policy, rule)| format!("by the filter rule {policy}/{rule}")));
     words.extend(expect.policy.as_ref().map(|policy| format!("of {policy}")));
     words.join(", ")
 }
@@ -172,8 +201,17 @@ fn listed(names: &[String]) -> String {
 
 fn got(trace: &Trace<'_, '_>) -> String {
     let mut words = format!("{}, reason {}", verdict_name(trace.verdict()), trace.reason().name());
+    if let Some(served) = trace.served() {
+        let _ = write!(words, ", service {}", served.service.name);
+        if let Some(backend) = served.backend {
+            let _ = write!(words, ", backend {}", backend.name());
+        }
+    }
     if let Some(hop) = trace.next_hop() {
         let _ = write!(words, ", next hop {}/{}", hop.policy, hop.name);
+    }
+    if let Some(rule) = trace.filtered().rule() {
+        let _ = write!(words, ", by the filter rule {}/{}  [{}:{}]", rule.policy, rule.name, rule.file, rule.line);
     }
     if let Some(route) = trace.route() {
         let _ = write!(words, ", by {} of {}  [{}:{}]", route.prefix, route.policy, route.file, route.line);

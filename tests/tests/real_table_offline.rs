@@ -62,6 +62,8 @@ fn policy(routes: &[(Prefix, u32)]) -> Policy {
     Policy {
         revision: "dir@sha256:internet".to_owned(),
         files: vec!["internet.yaml".to_owned(), "lists/internet.txt".to_owned()],
+        filter_policies: vec![],
+        service_policies: Vec::new(),
         route_policies: vec![RoutePolicy {
             probes: vec![],
             name: "internet".to_owned(),

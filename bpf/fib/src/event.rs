@@ -35,6 +35,8 @@ pub struct Event {
     pub length: u32,
     /// Bytes of the frame's start that follow the words.
     pub captured: u32,
+    /// Service and backend, as [`crate::service::Chosen`] has them; 0: the packet met no service.
+    pub chosen: u32,
 }
 
 impl Event {
@@ -46,7 +48,7 @@ impl Event {
             self.reason as u64 | (self.target as u64) << 16 | (self.policy as u64) << 32,
             self.next_hop as u64 | (self.in_port as u64) << 32,
             self.device as u64 | (self.length as u64) << 32,
-            self.captured as u64,
+            self.captured as u64 | (self.chosen as u64) << 32,
         ]
     }
 
@@ -64,6 +66,7 @@ impl Event {
             device: words[4] as u32,
             length: (words[4] >> 32) as u32,
             captured: words[5] as u32,
+            chosen: (words[5] >> 32) as u32,
         };
         Some((event, bytes.get(WORDS * 8..)?.get(..event.captured as usize)?))
     }

@@ -14,7 +14,7 @@
 /// `WAYLEAVE` as little-endian bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"WAYLEAVE");
 /// Changes with any change of this module's meaning.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Smallest capacity class: 1 MiB.
 pub const CAPACITY_MIN: u32 = 1 << 20;
@@ -45,6 +45,10 @@ pub const AT_TARGETS: u32 = 288;
 pub const AT_SLOTS: u32 = 292;
 pub const AT_NEXT_HOPS: u32 = 296;
 pub const AT_HASH_SEED: u32 = 300;
+/// Where the head of the filters is; 0: the image has none, and the packet path asks no further.
+pub const AT_FILTER: u32 = 304;
+/// Where the table of service addresses is; 0: the image has no services, and the packet path asks no further.
+pub const AT_SERVICES: u32 = 308;
 
 // Fields of the IPv4 FIB header. Where nodes and leaves are, the section table says: few lookups need them.
 pub const V4_DIRECT: u32 = 0;
@@ -169,6 +173,171 @@ pub const V6_ROUTE_BYTES: u32 = 32;
 /// Local address: 16 bytes as in a next hop, family u8, zero [u8; 7].
 pub const LOCAL_BYTES: u32 = 24;
 
+/// Head of the filters: words of a row u32, default action u32 ([`filter_action`]), then for each [`FilterTable`] where its
+/// direct table is u32 and the bits that index it u32 (6, 12 or 18), then zeros.
+///
+/// A direct entry is a class in its low bits, or with [`DIRECT_NODE`] a trie node. A class is a row: of the rules that it
+/// matches, one bit each, the first rule lowest in the first word.
+pub const FILTER_HEAD_BYTES: u32 = 64;
+pub const FILTER_WORDS: u32 = 0;
+pub const FILTER_DEFAULT: u32 = 4;
+pub const FILTER_TABLES: u32 = 8;
+pub const FILTER_TABLE_BYTES: u32 = 8;
+pub const FILTER_TABLE_BITS: u32 = 4;
+/// Most rules of one image.
+pub const FILTER_RULES_MAX: u32 = 1 << 10;
+/// Most words of a row.
+pub const FILTER_WORDS_MAX: u32 = FILTER_RULES_MAX / 64;
+/// Most rows, since a class is a u16.
+pub const FILTER_ROWS_MAX: u32 = 1 << 16;
+
+/// What a filter looks addresses up in, in the order of the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FilterTable {
+    V4Source = 0,
+    V4Destination = 1,
+    V6Source = 2,
+    V6Destination = 3,
+}
+
+impl FilterTable {
+    pub const ALL: [Self; 4] = [Self::V4Source, Self::V4Destination, Self::V6Source, Self::V6Destination];
+
+    /// Where the table's words stand in the head.
+    pub const fn at(self) -> u32 {
+        FILTER_TABLES + self as u32 * FILTER_TABLE_BYTES
+    }
+}
+
+// Classes of what is no address, u16 each: by protocol, of IPv4 and then of IPv6; by the port that the packet came in by;
+// by the flags of TCP; of packets without them, and of later fragments.
+pub const FILTER_PROTOCOLS: u32 = 0;
+pub const FILTER_IN_PORTS: u32 = 512;
+pub const FILTER_FLAGS: u32 = 768;
+pub const FILTER_NO_FLAGS: u32 = 1024;
+/// Of packets that show no source port, and of later fragments; then the same of destination ports.
+pub const FILTER_NO_PORTS: u32 = 1032;
+/// Page of each source port, by its high byte; then the same of destination ports.
+pub const FILTER_SOURCE_PAGES: u32 = 1040;
+pub const FILTER_DESTINATION_PAGES: u32 = FILTER_SOURCE_PAGES + 256;
+/// Pages of 256 classes, by the port's low byte.
+pub const FILTER_PAGES: u32 = FILTER_DESTINATION_PAGES + 256;
+
+/// Filter rule: id u32, then one byte each: action ([`filter_action`]), what a limit is kept for ([`filter_per`]), bits of an
+/// IPv4 and of an IPv6 source that share it; tokens a second u64; what may lie in the bucket, in [`LIMIT_SECOND`] u64;
+/// policy id u32, flags u32, policy u32 (row), name u32 (string), meaning u32 (string), file u32, line u32, zero u32.
+pub const FILTER_RULE_BYTES: u32 = 64;
+pub const FILTER_RULE_ID: u32 = 0;
+pub const FILTER_RULE_DOES: u32 = 4;
+pub const FILTER_RULE_RATE: u32 = 8;
+pub const FILTER_RULE_DEPTH: u32 = 16;
+pub const FILTER_RULE_POLICY_ID: u32 = 24;
+pub const FILTER_RULE_FLAGS: u32 = 28;
+pub const FILTER_RULE_POLICY: u32 = 32;
+pub const FILTER_RULE_NAME: u32 = 36;
+pub const FILTER_RULE_MEANING: u32 = 40;
+pub const FILTER_RULE_FILE: u32 = 44;
+pub const FILTER_RULE_LINE: u32 = 48;
+/// Tokens are bytes; otherwise packets.
+pub const FILTER_RULE_FLAGS_BYTES: u32 = 1;
+/// Filter rule ids index the kernel's counter array: id 0 is never given out. Enough for eight retained generations that
+/// have no rule in common.
+pub const FILTER_RULE_IDS_MAX: u32 = 1 << 13;
+/// Units of time of a limit in a second: 1/64 ns, so that a byte of a fast link has a length.
+pub const LIMIT_SECOND: u64 = 64_000_000_000;
+
+/// What a filter rule does.
+pub mod filter_action {
+    pub const ALLOW: u8 = 0;
+    pub const DENY: u8 = 1;
+    pub const LIMIT: u8 = 2;
+}
+
+/// What shares the bucket of a limit.
+pub mod filter_per {
+    pub const RULE: u8 = 0;
+    pub const SOURCE: u8 = 1;
+}
+
+/// Filter policy: id u32, name u32 (string), file u32, line u32, default u32 ([`filter_action`], or 255 where it says none).
+pub const FILTER_POLICY_BYTES: u32 = 20;
+pub const FILTER_POLICY_SAYS_NONE: u32 = 255;
+
+/// Service address: address of two words (numeric, IPv4 mapped into IPv6 as in RFC 4291 section 2.5.5.2), then a word with
+/// the first row of its ports, in bits 32 to 47 how many there are, and above them what the address is; then a word of
+/// zeros. An entry that is nothing is empty.
+///
+/// Two entries are a bucket. An address lies in one of the two buckets that its hash names (cuckoo hashing: Pagh and Rodler,
+/// Journal of Algorithms 51(2), 2004), so that four comparisons find it or say that it is not there. The number of buckets is
+/// a power of two.
+pub const SERVICE_ADDRESS_BYTES: u32 = 32;
+pub const SERVICE_ADDRESS_WORD: u32 = 16;
+pub const SERVICE_BUCKET_ENTRIES: u32 = 2;
+pub const SERVICE_ADDRESS_FIRST_PORT: u64 = 0xffff_ffff;
+pub const SERVICE_ADDRESS_PORTS_AT: u32 = 32;
+/// The address is a VIP: it has ports.
+pub const SERVICE_ADDRESS_VIP: u64 = 1 << 48;
+/// The address is a backend's whose answers are translated back.
+pub const SERVICE_ADDRESS_TRANSLATED: u64 = 1 << 49;
+
+/// Ports of a VIP: first and last u32 (protocol in bits 16 to 23, port below), service u32, target u32: the backend's port
+/// for the first one, 0: as it came, then the rows to go on with, u32 each and counted from 1: for ports before and after these;
+/// 0: there are none. Sorted and disjoint within a VIP; the search begins in the middle.
+pub const SERVICE_PORT_BYTES: u32 = 24;
+pub const SERVICE_PORT_LAST: u32 = 4;
+pub const SERVICE_PORT_SERVICE: u32 = 8;
+pub const SERVICE_PORT_TARGET: u32 = 12;
+pub const SERVICE_PORT_BEFORE: u32 = 16;
+pub const SERVICE_PORT_AFTER: u32 = 20;
+/// Most rows of ports of one VIP.
+pub const SERVICE_PORTS_MAX: u32 = 1 << 12;
+
+/// Service: id u32, flags u32, first slot u32, slots u32 (0: no backend takes new flows), first backend u32, backends u32,
+/// three timeouts u32 in seconds, name u32 (string), file u32, line u32, VIP as two words.
+pub const SERVICE_BYTES: u32 = 64;
+pub const SERVICE_ID: u32 = 0;
+pub const SERVICE_FLAGS: u32 = 4;
+pub const SERVICE_SLOTS: u32 = 8;
+pub const SERVICE_SLOT_COUNT: u32 = 12;
+pub const SERVICE_BACKENDS: u32 = 16;
+pub const SERVICE_BACKEND_COUNT: u32 = 20;
+pub const SERVICE_ESTABLISHED_S: u32 = 24;
+pub const SERVICE_CLOSING_S: u32 = 28;
+pub const SERVICE_UDP_S: u32 = 32;
+pub const SERVICE_NAME: u32 = 36;
+pub const SERVICE_FILE: u32 = 40;
+pub const SERVICE_LINE: u32 = 44;
+pub const SERVICE_VIP: u32 = 48;
+/// Destination addresses and ports are translated; otherwise only the frame's MAC addresses change.
+pub const SERVICE_FLAGS_NAT: u32 = 1 << 0;
+/// Packets that no backend takes are dropped; otherwise they pass to the kernel.
+pub const SERVICE_FLAGS_DROP: u32 = 1 << 1;
+/// The backend depends on the source address alone: bits 8 to 15 say how much of an IPv4 address, 16 to 23 of IPv6.
+pub const SERVICE_FLAGS_AFFINITY: u32 = 1 << 2;
+pub const SERVICE_AFFINITY_V4_AT: u32 = 8;
+pub const SERVICE_AFFINITY_V6_AT: u32 = 16;
+/// Service ids index the kernel's counter array: id 0 is never given out.
+pub const SERVICE_IDS_MAX: u32 = 1 << 14;
+
+/// Backend: address of two words as in a service address, id u32, service u32 (row), port u16 (0: as the service's ports
+/// say), weight u16 (0: takes no new flows), file u32, line u32, zero u32.
+pub const BACKEND_BYTES: u32 = 40;
+pub const BACKEND_ID: u32 = 16;
+pub const BACKEND_SERVICE: u32 = 20;
+pub const BACKEND_PORT: u32 = 24;
+pub const BACKEND_WEIGHT: u32 = 26;
+pub const BACKEND_FILE: u32 = 28;
+pub const BACKEND_LINE: u32 = 32;
+/// Backend ids index the kernel's counter array: id 0 is never given out.
+pub const BACKEND_IDS_MAX: u32 = 1 << 17;
+/// Row of the backend with this id, and one; 0: no backend of this image has the id.
+pub const BACKEND_ROW_BYTES: u32 = 4;
+/// Maglev slot: a backend, counted from its service's first one, u16.
+pub const BACKEND_SLOT_BYTES: u32 = 2;
+/// Most backends of one service.
+pub const BACKENDS_MAX: u32 = 1 << 10;
+
 /// Tables, in the order in which they lie in the image; the first [`Section::PATH`] are read by the packet path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -198,10 +367,24 @@ pub enum Section {
     Files = 22,
     Strings = 23,
     Text = 24,
+    FilterHead = 25,
+    FilterDirect = 26,
+    FilterNodes = 27,
+    FilterLeaves = 28,
+    FilterClasses = 29,
+    FilterRows = 30,
+    FilterRules = 31,
+    FilterPolicies = 32,
+    ServiceAddresses = 33,
+    ServicePorts = 34,
+    Services = 35,
+    Backends = 36,
+    BackendRows = 37,
+    BackendSlots = 38,
 }
 
 impl Section {
-    pub const ALL: [(Self, u32); 25] = [
+    pub const ALL: [(Self, u32); 39] = [
         (Self::V4Direct, 4),
         (Self::V4Blocks, BLOCK_BYTES),
         (Self::V4Palettes, PALETTE_BYTES),
@@ -227,8 +410,22 @@ impl Section {
         (Self::Files, FILE_BYTES),
         (Self::Strings, STRING_BYTES),
         (Self::Text, 1),
+        (Self::FilterHead, FILTER_HEAD_BYTES),
+        (Self::FilterDirect, 4),
+        (Self::FilterNodes, NODE_BYTES),
+        (Self::FilterLeaves, LEAF_BYTES),
+        (Self::FilterClasses, 2),
+        (Self::FilterRows, 8),
+        (Self::FilterRules, FILTER_RULE_BYTES),
+        (Self::FilterPolicies, FILTER_POLICY_BYTES),
+        (Self::ServiceAddresses, SERVICE_ADDRESS_BYTES),
+        (Self::ServicePorts, SERVICE_PORT_BYTES),
+        (Self::Services, SERVICE_BYTES),
+        (Self::Backends, BACKEND_BYTES),
+        (Self::BackendRows, BACKEND_ROW_BYTES),
+        (Self::BackendSlots, BACKEND_SLOT_BYTES),
     ];
-    /// How many of [`Section::ALL`] the packet path reads.
+    /// How many of [`Section::ALL`] the packet path reads for every packet's route.
     pub const PATH: usize = 15;
 
     /// What the lookup of each family reads.

@@ -15,11 +15,13 @@
 extern crate std;
 
 pub mod event;
+pub mod filter;
 pub mod hash;
 pub mod image;
 pub mod layout;
 pub mod lookup;
 pub mod packet;
+pub mod service;
 pub mod verdict;
 
 #[cfg(test)]
@@ -27,4 +29,5 @@ mod tests;
 
 pub use image::Image;
 pub use packet::{Packet, PacketMut};
-pub use verdict::{Decision, Ingress, Met, Neighbour, Node, Reach, ReachWords, Reason, Verdict, decide};
+pub use service::Steer;
+pub use verdict::{Decision, Ingress, Met, Neighbour, Node, Reach, ReachWords, Reason, Verdict, decide, decide_with};

@@ -88,13 +88,13 @@ const TAG: u32 = (1 << RADIX_TAG_BITS) - 1;
 const EVERY_LANE: u64 = 1 | 1 << BUCKET_LANE_BITS | 1 << (2 * BUCKET_LANE_BITS);
 
 /// Nodes below the first `from` bits that resolve any address of `bits` bits.
-const fn levels(bits: u32, from: u32) -> u32 {
+pub(crate) const fn levels(bits: u32, from: u32) -> u32 {
     (bits - from).div_ceil(STRIDE_BITS)
 }
 
 /// Goes down from a node; `high` and `low` begin with the bits that it resolves.
 #[inline(always)]
-fn walk<I: Image + ?Sized>(
+pub(crate) fn walk<I: Image + ?Sized>(
     image: &I,
     [nodes, leaves]: [Section; 2],
     mut node: u32,

@@ -3,6 +3,7 @@
 //! Numbers are returned in host order from network-order bytes; offsets count from the Ethernet destination address.
 
 use crate::hash::Flow;
+use crate::service::Difference;
 use crate::verdict::{Neighbour, Reason};
 
 /// Bounds-checked reads of a frame; `None` past its end.
@@ -62,6 +63,14 @@ pub trait PacketMut: Packet {
         }
         self.set_be16(AT_ETHERTYPE + bytes, link.ethertype)?;
         Some(bytes)
+    }
+
+    /// Changes the checksum of a transport header for other addresses, which its pseudo header has, and other ports.
+    /// `never_zero`: a sum of zero is written as all ones, since zero says that there is none (UDP, RFC 768).
+    #[inline(always)]
+    fn change_checksum(&mut self, at: u32, addresses: Difference, ports: Difference, never_zero: bool) -> Option<()> {
+        let checksum = addresses.and(ports).apply(self.be16(at)?);
+        self.set_be16(at, if never_zero && checksum == 0 { 0xffff } else { checksum })
     }
 }
 
@@ -149,8 +158,8 @@ impl PacketMut for [u8] {
 /// Ethernet header, RFC 894.
 pub const ETHERNET_BYTES: u32 = 14;
 const AT_ETHERTYPE: u32 = 12;
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// IEEE 802.1Q and 802.1ad.
 pub const ETHERTYPE_VLAN: u16 = 0x8100;
 pub const ETHERTYPE_QINQ: u16 = 0x88a8;
@@ -160,15 +169,15 @@ const TAG_BYTES: u32 = 4;
 const VID_MASK: u32 = 0x0fff;
 
 /// Protocol numbers of the IANA registry.
-const HOP_BY_HOP: u8 = 0;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(crate) const HOP_BY_HOP: u8 = 0;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub(crate) const ROUTING: u8 = 43;
+pub(crate) const FRAGMENT: u8 = 44;
 /// RFC 8200, section 4.5.
-const FRAGMENT_BYTES: u32 = 8;
-const AUTHENTICATION: u8 = 51;
-const DESTINATION_OPTIONS: u8 = 60;
+pub(crate) const FRAGMENT_BYTES: u32 = 8;
+pub(crate) const AUTHENTICATION: u8 = 51;
+pub(crate) const DESTINATION_OPTIONS: u8 = 60;
 const DCCP: u8 = 33;
 const SCTP: u8 = 132;
 const UDP_LITE: u8 = 136;
@@ -348,7 +357,7 @@ pub(crate) fn ports_v4<P: Packet + ?Sized>(packet: &P) -> Option<u32> {
 /// Whether no router may forward from or to this address: "this network", loopback, link-local, multicast and the limited
 /// broadcast (RFC 1812 section 5.3.7, RFC 3927 section 7, RFC 6890).
 #[inline(always)]
-const fn stays_v4(address: u32) -> bool {
+pub(crate) const fn stays_v4(address: u32) -> bool {
     let first = address >> 24;
     // Few comparisons for the addresses that do not stay.
     if first.wrapping_sub(1) >= 0xdf {
@@ -360,7 +369,7 @@ const fn stays_v4(address: u32) -> bool {
 /// The same for IPv6: multicast `ff00::/8`, link-local `fe80::/10`, unspecified and loopback (`::/127`), and IPv4-mapped
 /// `::ffff:0:0/96` (RFC 4291 section 2.5, RFC 6890).
 #[inline(always)]
-const fn stays_v6(address: [u64; 2]) -> bool {
+pub(crate) const fn stays_v6(address: [u64; 2]) -> bool {
     address[0] >> 56 == 0xff
         || address[0] >> 54 == 0x3fa
         || (address[0] == 0 && (address[1] <= 1 || address[1] >> 32 == 0xffff))
@@ -419,12 +428,12 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P) -> Option<Result<Parsed, Reason>> {
 }
 
 #[inline(always)]
-fn be64<P: Packet + ?Sized>(packet: &P, at: u32) -> Option<u64> {
+pub(crate) fn be64<P: Packet + ?Sized>(packet: &P, at: u32) -> Option<u64> {
     Some(u64::from(packet.be32(at)?) << 32 | u64::from(packet.be32(at + 4)?))
 }
 
 #[inline(always)]
-const fn has_ports(protocol: u8) -> bool {
+pub(crate) const fn has_ports(protocol: u8) -> bool {
     matches!(protocol, TCP | UDP | DCCP | SCTP | UDP_LITE)
 }
 

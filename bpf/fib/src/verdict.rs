@@ -2,13 +2,15 @@
 
 use core::hint::cold_path;
 
+use crate::filter::{self, Limit};
 use crate::image::Image;
 use crate::layout::{
-    AT_HASH_SEED, AT_NEXT_HOPS, AT_SLOTS, AT_TARGETS, GROUP_BYTES, GROUP_FIRST_MEMBER, GROUP_MEMBERS,
-    GROUP_MEMBERS_MAX, MEMBER_BYTES, NEXT_HOP_BYTES, NEXT_HOP_ID, NEXT_HOP_IDS_MAX, NEXT_HOP_PORT, POLICY_IDS_MAX,
-    PORT_IDS_MAX, SLOT_BYTES, Section, TARGET_BYTES, TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
+    AT_HASH_SEED, AT_NEXT_HOPS, AT_SLOTS, AT_TARGETS, FILTER_RULE_IDS_MAX, GROUP_BYTES, GROUP_FIRST_MEMBER,
+    GROUP_MEMBERS, GROUP_MEMBERS_MAX, MEMBER_BYTES, NEXT_HOP_BYTES, NEXT_HOP_ID, NEXT_HOP_IDS_MAX, NEXT_HOP_PORT,
+    POLICY_IDS_MAX, PORT_IDS_MAX, SLOT_BYTES, Section, TARGET_BYTES, TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
 };
 use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse_route, ports_v4};
+use crate::service::{self, FlowKey, FlowWords, Steer, step};
 use crate::{hash, lookup};
 
 /// What becomes of a packet.
@@ -38,6 +40,11 @@ macro_rules! reasons {
             /// Numbers of the reasons for which packets are dropped, as bits.
             pub const DROPS: u64 =
                 0 $(| if matches!(Self::$variant.verdict(), Verdict::Drop) { 1 << $number } else { 0 })*;
+
+            /// The reason with this number.
+            pub const fn of(number: u8) -> Option<Self> {
+                match number { $($number => Some(Self::$variant),)* _ => None }
+            }
 
             /// The reason's name in command output and metrics.
             pub const fn name(self) -> &'static str {
@@ -90,6 +97,22 @@ reasons! {
     Scattered = 19, Pass, "scattered";
     /// The frame's buffer has no room for the VLAN tags of the egress port.
     NoRoom = 20, Pass, "no-room";
+    /// The first filter rule that matches says `action: deny`.
+    FilterDeny = 21, Drop, "filter-deny";
+    /// No filter rule matches, and a filter policy says `default: deny`.
+    FilterDefaultDeny = 22, Drop, "filter-default-deny";
+    /// The first filter rule that matches has a rate limit, and its bucket is empty.
+    FilterRateLimited = 23, Drop, "filter-rate-limited";
+    /// No backend of the service takes new flows, and the service says `onNoBackend: pass`.
+    NoBackend = 24, Pass, "no-backend";
+    /// No backend of the service takes new flows, and the service says `onNoBackend: drop`.
+    NoBackendDrop = 25, Drop, "no-backend-drop";
+    /// A fragment to a service: only the first one shows ports, and a backend that gets that alone can do nothing with it.
+    ServiceFragment = 26, Pass, "service-fragment";
+    /// More new flows than the flow table takes: the answer to an untold flow could not be translated back.
+    NewFlowRate = 27, Drop, "new-flow-rate";
+    /// Another flow of the same client uses this port at the same backend: answers could not be told apart.
+    FlowCollision = 28, Drop, "flow-collision";
 }
 
 /// Room for reasons in the counter array.
@@ -224,6 +247,39 @@ pub trait Node {
     fn takes(&self, ingress: &Ingress, mac: Option<u64>) -> bool {
         mac == Some(ingress.mac)
     }
+    /// Whether the bucket of a filter rule's limit has room for the packet, which it then takes. Who keeps no buckets says
+    /// that they are full.
+    #[inline(always)]
+    fn admits(&self, _limit: &Limit) -> bool {
+        true
+    }
+    /// Counts a packet that a filter rule matched: the rule's id, and whether its limit drops the packet.
+    #[inline(always)]
+    fn count_rule(&self, _id: u32, _limited: bool) {}
+    /// The flow table's entry; all zeros: it has none.
+    #[inline(always)]
+    fn flow(&self, _key: &FlowKey) -> FlowWords {
+        [0; 4]
+    }
+    /// Writes an entry of the flow table.
+    #[inline(always)]
+    fn keep(&self, _key: &FlowKey, _entry: &FlowWords) {}
+    /// Whether the flow table has room for one more new flow now.
+    #[inline(always)]
+    fn admits_flow(&self) -> bool {
+        true
+    }
+    /// Seconds of the clock that the flow table goes by.
+    #[inline(always)]
+    fn now_s(&self) -> u32 {
+        0
+    }
+    /// Id of the backend that the generation before would have chosen, as long as that is honoured; 0: none
+    /// ([`service::choice_of`]).
+    #[inline(always)]
+    fn previous_choice(&self, _steer: &Steer) -> u32 {
+        0
+    }
 }
 
 /// What a packet met, in one word: the reason, the port that it came in by, target, policy and next hop.
@@ -234,6 +290,7 @@ pub trait Node {
 pub struct Met(u64);
 
 const _: () = assert!(PORT_IDS_MAX <= 1 << 8 && POLICY_IDS_MAX <= 1 << 16 && NEXT_HOP_IDS_MAX <= 1 << 16);
+const _: () = assert!(FILTER_RULE_IDS_MAX <= 1 << 16);
 
 impl Met {
     const IN_PORT: u32 = 8;
@@ -255,9 +312,39 @@ impl Met {
         Self(self.0 & !Self::REASON_MASK | reason as u64)
     }
 
+    /// The same with the reason of this number.
+    #[inline(always)]
+    const fn because_of(self, reason: u8) -> Self {
+        Self(self.0 & !Self::REASON_MASK | reason as u64)
+    }
+
     #[inline(always)]
     const fn and(self, value: u64, at: u32) -> Self {
         Self(self.0 | value << at)
+    }
+
+    /// A packet that a filter stops: the port that it came in by, and ids of the policy and of the rule; 0: the default.
+    #[inline(always)]
+    pub(crate) const fn filtered(reason: Reason, in_port: u32, policy: u32, rule: u32) -> Self {
+        Self::only(reason)
+            .and(in_port as u8 as u64, Self::IN_PORT)
+            .and(policy as u16 as u64, Self::POLICY)
+            .and(rule as u16 as u64, Self::NEXT_HOP)
+    }
+
+    /// Whether a filter stopped the packet.
+    #[inline(always)]
+    pub const fn is_filtered(self) -> bool {
+        matches!(
+            Reason::of(self.reason()),
+            Some(Reason::FilterDeny | Reason::FilterDefaultDeny | Reason::FilterRateLimited)
+        )
+    }
+
+    /// Id of the filter rule that stopped the packet; 0: none.
+    #[inline(always)]
+    pub const fn rule(self) -> u32 {
+        if self.is_filtered() { (self.0 >> Self::NEXT_HOP) as u32 } else { 0 }
     }
 
     pub const fn word(self) -> u64 {
@@ -297,7 +384,7 @@ impl Met {
         (self.0 >> Self::POLICY) as u16 as u32
     }
 
-    /// Id of the next hop that was chosen; 0: none.
+    /// Id of the next hop that was chosen; 0: none. Of a packet that a filter stopped, [`Met::rule`].
     #[inline(always)]
     pub const fn next_hop(self) -> u32 {
         (self.0 >> Self::NEXT_HOP) as u32
@@ -348,17 +435,85 @@ impl Decision {
 /// Decides on a frame. Reads only: the caller rewrites with [`crate::packet::forward`] and sends.
 #[inline(always)]
 pub fn decide<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> Decision {
+    if filter::has_filters(image) {
+        let met = filter::judge(image, packet, node);
+        if met != 0 {
+            return Decision { met: Met::from_word(met), ..Decision::early(Reason::FilterDeny) };
+        }
+    }
     match link(packet) {
+        Ok(link) if service::has_services(image) => {
+            let mut steer = Steer::NONE;
+            decide_steered(image, packet, &link, node, &mut steer)
+        }
         Ok(link) if link.is_plain_v4() => decide_plain_v4(image, packet, node),
         Ok(link) => decide_linked(image, packet, &link, node),
         Err(reason) => Decision::early(reason),
     }
 }
 
+/// [`decide`] that leaves what the service stage found.
+pub fn decide_with<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
+    image: &I,
+    packet: &P,
+    node: &N,
+    steer: &mut Steer,
+) -> Decision {
+    *steer = Steer::NONE;
+    match link(packet) {
+        Ok(link) if service::has_services(image) => decide_steered(image, packet, &link, node, steer),
+        _ => decide(image, packet, node),
+    }
+}
+
+/// [`decide`] in an image that has services.
+fn decide_steered<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
+    image: &I,
+    packet: &P,
+    link: &Link,
+    node: &N,
+    steer: &mut Steer,
+) -> Decision {
+    let at = match serve_read(packet, link, node, steer) {
+        Ok(true) => service::stage(image, node, steer),
+        Ok(false) => step::UNSERVED,
+        Err(reason) => step::stays(reason),
+    };
+    decide_served(image, packet, link, node, at, steer.route)
+}
+
+/// What the service stage reads of a packet; `false`: it is none for services.
+#[inline(always)]
+pub fn serve_read<P: Packet + ?Sized, N: Node>(
+    packet: &P,
+    link: &Link,
+    node: &N,
+    steer: &mut Steer,
+) -> Result<bool, Reason> {
+    let Some(ingress) = node.ingress(link.tags) else { return Ok(false) };
+    if !node.takes(&ingress, destination_mac(packet)) {
+        return Ok(false);
+    }
+    service::read(&packet.after(link.tag_bytes), link.ethertype, steer)
+}
+
+/// [`decide`] for a frame that the service stage has left at one of [`step`]; `route` is what it steers to.
+#[inline(always)]
+pub fn decide_served<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
+    image: &I,
+    packet: &P,
+    link: &Link,
+    node: &N,
+    at: u32,
+    route: [u64; 2],
+) -> Decision {
+    under(image, packet, &packet.after(link.tag_bytes), link, node, at, route)
+}
+
 /// [`decide`] for a frame whose link layer is [`Link::PLAIN_V4`]: most frames are such, and all offsets are constants.
 #[inline(always)]
 pub fn decide_plain_v4<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> Decision {
-    under(image, packet, packet, &Link::PLAIN_V4, node)
+    under(image, packet, packet, &Link::PLAIN_V4, node, step::UNSERVED, [0; 2])
 }
 
 /// [`decide`] for a frame whose link layer has been read.
@@ -369,7 +524,7 @@ pub fn decide_linked<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     link: &Link,
     node: &N,
 ) -> Decision {
-    under(image, packet, &packet.after(link.tag_bytes), link, node)
+    under(image, packet, &packet.after(link.tag_bytes), link, node, step::UNSERVED, [0; 2])
 }
 
 /// Decides on what lies under the link layer.
@@ -380,6 +535,8 @@ fn under<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     headers: &(impl Packet + ?Sized),
     link: &Link,
     node: &N,
+    at: u32,
+    steered: [u64; 2],
 ) -> Decision {
     let Some(ingress) = node.ingress(link.tags) else { return Decision::early(Reason::Vlan) };
     let parsed = match parse_route(headers, link.ethertype) {
@@ -391,9 +548,17 @@ fn under<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     }
     let mut decision = Decision { family: parsed.family, ..Decision::early(Reason::BadImage) };
     decision.met = decision.met.and(u64::from(ingress.port as u8), Met::IN_PORT);
+    let dst = match at {
+        step::UNSERVED => parsed.flow.dst,
+        step::STEERED => steered,
+        stays => {
+            decision.met = decision.met.because_of(step::reason(stays));
+            return decision;
+        }
+    };
     // Read here, so that no pointer into the frame has to live through the lookup.
     let size = Size { largest_segment: headers.largest_segment(&parsed), is_scattered: packet.is_scattered() };
-    route(image, packet, &size, &parsed, node, &mut decision);
+    route(image, packet, &size, &parsed, dst, node, &mut decision);
     decision
 }
 
@@ -410,10 +575,10 @@ fn route<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     packet: &P,
     size: &Size,
     parsed: &Parsed,
+    dst: [u64; 2],
     node: &N,
     decision: &mut Decision,
 ) {
-    let dst = parsed.flow.dst;
     let target =
         if parsed.family == 4 { lookup::v4(image, (dst[0] >> 32) as u32) } else { lookup::v6(image, dst[0], dst[1]) };
     let Some(target) = target else { return };

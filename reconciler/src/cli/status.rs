@@ -1,5 +1,6 @@
 //! `wayleave status`: what the kernel holds, what the daemon last tried, and what packets met.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use fib::Verdict;
@@ -10,6 +11,7 @@ use super::confirm::in_words;
 use super::node::{self, block_on};
 use super::runtime::Runtime;
 use super::{Exit, Format, Global, axes, print};
+use crate::compile::View;
 use crate::daemon::attempt::Attempt;
 use crate::daemon::node::Node;
 use crate::daemon::probation::{self, Standing};
@@ -17,6 +19,7 @@ use crate::daemon::state::State;
 use crate::daemon::time::rfc3339;
 use crate::kernel::attach::Hook;
 use crate::kernel::counters::{self, Count, Owners};
+use crate::kernel::flows;
 use crate::kernel::layout::OtherLayout;
 use crate::kernel::link::{Link, XdpMode, links, wire};
 use crate::kernel::observe::Observed;
@@ -70,6 +73,8 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         status["digest"] = view.digest().to_string().into();
         status["published"] = rfc3339(view.created_unix_ms()).into();
         status["routes"] = json!({"ipv4": view.count(Section::V4Routes), "ipv6": view.count(Section::V6Routes)});
+        status["filters"] = view.count(Section::FilterRules).into();
+        status["filter_rules"] = filter_rules(&view, objects.as_ref())?;
         status["image"] = json!({"bytes": view.bytes().len(), "capacity": live.image.capacity()});
         let runtime = Runtime::read(node, &view, &state)?;
         let mut next_hops = Vec::new();
@@ -90,9 +95,15 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
             policies.push(row);
         }
         status["policies"] = policies.into();
+        status["services"] = view.count(Section::Services).into();
+        status["service_list"] = services(&view, objects.as_ref())?;
         status["degraded_groups"] = serde_json::to_value(&runtime.degraded_groups)?;
         any_down = runtime.is_down();
         hop_words = runtime.human();
+    }
+    if let Some(table) = objects.is_some().then(|| flows::table(&node.pins)).transpose()?.flatten() {
+        status["flow_table"] = json!({"capacity": table.capacity, "new_flows_per_second_and_cpu": table.rate,
+            "begun": table.begun, "refused": table.refused});
     }
     let interfaces = interfaces(node, observed, links);
     let attached = interfaces.iter().all(|i| i["attached"] == true);
@@ -154,6 +165,38 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
     Ok((status, hop_words))
 }
 
+/// Services with their backends, by name.
+fn services(view: &View<'_>, objects: Option<&counters::Objects>) -> anyhow::Result<Value> {
+    let mut ports: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for (service, port) in view.service_ports() {
+        ports.entry(service).or_default().push(port.to_string());
+    }
+    let mut list = Vec::new();
+    for service in view.services() {
+        let mut row = json!({
+            "service": service.name, "vip": service.vip, "ports": ports.remove(&service.row).unwrap_or_default(),
+            "forwarding": service.forwarding.as_str(), "on_no_backend": service.on_no_backend.as_str(),
+            "file": service.file, "line": service.line,
+        });
+        if let Some(objects) = objects {
+            let counted = objects.service(service.id)?;
+            count(&mut row, counted.to);
+            row["answers"] = json!({"packets": counted.answers.packets, "bytes": counted.answers.bytes});
+        }
+        let mut backends = Vec::new();
+        for backend in view.backends(&service) {
+            let mut row = json!({"backend": backend.name(), "weight": backend.weight, "line": backend.line});
+            if let Some(objects) = objects {
+                count(&mut row, objects.backend(backend.id)?);
+            }
+            backends.push(row);
+        }
+        row["backends"] = backends.into();
+        list.push(row);
+    }
+    Ok(list.into())
+}
+
 fn other_layout(layout: &OtherLayout) -> Value {
     json!({"version": layout.version, "directory": layout.directory, "newer": layout.is_newer(),
         "written_by": layout.written_by})
@@ -162,6 +205,23 @@ fn other_layout(layout: &OtherLayout) -> Value {
 fn count(row: &mut Value, count: Count) {
     row["packets"] = count.packets.into();
     row["bytes"] = count.bytes.into();
+}
+
+/// Filter rules in the order in which they decide, with what they matched and what their limits dropped.
+fn filter_rules(view: &View<'_>, objects: Option<&counters::Objects>) -> anyhow::Result<Value> {
+    let mut rows = Vec::new();
+    for rule in view.filter_rules() {
+        let mut row = json!({"filter": format!("{}/{}", rule.policy, rule.name), "policy": rule.policy, "rule": rule.name,
+            "meaning": rule.meaning, "file": rule.file, "line": rule.line});
+        if let Some(objects) = objects {
+            let (matched, limited) = objects.filter_rule(rule.id)?;
+            count(&mut row, matched);
+            row["limited_packets"] = limited.packets.into();
+            row["limited_bytes"] = limited.bytes.into();
+        }
+        rows.push(row);
+    }
+    Ok(rows.into())
 }
 
 /// What the daemon last found to differ in the kernel. `wayleave drift` looks itself.
@@ -250,6 +310,9 @@ fn human(status: &Value, next_hops: &str) -> String {
         let _ = writeln!(out, "  revision    {}", text(&status["revision"]));
         let _ = writeln!(out, "  digest      {}", text(&status["digest"]));
         let _ = writeln!(out, "  routes      {} IPv4, {} IPv6", status["routes"]["ipv4"], status["routes"]["ipv6"]);
+        if status["filters"] != 0 {
+            let _ = writeln!(out, "  filters     {} rules", status["filters"]);
+        }
     }
     out.push_str(&axes::human(status));
     let drift = &status["drift"];
@@ -293,6 +356,37 @@ fn human(status: &Value, next_hops: &str) -> String {
         );
     }
     out.push_str(next_hops);
+    for service in list(&status["service_list"]) {
+        let ports: Vec<String> = list(&service["ports"]).iter().map(&text).collect();
+        let _ = writeln!(
+            out,
+            "  service     {} {} {} by {}: {} packets, {} answers",
+            text(&service["service"]),
+            text(&service["vip"]),
+            ports.join(", "),
+            text(&service["forwarding"]),
+            service["packets"],
+            service["answers"]["packets"]
+        );
+        for backend in list(&service["backends"]) {
+            let drained = if backend["weight"] == 0 { ", drained" } else { "" };
+            let _ = writeln!(
+                out,
+                "  backend     {} ×{}{drained}: {} packets",
+                text(&backend["backend"]),
+                backend["weight"],
+                backend["packets"]
+            );
+        }
+    }
+    if !list(&status["service_list"]).is_empty() {
+        let table = &status["flow_table"];
+        let _ = writeln!(
+            out,
+            "  flow table  {} entries, {} flows begun, {} refused over {} a second and CPU",
+            table["capacity"], table["begun"], table["refused"], table["new_flows_per_second_and_cpu"]
+        );
+    }
     for counter in list(&status["counters"]) {
         let _ = writeln!(
             out,
@@ -303,7 +397,7 @@ fn human(status: &Value, next_hops: &str) -> String {
             counter["bytes"].to_string()
         );
     }
-    for (kind, key) in [("policy", "policies"), ("next_hop", "next_hops")] {
+    for (kind, key) in [("policy", "policies"), ("next_hop", "next_hops"), ("filter", "filter_rules")] {
         for row in list(&status[key]).iter().filter(|row| row["packets"].as_u64().is_some_and(|packets| packets > 0)) {
             let _ = writeln!(
                 out,
@@ -312,6 +406,14 @@ fn human(status: &Value, next_hops: &str) -> String {
                 row["packets"].to_string(),
                 row["bytes"].to_string()
             );
+            if let Some(limited) = row["limited_packets"].as_u64().filter(|limited| *limited > 0) {
+                let _ = writeln!(
+                    out,
+                    "  {:<28} {limited:>14} packets {:>16} bytes",
+                    "  over its limit",
+                    row["limited_bytes"].to_string()
+                );
+            }
         }
     }
     out

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use fib::packet::{Tags, destination_mac};
+use fib::service::{FlowKey, FlowWords};
 use fib::{Image, Ingress, Neighbour, Reach, ReachWords, Reason};
 
 use super::node::{self, block_on, fail};
@@ -18,6 +19,7 @@ use crate::daemon::apply::propose;
 use crate::daemon::node::{Facts, Node};
 use crate::daemon::trial::{self, Trial};
 use crate::kernel::check::reason_name;
+use crate::kernel::flows::{Flows, now_s};
 use crate::kernel::tables::Tables;
 use crate::kernel::test_run::FRAME_BYTES_MAX;
 use crate::trace::{Egress, Fields, Offline, PacketDescription, PacketError, Trace, TraceNode, trace, verdict_name};
@@ -68,6 +70,8 @@ pub(crate) struct Args {
 #[derive(Default)]
 struct Asked {
     tables: Option<Tables>,
+    /// The flow table, of live rules.
+    flows: Option<Flows>,
     /// Next hops without an entry are taken to be up: they are resolved before a candidate is published.
     assumes: bool,
     /// Devices by port id; `None` offline.
@@ -113,6 +117,14 @@ impl fib::Node for Asked {
     fn takes(&self, _ingress: &Ingress, _mac: Option<u64>) -> bool {
         true
     }
+
+    fn flow(&self, key: &FlowKey) -> FlowWords {
+        self.flows.as_ref().map_or([0; 4], |flows| flows.get(key))
+    }
+
+    fn now_s(&self) -> u32 {
+        self.flows.as_ref().map_or(0, |_| u32::try_from(now_s()).unwrap_or(u32::MAX))
+    }
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
@@ -128,7 +140,12 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
         let offline = args.offline.open(global)?;
         let read = offline.read(Some(&args.against), global)?;
         let image = Reader::compile(&read, None, &LiveIds::default())?;
-        return answer(args, &image.view()?, &Asked { assumes: true, in_port, ..Asked::default() }, None);
+        let view = image.view()?;
+        let in_port = in_port.map(|mut port| {
+            port.ingress.port = view.ports().find(|known| known.name == port.name).map_or(0, |known| known.id);
+            port
+        });
+        return answer(args, &view, &Asked { assumes: true, in_port, ..Asked::default() }, None);
     }
     match on_node(args, &node::load(global)?) {
         Err(error)
@@ -158,7 +175,8 @@ fn on_node(args: &Args, node: &Node) -> anyhow::Result<Exit> {
     let observed = node.observe()?;
     let Some(live) = &observed.live else { bail!(NOTHING_LIVE) };
     let view = live.image.view()?;
-    let asked = asked(args, &view, Some(Tables::open(&node.pins)?), &facts, false)?;
+    let mut asked = asked(args, &view, Some(Tables::open(&node.pins)?), &facts, false)?;
+    asked.flows = Flows::open(&node.pins)?;
     answer(args, &view, &asked, args.kernel.then_some((node, None)))
 }
 
@@ -182,7 +200,7 @@ fn asked(args: &Args, view: &View<'_>, tables: Option<Tables>, facts: &Facts, as
         devices.extend(device.map(|device| (port.id, device)));
     }
     let in_port = args.in_port.as_ref().map(|name| ingress(name, view, tables.as_ref(), facts)).transpose()?;
-    Ok(Asked { tables, assumes, devices: Some(devices), in_port })
+    Ok(Asked { tables, flows: None, assumes, devices: Some(devices), in_port })
 }
 
 /// The port that `--in-port` names, as the node's tables have it.

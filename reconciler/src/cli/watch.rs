@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// Only packets of this reason; can be given several times
     #[arg(long, value_name = "REASON", value_parser = PossibleValuesParser::new(reasons().map(fib::Reason::name)), hide_possible_values = true)]
     reason: Vec<String>,
-    /// Only packets that met a route of this policy
+    /// Only packets that met a route of this policy, or that a rule of this filter policy dropped
     #[arg(long, value_name = "POLICY")]
     policy: Option<String>,
     /// Only every N-th packet of each reason, counted on each CPU by itself
@@ -127,7 +127,10 @@ fn wish(args: &Args, node: &Node) -> anyhow::Result<Sampling> {
 fn policy_id(node: &Node, name: &str) -> anyhow::Result<Option<u32>> {
     let observed = node.observe()?;
     let Some(live) = &observed.live else { return Ok(None) };
-    Ok(live.image.view()?.policies().find(|policy| policy.name == name).map(|policy| policy.id))
+    let view = live.image.view()?;
+    let of_routes = view.policies().find(|policy| policy.name == name).map(|policy| policy.id);
+    let of_filters = || view.filter_policies().find(|policy| policy.name == name).map(|policy| policy.id);
+    Ok(of_routes.or_else(of_filters))
 }
 
 /// What has been printed, and what the next events are explained with.

@@ -4,8 +4,10 @@
 //! files, documents or routes was. [`view`] is the way back, from bytes to rules.
 
 mod fib;
+mod filter;
 mod group;
 mod ids;
+mod service;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -20,10 +22,12 @@ use ::fib::layout::{
 
 use crate::policy::{Policy, Prefix, RoutePolicy};
 use fib::{Address, Rule, V4Fib, V6Fib};
+use filter::Filters;
 pub use group::{MEMBERS_MAX, SLOTS_MAX};
 pub use ids::LiveIds;
 use tables::{TARGET_LOCAL, Tables};
 pub use view::{Digest, ImageError, View};
+use write::{Contents, Lookup};
 
 /// Seeds the flow hash. The same in every generation, so that flows stay on their member across a publish.
 const HASH_SEED: u32 = 0x7761_796c;
@@ -45,6 +49,8 @@ pub enum CompileError {
     ImageTooLarge { bytes: u64, max: u32 },
     #[error("{prefix} is written by the policies {} and {}, which are for different nodes; --node-config names one", policies[0], policies[1])]
     PrefixTwice { prefix: Prefix, policies: [String; 2] },
+    #[error("the services {} and {} have the same port of a vip and are for different nodes; --node-config names one", services[0], services[1])]
+    ServiceTwice { services: [String; 2] },
     #[error("the revision is {bytes} bytes long, the limit is {max}: `{revision}`")]
     RevisionTooLong { revision: String, bytes: usize, max: u32 },
 }
@@ -106,26 +112,32 @@ pub fn compile(policy: &Policy, node: &NodeFacts, live: &LiveIds) -> Result<Imag
         });
     }
     let ids = live.assign(policy)?;
-    let tables = Tables::collect(policy, &ids)?;
-    let (mut v4_rules, mut v6_rules) = rules(policy, &tables);
+    let mut tables = Tables::collect(policy, &ids)?;
+    let filters = Filters::build(policy, &ids, &mut tables)?;
+    let (v4_rules, v6_rules) = rules(policy, &tables);
     check_once(policy, &v4_rules, |rule| Prefix::containing(IpAddr::V4(rule.address.into()), rule.length))?;
     check_once(policy, &v6_rules, |rule| Prefix::containing(IpAddr::V6(rule.address.into()), rule.length))?;
-    let mut locals = node.local_addresses.clone();
+    let lookup = lookup(v4_rules, v6_rules, &node.local_addresses);
+    write::write(&Contents { revision: &policy.revision, tables: &tables, lookup: &lookup, filters: &filters })
+}
+
+/// The same rules on a node that has other addresses of its own: what compiling their policies again would give.
+pub fn readdress(view: &View<'_>, node: &NodeFacts) -> Result<Image, CompileError> {
+    let lookup = lookup(view.v4_rules().collect(), view.v6_rules().collect(), &node.local_addresses);
+    write::write_moved(view, &lookup)
+}
+
+/// The lookup tables of sorted routes, with the node's own addresses among them.
+fn lookup(mut v4_rules: Vec<Rule<u32>>, mut v6_rules: Vec<Rule<u128>>, addresses: &[IpAddr]) -> Lookup {
+    let mut locals = addresses.to_vec();
     locals.sort_unstable();
     locals.dedup();
     let v4_locals = locals.iter().filter_map(|a| if let IpAddr::V4(a) = a { Some(a.to_bits()) } else { None });
     add_locals(&mut v4_rules, v4_locals);
     let v6_locals = locals.iter().filter_map(|a| if let IpAddr::V6(a) = a { Some(a.to_bits()) } else { None });
     add_locals(&mut v6_rules, v6_locals);
-    write::write(&write::Contents {
-        revision: &policy.revision,
-        tables: &tables,
-        v4: &V4Fib::build(&v4_rules),
-        v6: &V6Fib::build(&v6_rules),
-        v4_rules: &v4_rules,
-        v6_rules: &v6_rules,
-        locals: &locals,
-    })
+    let (v4, v6) = (V4Fib::build(&v4_rules), V6Fib::build(&v6_rules));
+    Lookup { v4, v6, v4_rules, v6_rules, locals }
 }
 
 /// The routes of all policies, sorted by (address, length).

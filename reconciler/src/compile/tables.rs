@@ -8,6 +8,7 @@ use fib::layout::{TARGET_FLAGS_ON_ALL_DOWN_DROP, TARGETS_MAX, kind};
 use super::CompileError;
 use super::group::{self, Placed};
 use super::ids::{Ids, hop_key};
+use super::service::{self, ServiceTables};
 use crate::policy::{Action, OnAllDown, Policy, RoutePolicy};
 
 /// Target index of "no rule".
@@ -50,6 +51,7 @@ pub(super) struct Tables<'p> {
     pub targets: Vec<[u64; 2]>,
     /// Target of each policy's actions, by the policy's place.
     pub actions: Vec<ActionTargets>,
+    pub services: ServiceTables,
 }
 
 /// Which target stands for an action of one policy.
@@ -91,6 +93,7 @@ impl<'p> Tables<'p> {
         for document in &policy.route_policies {
             tables.add_policy(document, ids, &mut slot_tables);
         }
+        tables.services = service::collect(policy, ids, &mut tables)?;
         if tables.targets.len() > TARGETS_MAX as usize {
             return Err(full("targets (distinct actions and next-hop groups)", tables.targets.len(), TARGETS_MAX));
         }
@@ -194,7 +197,7 @@ impl<'p> Tables<'p> {
         low16(index(self.targets.len() - 1))
     }
 
-    fn intern(&mut self, text: &'p str) -> u32 {
+    pub(super) fn intern(&mut self, text: &'p str) -> u32 {
         *self.interned.entry(text).or_insert_with(|| {
             self.strings.push([index(self.text.len()), index(text.len())]);
             self.text.push_str(text);

@@ -9,7 +9,10 @@ use proptest::prelude::*;
 
 use super::view::{Match, RouteAction, View};
 use super::*;
-use crate::policy::{Action, NextHop, NextHopGroup, OnAllDown, Origin, Route, RoutePolicy};
+use crate::policy::{
+    Action, FilterAction, FilterPolicy, FilterRule, NextHop, NextHopGroup, OnAllDown, Origin, Protocol, RateLimit,
+    Route, RoutePolicy, RuleAction, ServicePort,
+};
 
 /// Routes as (prefix, policy, action); actions beyond the two plain ones name groups.
 type Written = (Prefix, usize, u32);
@@ -70,7 +73,45 @@ fn policy(routes: &[Written], rotate: usize) -> Policy {
             routes: own,
         }
     });
-    Policy { revision: "dir@sha256:test".to_owned(), files, route_policies: route_policies.collect() }
+    Policy {
+        revision: "dir@sha256:test".to_owned(),
+        files,
+        route_policies: route_policies.collect(),
+        filter_policies: vec![],
+        service_policies: vec![],
+    }
+}
+
+/// Two rules with prefixes, ports and a limit, and a default.
+fn filter_policies() -> Vec<FilterPolicy> {
+    let rule = |name: &str, from: Option<&[&str]>, ports, action| FilterRule {
+        name: name.to_owned(),
+        origin: Origin { file: 1, line: 7 },
+        from: from.map(|all| all.iter().map(|prefix| prefix.parse().unwrap()).collect()),
+        to: None,
+        lists: vec![2],
+        protocol: Some([6, 6]),
+        ports,
+        source_ports: None,
+        in_ports: None,
+        tcp_flags: None,
+        fragments: false,
+        action,
+        meaning: format!("what {name} says"),
+    };
+    let limit = RateLimit { rate: 10, burst: 20, is_bytes: false, source_bits: Some([24, 64]) };
+    vec![FilterPolicy {
+        name: "front".to_owned(),
+        owner: None,
+        nodes: crate::policy::Selector::default(),
+        origin: Origin { file: 1, line: 3 },
+        priority: 1000,
+        default: Some(FilterAction::Deny),
+        rules: vec![
+            rule("bogons", Some(&["10.0.0.0/9", "10.1.0.0/16", "2001:db8::/33"]), None, RuleAction::Deny),
+            rule("web", None, Some(vec![(80, 80), (443, 444)]), RuleAction::Limit(limit)),
+        ],
+    }]
 }
 
 /// Lengths with the ends and the node boundaries more often than the rest.
@@ -199,17 +240,28 @@ proptest! {
     }
 
     #[test]
-    fn an_image_is_compiled_again_from_itself_byte_for_byte(routes in written(), rotate in 0usize..12) {
-        let node = NodeFacts { local_addresses: vec![[10, 0, 0, 1].into(), [192, 0, 2, 1].into()] };
-        let image = compile(&policy(&routes, rotate), &node, &LiveIds::default()).unwrap();
+    fn an_image_moves_to_other_addresses_of_its_node_as_its_policies_would(
+        routes in written(),
+        rotate in 0usize..12,
+        filters in any::<bool>(),
+        services in any::<bool>(),
+        before in prop::collection::vec(address(), 0..4),
+        after in prop::collection::vec(address(), 0..4),
+    ) {
+        let mut policy = policy(&routes, rotate);
+        if filters {
+            policy.filter_policies = filter_policies();
+        }
+        if services {
+            let ports = vec![ServicePort { protocol: Protocol::Tcp, first: 80, last: 81, target: None }];
+            policy.service_policies = vec![service::tests::service(1, 10, ports, &[1, 3])];
+        }
+        let (before, after) = (NodeFacts { local_addresses: before }, NodeFacts { local_addresses: after });
+        let image = compile(&policy, &before, &LiveIds::default()).unwrap();
         let view = image.view().unwrap();
-        let again = compile(&view.policy(), &node, &LiveIds::from_views([&view])).unwrap();
-        prop_assert!(image.bytes() == again.bytes());
-        // And for other addresses as the policies themselves.
-        let moved = NodeFacts { local_addresses: vec![[10, 0, 0, 2].into()] };
-        let expected = compile(&policy(&routes, 0), &moved, &LiveIds::from_views([&view])).unwrap();
-        let again = compile(&view.policy(), &moved, &LiveIds::from_views([&view])).unwrap();
-        prop_assert!(expected.bytes() == again.bytes());
+        prop_assert!(readdress(&view, &before).unwrap().bytes() == image.bytes());
+        let expected = compile(&policy, &after, &LiveIds::from_views([&view])).unwrap();
+        prop_assert!(readdress(&view, &after).unwrap().bytes() == expected.bytes());
     }
 
     #[test]
@@ -379,6 +431,8 @@ fn lookups_agree(prefixes: &[Prefix], hops: u32, addresses: impl Iterator<Item =
     let policy = Policy {
         revision: "dir@sha256:test".to_owned(),
         files: vec!["a.yaml".to_owned()],
+        filter_policies: vec![],
+        service_policies: Vec::new(),
         route_policies: vec![RoutePolicy {
             probes: vec![],
             name: "all".to_owned(),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::compile::{Image, View, compile};
+use crate::compile::{Image, View, readdress};
 use crate::guard::{self, Refusal};
 use crate::kernel::KernelError;
 use crate::kernel::observe::{Observed, generation};
@@ -234,7 +234,7 @@ pub async fn propose_kept(node: &Node) -> Result<Option<Proposal>, NodeError> {
         if view.locals().eq(addresses) {
             (Image::copy_of(&view), false)
         } else {
-            (compile(&view.policy(), &facts.node, &Node::live_ids(&observed))?, true)
+            (readdress(&view, &facts.node)?, true)
         }
     };
     let mut proposal = proposal(node, image, Vec::new(), observed, facts, Event::Applied)?;

@@ -147,20 +147,35 @@ impl<'a> Run<'a> {
     /// Starts the counters of ids that no generation of the kernel knows: they may be those of objects that are gone.
     fn clear_counters(&self, view: &View<'_>) -> Result<(), NodeError> {
         let mut policies: BTreeSet<u32> = view.policies().map(|policy| policy.id).collect();
+        policies.extend(view.filter_policies().map(|policy| policy.id));
+        let mut filter_rules: BTreeSet<u32> = view.filter_rules().map(|rule| rule.id).collect();
         let mut next_hops: BTreeSet<u32> = view.next_hops().map(|hop| hop.id).collect();
+        let mut services: BTreeSet<u32> = view.services().map(|service| service.id).collect();
+        let mut backends: BTreeSet<u32> =
+            view.services().flat_map(|service| view.backends(&service).map(|b| b.id).collect::<Vec<_>>()).collect();
         // Nearly always the live generation knows them all, and no other image has to be read.
         for generation in self.observed.live.iter().chain(&self.observed.retained) {
-            if policies.is_empty() && next_hops.is_empty() {
+            let objects_gone = services.is_empty() && backends.is_empty() && filter_rules.is_empty();
+            if policies.is_empty() && next_hops.is_empty() && objects_gone {
                 return Ok(());
             }
             let known = generation.image.view()?;
             known.policies().for_each(|policy| _ = policies.remove(&policy.id));
             known.next_hops().for_each(|hop| _ = next_hops.remove(&hop.id));
+            known.filter_policies().for_each(|policy| _ = policies.remove(&policy.id));
+            known.filter_rules().for_each(|rule| _ = filter_rules.remove(&rule.id));
+            for service in known.services() {
+                services.remove(&service.id);
+                known.backends(&service).for_each(|backend| _ = backends.remove(&backend.id));
+            }
         }
         let Some(mut counters) = counters::Objects::open(&self.node.pins)? else { return Ok(()) };
         policies.into_iter().try_for_each(|id| counters.clear_policy(id))?;
+        filter_rules.into_iter().try_for_each(|id| counters.clear_filter_rule(id))?;
         // Carried already where their last generation was retired in an orderly way.
         next_hops.into_iter().try_for_each(|id| counters.carry(id, 0))?;
+        services.into_iter().try_for_each(|id| counters.clear_service(id))?;
+        backends.into_iter().try_for_each(|id| counters.clear_backend(id))?;
         Ok(())
     }
 

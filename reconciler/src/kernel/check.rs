@@ -70,7 +70,8 @@ pub fn by_library(
     frame: &[u8],
 ) -> Result<TestRunOutcome, KernelError> {
     let mut frame = Frame::new(frame);
-    let decision = fib::decide(view.bytes(), &frame, node);
+    let mut steer = fib::Steer::NONE;
+    let decision = fib::decide_with(view.bytes(), &frame, node, &mut steer);
     let mut reason = decision.reason();
     if let (Verdict::Forward, Some(neighbour)) = (reason.verdict(), decision.neighbour()) {
         // In the program's order.
@@ -79,6 +80,9 @@ pub fn by_library(
         } else if fib::packet::forward(&mut frame, &neighbour).is_none() {
             reason = Reason::NoRoom;
         }
+    }
+    if fib::service::is_translated(&steer, reason) {
+        fib::service::translate(&mut frame, &steer);
     }
     let action = match reason.verdict() {
         Verdict::Drop => XDP_DROP,

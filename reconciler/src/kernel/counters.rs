@@ -20,6 +20,7 @@ use fib::Reason;
 use crate::compile::View;
 
 use super::KernelError;
+use super::flows::ServiceCount;
 use super::pins::Pins;
 use super::restore;
 
@@ -44,6 +45,9 @@ impl std::iter::Sum for Count {
 }
 
 type Counters<T> = PerCpuArray<T, [u64; 2]>;
+
+const SERVICES: &str = "SERVICE_COUNTERS";
+const BACKENDS: &str = "BACKEND_COUNTERS";
 
 /// Ids of the policies and next hops that generations know, and whose each next hop is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,6 +85,11 @@ pub struct Objects {
     /// Packets that met a policy and were not forwarded.
     policies: Counters<MapData>,
     next_hops: Counters<MapData>,
+    filter_rules: PerCpuArray<MapData, [u64; 4]>,
+    /// Packets to services and their answers.
+    services: PerCpuArray<MapData, [u64; 4]>,
+    /// Packets that were sent to backends.
+    backends: Counters<MapData>,
     carried: Array<MapData, [u64; 2]>,
     carrying: Array<MapData, CarryingWords>,
 }
@@ -140,6 +149,12 @@ impl Objects {
             reasons: open(pins, "COUNTERS")?,
             policies: open(pins, "POLICY_STAYED")?,
             next_hops: open(pins, "NEXT_HOP_COUNTERS")?,
+            filter_rules: open_filter_rules(pins)?,
+            services: {
+                let map = MapData::from_pin(pins.map(SERVICES)).map_err(KernelError::map(SERVICES))?;
+                PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map(SERVICES))?
+            },
+            backends: open(pins, BACKENDS)?,
             carried: open_array(pins, "CARRIED")?,
             carrying: open_array(pins, "CARRYING")?,
         }))
@@ -172,6 +187,46 @@ impl Objects {
             return Ok(Count::default());
         }
         sum(&self.next_hops, "NEXT_HOP_COUNTERS", id)
+    }
+
+    /// Packets that the filter rule with this id matched, and those among them that its limit dropped.
+    pub fn filter_rule(&self, id: u32) -> Result<(Count, Count), KernelError> {
+        let values = self.filter_rules.get(&id, 0).map_err(KernelError::map("FILTER_COUNTERS"))?;
+        let count = |at: usize| values.iter().map(|words| Count { packets: words[at], bytes: words[at + 1] }).sum();
+        Ok((count(0), count(2)))
+    }
+
+    /// Starts a filter rule's counters anew. No generation that packets meet may use the id, and the caller holds the lock.
+    pub fn clear_filter_rule(&mut self, id: u32) -> Result<(), KernelError> {
+        let failed = |source| KernelError::Cpus { source };
+        let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(source))?;
+        let zeros = PerCpuValues::try_from(vec![[0; 4]; cpus]).map_err(failed)?;
+        self.filter_rules.set(id, zeros, 0).map_err(KernelError::map("FILTER_COUNTERS"))
+    }
+
+    /// Packets to the service with this id, whatever became of them, and its answers.
+    pub fn service(&self, id: u32) -> Result<ServiceCount, KernelError> {
+        let values = self.services.get(&id, 0).map_err(KernelError::map(SERVICES))?;
+        let sum = |at: usize| values.iter().map(|v| Count { packets: v[at], bytes: v[at + 1] }).sum();
+        Ok(ServiceCount { to: sum(0), answers: sum(2) })
+    }
+
+    /// Packets that were sent to the backend with this id.
+    pub fn backend(&self, id: u32) -> Result<Count, KernelError> {
+        sum(&self.backends, BACKENDS, id)
+    }
+
+    /// Starts a service's counters anew; no generation that packets meet may use the id.
+    pub fn clear_service(&mut self, id: u32) -> Result<(), KernelError> {
+        let failed = |source| KernelError::Cpus { source };
+        let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(source))?;
+        let zeros = PerCpuValues::try_from(vec![[0; 4]; cpus]).map_err(failed)?;
+        self.services.set(id, zeros, 0).map_err(KernelError::map(SERVICES))
+    }
+
+    /// Starts a backend's counter anew, as above.
+    pub fn clear_backend(&mut self, id: u32) -> Result<(), KernelError> {
+        clear(&mut self.backends, BACKENDS, id)
     }
 
     fn carried(&self, policy: u32) -> Result<Count, KernelError> {
@@ -229,6 +284,12 @@ impl Objects {
 fn open_array<T: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Array<MapData, T>, KernelError> {
     let map = MapData::from_fd(restore::map(pins, name)?).map_err(KernelError::map(name))?;
     Array::try_from(Map::Array(map)).map_err(KernelError::map(name))
+}
+
+fn open_filter_rules(pins: &Pins) -> Result<PerCpuArray<MapData, [u64; 4]>, KernelError> {
+    let name = "FILTER_COUNTERS";
+    let map = MapData::from_pin(pins.map(name)).map_err(KernelError::map(name))?;
+    PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map(name))
 }
 
 fn open(pins: &Pins, name: &'static str) -> Result<Counters<MapData>, KernelError> {

@@ -15,6 +15,7 @@ mod clsact;
 pub mod counters;
 pub mod ethtool;
 pub mod events;
+pub mod flows;
 pub mod image_map;
 pub mod layout;
 pub mod link;

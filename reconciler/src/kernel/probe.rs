@@ -48,7 +48,7 @@ pub fn image_maps() -> Result<(), KernelError> {
     const BYTES: u32 = 1 << 20;
     let content = [0xa5; 64];
     let image = ImageMap::create(&content, BYTES)?;
-    let outer = sys::create_generations(image.fd())?;
+    let outer = sys::create_generations(image.fd(), 2)?;
     sys::set_slot(outer.as_fd(), 0, image.fd())?;
     let found = sys::slot(outer.as_fd(), 0)?;
     if found != Some(image.id()) || image.bytes().get(..content.len()) != Some(&content[..]) {

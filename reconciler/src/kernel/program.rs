@@ -9,6 +9,7 @@ use aya::programs::{ProgramError, ProgramFd, SchedClassifier, TestRunOptions, Te
 use aya::{Ebpf, EbpfLoader, TestRun as _};
 use aya_obj::programs::XdpAttachType;
 use fib::Reason;
+use fib::service::{FlowKey, FlowWords};
 
 use super::pins::Pins;
 use super::{KernelError, counters, sys};
@@ -61,18 +62,27 @@ impl Entry {
 const SHARED_MAPS: [&str; 4] = ["PORTS", "PORTS_FRAGS", "PORT_LINKS", "NEIGHBOURS"];
 
 /// Maps that belong to live packets alone: the candidate has its own, beside its program.
-const LIVE_MAPS: [&str; 3] = ["DEVICES", "VLANS", "COUNTERS"];
+const LIVE_MAPS: [&str; 4] = ["DEVICES", "VLANS", "COUNTERS", "FLOWS"];
+
+/// Entries of the candidate's flow table: what tests put there.
+const CANDIDATE_FLOWS: u32 = 64;
 
 /// Maps of live packets that the candidate has only in name, with so many entries: none of its packets has an index that
 /// they hold, so it counts nothing there, and nobody listens to it.
-const LIVE_ONLY_MAPS: [(&str, u32); 7] = [
+const LIVE_ONLY_MAPS: [(&str, u32); 13] = [
     ("POLICY_STAYED", 1),
     ("NEXT_HOP_COUNTERS", 1),
     ("CARRIED", 1),
+    ("FILTER_COUNTERS", 1),
+    ("FILTER_BUCKETS", 64),
     ("CARRYING", 1),
     ("SAMPLING", 1),
     ("EVENTS_LOST", 1),
     ("EVENTS", PAGE_BYTES_MAX),
+    ("FLOW_LIMITS", 1),
+    ("FLOW_EVENTS", 1),
+    ("SERVICE_COUNTERS", 1),
+    ("BACKEND_COUNTERS", 1),
 ];
 
 /// Name of the outer map.
@@ -102,6 +112,10 @@ const REDIRECTS: [u32; 2] = [4, 7];
 pub(super) const LIVE: u32 = 0;
 /// Slot of the generation under test.
 pub(super) const CANDIDATE: u32 = 1;
+/// Slot of the generation before the published one.
+pub(super) const PREVIOUS: u32 = 2;
+/// Slots of `GENERATIONS`.
+pub(super) const SLOTS: u32 = 3;
 
 /// First hexadecimal digits of the object's digest: tells one version of the program from another.
 pub fn object_id() -> String {
@@ -142,6 +156,7 @@ pub struct Programs {
     candidate_counters: PerCpuArray<MapData, [u64; 2]>,
     candidate_devices: RefCell<Array<MapData, u64>>,
     candidate_vlans: RefCell<AyaHashMap<MapData, u64, u64>>,
+    candidate_flows: RefCell<AyaHashMap<MapData, FlowKey, FlowWords>>,
 }
 
 impl std::fmt::Debug for Programs {
@@ -162,6 +177,9 @@ pub(super) fn load_object(pins: &Pins, bits: u32, slot: u32) -> Result<Ebpf, Ker
     for name in LIVE_MAPS {
         let path = if slot == LIVE { pins.map(name) } else { Programs::candidate_map(pins, bits, name) };
         loader.map_pin_path(name, path);
+    }
+    if slot != LIVE {
+        loader.map_max_entries("FLOWS", CANDIDATE_FLOWS);
     }
     for (name, candidate_entries) in LIVE_ONLY_MAPS {
         if slot == LIVE {
@@ -201,7 +219,7 @@ impl Programs {
             generations
         } else {
             let template = sys::create_image_map(1 << bits)?;
-            let generations = sys::create_generations(template.as_fd())?;
+            let generations = sys::create_generations(template.as_fd(), SLOTS)?;
             sys::pin(generations.as_fd(), &pins.generations(bits))?;
             generations
         };
@@ -215,6 +233,8 @@ impl Programs {
         let candidate_counters =
             PerCpuArray::try_from(Map::PerCpuArray(own("COUNTERS")?)).map_err(KernelError::map("COUNTERS"))?;
         let candidate_vlans = AyaHashMap::try_from(Map::HashMap(own("VLANS")?)).map_err(KernelError::map("VLANS"))?;
+        let candidate_flows =
+            AyaHashMap::try_from(Map::LruHashMap(own("FLOWS")?)).map_err(KernelError::map("FLOWS"))?;
         let candidate_devices = Array::try_from(Map::Array(own("DEVICES")?)).map_err(KernelError::map("DEVICES"))?;
         let programs = Self {
             bits,
@@ -228,6 +248,7 @@ impl Programs {
             candidate_counters,
             candidate_devices: RefCell::new(candidate_devices),
             candidate_vlans: RefCell::new(candidate_vlans),
+            candidate_flows: RefCell::new(candidate_flows),
         };
         programs.set_test_ingress(0, Some(&TEST_INGRESS))?;
         Ok(programs)
@@ -329,6 +350,19 @@ impl Programs {
             },
         };
         result.map_err(KernelError::map("VLANS"))
+    }
+
+    /// Gives the candidate's flow table an entry, or takes it away; test runs write none.
+    pub fn set_test_flow(&self, key: &FlowKey, entry: Option<&FlowWords>) -> Result<(), KernelError> {
+        let mut flows = self.candidate_flows.borrow_mut();
+        let result = match entry {
+            Some(entry) => flows.insert(key, entry, 0),
+            None => match flows.remove(key) {
+                Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+                result => result,
+            },
+        };
+        result.map_err(KernelError::map("FLOWS"))
     }
 
     fn candidate_packets(&self) -> Result<Vec<u64>, KernelError> {

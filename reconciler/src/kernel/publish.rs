@@ -10,8 +10,8 @@ use crate::compile::{Image, View};
 use super::image_map::ImageMap;
 use super::observe::Generation;
 use super::pins::Pins;
-use super::program::{CANDIDATE, LIVE, Programs};
-use super::{KernelError, sys};
+use super::program::{CANDIDATE, LIVE, PREVIOUS, Programs};
+use super::{KernelError, flows, sys};
 
 /// An image in the candidate slot, frozen and pinned.
 #[derive(Debug)]
@@ -58,6 +58,24 @@ impl<'k> Staged<'k> {
         }
     }
 
+    /// What is live now is the generation before from now on: until the one write both slots hold it. Only services ask for
+    /// it; without them its memory is not kept.
+    fn remember_live(&self) -> Result<(), KernelError> {
+        let generations = self.programs.generations();
+        let has_services = |image: &ImageMap| {
+            image.view().map(|view| fib::service::has_services(view.bytes())).map_err(KernelError::image("candidate"))
+        };
+        match sys::slot(generations, LIVE)? {
+            Some(live) if has_services(&self.generation.image)? => {
+                flows::set_limits(self.pins)?;
+                sys::set_slot(generations, PREVIOUS, sys::map_by_id(live)?.as_fd())
+            }
+            None if has_services(&self.generation.image)? => flows::set_limits(self.pins),
+            _ if sys::slot(generations, PREVIOUS)?.is_some() => sys::clear_slot(generations, PREVIOUS),
+            _ => Ok(()),
+        }
+    }
+
     /// Frees the candidate and returns the error that was the reason. A failure to free is not the error to report: the
     /// next start finds the stray and removes it.
     fn abandon<E>(self, error: E) -> E {
@@ -82,6 +100,9 @@ impl Verified<'_> {
     pub fn publish(self) -> Result<Generation, KernelError> {
         let Self(staged) = self;
         let generations = staged.programs.generations();
+        if let Err(e) = staged.remember_live() {
+            return Err(staged.abandon(e));
+        }
         if let Err(e) = sys::set_slot(generations, LIVE, staged.generation.image.fd()) {
             return Err(staged.abandon(e));
         }

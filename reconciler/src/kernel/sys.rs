@@ -81,15 +81,15 @@ pub(super) fn create_image_map(capacity: u32) -> Result<OwnedFd, KernelError> {
     })
 }
 
-/// A new outer map of two slots whose images are like `template`.
-pub(super) fn create_generations(template: BorrowedFd<'_>) -> Result<OwnedFd, KernelError> {
+/// A new outer map of so many slots whose images are like `template`.
+pub(super) fn create_generations(template: BorrowedFd<'_>, slots: u32) -> Result<OwnedFd, KernelError> {
     let mut attr = zeroed();
     // SAFETY: the variant of BPF_MAP_CREATE.
     let u = unsafe { &mut attr.__bindgen_anon_1 };
     u.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
     u.key_size = 4;
     u.value_size = 4;
-    u.max_entries = 2;
+    u.max_entries = slots;
     u.inner_map_fd = raw(template);
     u.map_name = name(GENERATIONS);
     bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr).map_err(|e| failed("BPF_MAP_CREATE", "generations map", e))
@@ -241,6 +241,12 @@ fn fill_info<T>(object: BorrowedFd<'_>, what: &'static str, info: &mut T) -> Res
 pub(super) fn map_facts(map: BorrowedFd<'_>) -> Result<(u32, u32), KernelError> {
     let info: bpf_map_info = info(map, "map")?;
     Ok((info.id, info.value_size))
+}
+
+/// How many entries a map has room for.
+pub(super) fn map_entries(map: BorrowedFd<'_>) -> Result<u32, KernelError> {
+    let info: bpf_map_info = info(map, "map")?;
+    Ok(info.max_entries)
 }
 
 /// A program's id.

@@ -4,9 +4,11 @@
 //! generation it was made against, so that it can be refused when another one is live.
 
 mod effect;
+mod filter;
 mod meaning;
 mod render;
 mod saved;
+mod service;
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -38,13 +40,17 @@ pub enum Kind {
     Port,
     NextHop,
     Local,
+    FilterPolicy,
+    FilterRule,
     Route,
+    Service,
+    Backend,
 }
 
 /// The name of what changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
-    /// Of a policy, port, next hop (`policy/name`) or local address.
+    /// Of a policy, port, next hop (`policy/name`), filter rule (likewise) or local address.
     Name(String),
     Prefix(Prefix),
 }
@@ -112,9 +118,19 @@ impl Plan {
         changes.named(Kind::Port, observed.map(ports), ports(desired));
         changes.named(Kind::NextHop, observed.map(next_hops), next_hops(desired));
         changes.named(Kind::Local, observed.map(locals), locals(desired));
+        changes.named(Kind::FilterPolicy, observed.map(filter::policies), filter::policies(desired));
+        let (before_rules, after_rules) = filter::rules(observed, desired);
+        changes.named(Kind::FilterRule, before_rules, after_rules);
         let sides = Sides { before: before.as_deref().unwrap_or_default(), after: &after };
         changes.routes(&sides, observed.into_iter().flat_map(View::routes_v4), desired.routes_v4());
         changes.routes(&sides, observed.into_iter().flat_map(View::routes_v6), desired.routes_v6());
+
+        changes.named(
+            Kind::Service,
+            observed.map(|view| service::services(view, None)),
+            service::services(desired, observed),
+        );
+        changes.named(Kind::Backend, observed.map(service::backends), service::backends(desired));
 
         let effect = effect::between(observed.map(|view| (view, sides.before)), (desired, sides.after));
         let Changes { list, summary, .. } = changes;

@@ -57,6 +57,14 @@ impl Plan {
             effect_words("IPv4 address", "IPv4 addresses", ipv4_addresses),
             effect_words("IPv6 /64", "IPv6 /64s", ipv6_prefixes),
         ];
+        let filters = self.changes.iter().filter(|c| matches!(c.kind, Kind::FilterPolicy | Kind::FilterRule)).count();
+        if filters > 0 {
+            let word = if filters == 1 { "change of a filter" } else { "changes of filters" };
+            lines.push(format!(
+                "{} {word}: which packets are dropped changes, whatever their routes",
+                grouped(filters as u128)
+            ));
+        }
         // 2^64 of them are 2^128 addresses, which are 0 here as there.
         if ipv6_prefixes.changed << 64 != ipv6_addresses.changed {
             let addresses = ipv6_addresses.changed;
@@ -91,7 +99,11 @@ fn line(change: &Change) -> String {
         Kind::Port => "port",
         Kind::NextHop => "next hop",
         Kind::Local => "local address",
+        Kind::FilterPolicy => "filter policy",
+        Kind::FilterRule => "filter rule",
         Kind::Route => "route",
+        Kind::Service => "service",
+        Kind::Backend => "backend",
     };
     let mut text = format!("{sign} {kind} {}", change.key);
     let words = match (&change.before, &change.after) {

@@ -78,6 +78,8 @@ fn change(json: &Value) -> Option<Change> {
         "nextHop" => Kind::NextHop,
         "local" => Kind::Local,
         "route" => Kind::Route,
+        "service" => Kind::Service,
+        "backend" => Kind::Backend,
         _ => return None,
     };
     let key = json["key"].as_str()?;

@@ -60,6 +60,8 @@ fn policy_of(routes: &[(&str, &str)], line: u32) -> Policy {
     Policy {
         revision: format!("dir@sha256:{line}"),
         files: vec!["branch.yaml".to_owned()],
+        filter_policies: vec![],
+        service_policies: Vec::new(),
         route_policies: vec![RoutePolicy {
             probes: vec![],
             name: "branch".to_owned(),

@@ -1,7 +1,7 @@
 //! The one table of diagnostic codes: number, severity and the text of `wayleave explain`.
 //!
 //! The first two digits are the stage: 00 files, 01 YAML, 02 structure, 03 routes, 04 lists, 05 limits, 06 nodes, 07 tests,
-//! 08 probes, 09 sync windows.
+//! 08 probes, 09 sync windows, 10 filters, 11 services.
 //! A code that was released never changes its meaning.
 
 use std::fmt;
@@ -511,6 +511,99 @@ time does to the clock meanwhile.
 
 Wrong:  duration: 0h
 Right:  duration: 4h"
+
+    DuplicateFilterRule "WL1001" Error "a filter rule's name is used twice"
+"Two rules of one filter policy have the same name. Counters, traces and tests name a rule by its policy and its name.
+
+Wrong:  rules: [{name: web, ports: [80], action: allow}, {name: web, ports: [443], action: allow}]
+Right:  rules: [{name: web, ports: [80, 443], action: allow}]"
+
+    FilterAction "WL1002" Error "it is unclear what a filter rule does"
+"A filter rule says either `action` (allow or deny) or `rateLimit`, which allows what is within the limit.
+
+Wrong:  {name: web, ports: [443]}
+Right:  {name: web, ports: [443], action: allow}"
+
+    FilterPorts "WL1003" Error "a range of ports is not one"
+"A range is two numbers from 0 to 65535, the lower one first.
+
+Wrong:  ports: [\"8099-8000\"]
+Right:  ports: [\"8000-8099\"]"
+
+    FilterNothing "WL1004" Error "no packet can match a filter rule"
+"What the rule asks for excludes itself: a source and a destination of different families, ports of a protocol that has
+none, or a flag that is set and clear.
+
+Wrong:  {name: ping, protocol: icmp, ports: [7], action: deny}
+Right:  {name: ping, protocol: icmp, action: deny}"
+
+    FilterShadowed "WL1005" Warning "an earlier filter rule decides first"
+"Every packet that the rule matches is matched by another one before it, so it never decides. Policies stand in the order
+of their `priority`, then of their names; rules in the order written.
+
+Wrong:  rules: [{name: all, action: deny}, {name: web, ports: [443], action: allow}]
+Right:  rules: [{name: web, ports: [443], action: allow}, {name: all, action: deny}]"
+
+    FilterDefaults "WL1006" Error "two filter policies have different defaults"
+"A node has one default, for packets that no rule of any policy matches. One policy says allow, another one deny.
+
+Wrong:  default: allow     in one policy, and default: deny in another one for the same nodes
+Right:  default: deny      in one of them; the other one says nothing"
+
+    FilterLimit "WL1007" Error "a rate limit is not one"
+"A limit is in packets or in bytes, not both; its burst is at most what comes in an hour, and in bytes at least one large
+packet; prefix lengths go with `per: sourcePrefix`.
+
+Wrong:  rateLimit: {packetsPerSecond: 100, bytesPerSecond: 100000}
+Right:  rateLimit: {packetsPerSecond: 100, burst: 200, per: source}"
+
+    ServiceAddress "WL1101" Error "an address of a service is no place for packets"
+"The vip or a backend of a service has an address that no packet is routed to, such as a multicast or loopback
+address, or the vip is its own backend.
+
+Wrong:  vip: 127.0.0.1
+Right:  vip: 198.51.100.10"
+
+    ServicePorts "WL1102" Error "a range of ports is none"
+"A range begins with its lowest port and ends with its highest, both from 1 to 65535; so do the backend's ports that a
+targetPort means.
+
+Wrong:  ports: [{port: \"8099-8000\"}]
+Right:  ports: [{port: \"8000-8099\"}]"
+
+    ServiceTwice "WL1103" Error "a port of a vip belongs to two services"
+"Two services, or two rows of one, have the same port of the same vip and protocol. Nobody could say whose backends
+get its packets. Services that no node can both have may share one.
+
+Wrong:  ports: [{port: 443}, {port: \"400-500\"}]
+Right:  ports: [{port: 443}, {port: \"444-500\"}]"
+
+    BackendFamily "WL1104" Error "a backend is of another family than the vip"
+"A packet to an IPv4 vip cannot become one of IPv6, and the other way round.
+
+Wrong:  vip: 198.51.100.10, backends: [{address: \"2001:db8::11\"}]
+Right:  vip: 198.51.100.10, backends: [{address: 10.1.0.11}]"
+
+    BackendTwice "WL1105" Error "a backend is written twice"
+"Two backends of one service have the same address and port. They would be one object with two weights.
+
+Wrong:  backends: [{address: 10.1.0.11}, {address: 10.1.0.11}]
+Right:  backends: [{address: 10.1.0.11, weight: 2}]"
+
+    BackendPort "WL1106" Error "a backend's port cannot be"
+"Ports are translated with `forwarding: nat` only. And a backend that has a port of its own serves a service with one
+port: from several, a client may use the same port of its own at the same time, and the answers, which all come from
+the one port of the backend, could not be told apart.
+
+Wrong:  ports: [{port: 80}, {port: 443}], backends: [{address: 10.1.0.11, port: 8099}]
+Right:  ports: [{port: 80, targetPort: 8080}, {port: 443, targetPort: 8443}], backends: [{address: 10.1.0.11}]"
+
+    AllDrained "WL1107" Warning "every backend of a service is being drained"
+"All backends have the weight 0. Flows that they have stay, and no new one is taken: `onNoBackend` says what becomes
+of it.
+
+Wrong:  backends: [{address: 10.1.0.11, weight: 0}, {address: 10.1.0.12, weight: 0}]
+Right:  backends: [{address: 10.1.0.11, weight: 0}, {address: 10.1.0.12}]"
 }
 
 #[cfg(test)]

@@ -226,6 +226,194 @@ pub(super) enum RouteAction {
     Pass,
 }
 
+/// Which packets are taken at all: ordered rules, of which the first that matches decides.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct FilterPolicy {
+    #[expect(dead_code, reason = "checked by the schema; the field makes the schema require it")]
+    pub(super) api_version: ApiVersion,
+    #[expect(dead_code, reason = "checked by the schema; the field makes the schema require it")]
+    pub(super) kind: FilterPolicyKind,
+    pub(super) metadata: Metadata,
+    pub(super) spec: FilterSpec,
+}
+
+/// The kind of this document.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) enum FilterPolicyKind {
+    FilterPolicy,
+}
+
+/// Rules on packets, before any route is asked.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct FilterSpec {
+    /// Which nodes the policy is for; all of them when left out.
+    #[serde(default)]
+    #[schemars(with = "Nodes")]
+    pub(super) nodes: Option<Nodes>,
+    /// Where the policy stands among those of a node: the lowest number first, equal ones by name.
+    #[serde(default = "filter_priority_default")]
+    #[schemars(range(min = 0, max = 10_000), extend("default" = 1000))]
+    pub(super) priority: u16,
+    /// What happens to packets that no rule of any policy matches. Policies of one node must not contradict each other; allow
+    /// when none says anything.
+    #[serde(default)]
+    #[schemars(with = "FilterAction")]
+    pub(super) default: Option<FilterAction>,
+    /// In order: the first that matches a packet decides.
+    pub(super) rules: Vec<FilterRule>,
+}
+
+fn filter_priority_default() -> u16 {
+    1000
+}
+
+/// Take the packet, or drop it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FilterAction {
+    Allow,
+    Deny,
+}
+
+/// One rule. It matches packets for which everything that it says holds. Either action or rateLimit.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct FilterRule {
+    /// Unique within the policy; its counter and its buckets belong to this name.
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), length(min = 1, max = 63))]
+    pub(super) name: String,
+    /// Source prefixes, such as `10.20.0.0/16` or `2001:db8::/32`; any of them. Together with those of fromList.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", length(min = 1, max = 10_000))]
+    pub(super) from: Option<Vec<String>>,
+    /// Path of a list in this source: one prefix a line, `#` begins a comment.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 1024))]
+    pub(super) from_list: Option<String>,
+    /// Destination prefixes; any of them. Together with those of toList.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", length(min = 1, max = 10_000))]
+    pub(super) to: Option<Vec<String>>,
+    /// Path of a list of destination prefixes, as fromList.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 1024))]
+    pub(super) to_list: Option<String>,
+    /// tcp, udp, icmp (of the packet's family), or a number in quotes.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 16))]
+    pub(super) protocol: Option<String>,
+    /// Destination ports, such as 443, or ranges in quotes, such as "8000-8099"; any of them.
+    #[serde(default)]
+    #[schemars(schema_with = "filter_ports_schema")]
+    pub(super) ports: Option<Vec<FilterPort>>,
+    /// Source ports, likewise.
+    #[serde(default)]
+    #[schemars(schema_with = "filter_ports_schema")]
+    pub(super) source_ports: Option<Vec<FilterPort>>,
+    /// The port that the packet comes in by, or a list of ports; the policy's names of interfaces.
+    #[serde(default)]
+    #[schemars(schema_with = "names_schema")]
+    pub(super) in_port: Option<Names>,
+    /// Flags of TCP.
+    #[serde(default)]
+    #[schemars(with = "TcpFlags")]
+    pub(super) tcp_flags: Option<TcpFlags>,
+    /// Whether a rule with ports or flags also matches fragments that are not the first, which show neither.
+    #[serde(default)]
+    #[schemars(extend("default" = false))]
+    pub(super) fragments: bool,
+    /// allow or deny. Either this or rateLimit.
+    #[serde(default)]
+    #[schemars(with = "FilterAction")]
+    pub(super) action: Option<FilterAction>,
+    /// Packets within the limit are allowed, the others dropped. Either this or action.
+    #[serde(default)]
+    #[schemars(with = "RateLimit")]
+    pub(super) rate_limit: Option<RateLimit>,
+}
+
+/// A port, or a range of ports in quotes.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum FilterPort {
+    One(u16),
+    Text(String),
+}
+
+fn filter_ports_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "array", "minItems": 1, "maxItems": 256,
+        "items": {"type": ["integer", "string"], "minimum": 0, "maximum": 65_535, "minLength": 1, "maxLength": 11}})
+}
+
+/// Which flags of TCP must be set, and which clear.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1))]
+pub(super) struct TcpFlags {
+    /// All of these are set.
+    #[serde(default)]
+    #[schemars(length(max = 8))]
+    pub(super) set: Vec<TcpFlag>,
+    /// None of these is set.
+    #[serde(default)]
+    #[schemars(length(max = 8))]
+    pub(super) clear: Vec<TcpFlag>,
+}
+
+/// A flag of TCP, as RFC 9293 names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum TcpFlag {
+    Fin,
+    Syn,
+    Rst,
+    Psh,
+    Ack,
+    Urg,
+    Ece,
+    Cwr,
+}
+
+/// How many packets, or bytes of whole frames. Either packetsPerSecond or bytesPerSecond.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RateLimit {
+    #[serde(default)]
+    #[schemars(with = "u64", range(min = 1, max = 1_000_000_000))]
+    pub(super) packets_per_second: Option<u64>,
+    #[serde(default)]
+    #[schemars(with = "u64", range(min = 1, max = 100_000_000_000_u64))]
+    pub(super) bytes_per_second: Option<u64>,
+    /// Packets or bytes that may come at once after a pause; what comes in a second when left out, and at least 65,575 bytes.
+    #[serde(default)]
+    #[schemars(with = "u64", range(min = 1, max = 1_000_000_000_000_u64))]
+    pub(super) burst: Option<u64>,
+    /// What has a limit of its own: each source address, each prefix of sources, or the rule as a whole.
+    #[serde(default)]
+    #[schemars(extend("default" = "rule"))]
+    pub(super) per: LimitPer,
+    /// Bits of an IPv4 source that share a limit, with per: sourcePrefix.
+    #[serde(default)]
+    #[schemars(with = "u8", range(min = 1, max = 32), extend("default" = 24))]
+    pub(super) ipv4_prefix_length: Option<u8>,
+    /// Bits of an IPv6 source that share a limit, with per: sourcePrefix.
+    #[serde(default)]
+    #[schemars(with = "u8", range(min = 1, max = 128), extend("default" = 64))]
+    pub(super) ipv6_prefix_length: Option<u8>,
+}
+
+/// What has a limit of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum LimitPer {
+    Source,
+    SourcePrefix,
+    #[default]
+    Rule,
+}
+
 /// Packets, and what must happen to them.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -325,10 +513,18 @@ pub(super) struct Expect {
     #[serde(default)]
     #[schemars(with = "String")]
     pub(super) prefix: Option<String>,
-    /// Policy and prefix in one, as POLICY/PREFIX.
+    /// Policy and prefix in one, as POLICY/PREFIX, or policy and name of the filter rule that decides, as POLICY/RULE.
     #[serde(default)]
     #[schemars(with = "String")]
     pub(super) rule: Option<String>,
+    /// The service whose vip and port the packet meets. A node that does not have it leaves the case out.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 63))]
+    pub(super) service: Option<String>,
+    /// The backend that the packet is sent to, as ADDRESS or ADDRESS:PORT, or a list of those that it may be sent to.
+    #[serde(default)]
+    #[schemars(schema_with = "names_schema")]
+    pub(super) backend: Option<Names>,
 }
 
 /// What becomes of a packet: sent to a next hop, left to the kernel, or dropped.
@@ -890,4 +1086,229 @@ fn git_transfer_limit_default() -> String {
 
 fn settle_default() -> String {
     "20ms".to_owned()
+}
+
+/// A virtual address whose packets go to one of several backends.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ServicePolicy {
+    #[expect(dead_code, reason = "checked by the schema; the field makes the schema require it")]
+    pub(super) api_version: ApiVersion,
+    #[expect(dead_code, reason = "checked by the schema; the field makes the schema require it")]
+    pub(super) kind: ServicePolicyKind,
+    pub(super) metadata: Metadata,
+    pub(super) spec: ServiceSpec,
+}
+
+/// The kind of this document.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) enum ServicePolicyKind {
+    ServicePolicy,
+}
+
+/// A virtual address, its ports, and who serves them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ServiceSpec {
+    /// Which nodes the policy is for; all of them when left out.
+    #[serde(default)]
+    #[schemars(with = "Nodes")]
+    pub(super) nodes: Option<Nodes>,
+    /// The address that clients use, IPv4 or IPv6. Packets for other ports of it are routed as any others.
+    pub(super) vip: String,
+    /// The ports of the address that belong to this service.
+    #[schemars(length(min = 1, max = 256))]
+    pub(super) ports: Vec<ServicePort>,
+    /// nat: the destination becomes the backend's, and its answers come back from the vip. l2-dsr: the packet stays as it is,
+    /// only its frame is sent to the backend, which has the vip on its loopback and answers by itself.
+    pub(super) forwarding: Forwarding,
+    /// Who serves. A route must lead to each of them; with l2-dsr by the backend itself as next hop.
+    #[schemars(length(min = 1, max = 1024))]
+    pub(super) backends: Vec<Backend>,
+    /// What keeps flows together; each flow by itself when left out.
+    #[serde(default)]
+    #[schemars(with = "Affinity")]
+    pub(super) affinity: Option<Affinity>,
+    /// What happens to packets of new flows when no backend takes any.
+    #[serde(default)]
+    #[schemars(extend("default" = "pass"))]
+    pub(super) on_no_backend: OnNoBackend,
+    /// How long flows are known without a packet.
+    #[serde(default)]
+    pub(super) flow_timeouts: FlowTimeouts,
+}
+
+/// How packets reach a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forwarding {
+    Nat,
+    L2Dsr,
+}
+
+impl Forwarding {
+    /// As documents and command output write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::L2Dsr => "l2-dsr",
+        }
+    }
+}
+
+/// A port or a range of ports.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ServicePort {
+    /// A port, or a range such as `"8000-8099"`.
+    #[schemars(schema_with = "port_range_schema")]
+    pub(super) port: PortRange,
+    #[serde(default)]
+    #[schemars(extend("default" = "tcp"))]
+    pub(super) protocol: Protocol,
+    /// The backend's port, of a range for its first one; the same port when left out. Only with nat.
+    #[serde(default)]
+    #[schemars(with = "u16", range(min = 1))]
+    pub(super) target_port: Option<u16>,
+}
+
+/// A port, or a range in words.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum PortRange {
+    One(u16),
+    Text(String),
+}
+
+fn port_range_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": ["integer", "string"], "minimum": 1, "maximum": 65_535, "pattern": "^[0-9]{1,5}-[0-9]{1,5}$",
+        "description": "A port, or a range such as `\"8000-8099\"`.",
+    })
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// Its number in the IANA registry.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => fib::packet::TCP,
+            Self::Udp => fib::packet::UDP,
+        }
+    }
+}
+
+/// One of those that serve.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Backend {
+    /// Its address, of the vip's family.
+    pub(super) address: String,
+    /// Its port, instead of what the service's ports say. Only with nat and one port.
+    #[serde(default)]
+    #[schemars(with = "u16", range(min = 1))]
+    pub(super) port: Option<u16>,
+    /// Its share of new flows relative to the others. 0 drains it: flows that it has stay, new ones do not come.
+    #[serde(default = "weight_default")]
+    #[schemars(range(min = 0, max = 65_535), extend("default" = 1))]
+    pub(super) weight: u16,
+}
+
+/// What decides alone which backend a flow goes to.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Affinity {
+    /// The client's address: all its flows go to one backend.
+    pub(super) source: SourceAffinity,
+}
+
+/// How much of the client's address counts.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct SourceAffinity {
+    /// The first so many bits of an IPv4 address.
+    #[serde(default = "affinity_ipv4_default")]
+    #[schemars(range(min = 1, max = 32), extend("default" = 32))]
+    pub(super) ipv4: u8,
+    /// The first so many bits of an IPv6 address.
+    #[serde(default = "affinity_ipv6_default")]
+    #[schemars(range(min = 1, max = 128), extend("default" = 128))]
+    pub(super) ipv6: u8,
+}
+
+fn affinity_ipv4_default() -> u8 {
+    32
+}
+
+fn affinity_ipv6_default() -> u8 {
+    128
+}
+
+/// What happens to packets that no backend takes: pass to the kernel, or drop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNoBackend {
+    #[default]
+    Pass,
+    Drop,
+}
+
+impl OnNoBackend {
+    /// As documents and command output write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+/// How long flows are known without a packet; whole seconds, rounded up.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct FlowTimeouts {
+    /// A TCP connection, such as 15m.
+    #[serde(default = "established_default")]
+    #[schemars(extend("default" = "15m"))]
+    pub(super) established: String,
+    /// A TCP connection that begins or ends, such as 1m.
+    #[serde(default = "closing_default")]
+    #[schemars(extend("default" = "1m"))]
+    pub(super) closing: String,
+    /// A flow of UDP, such as 2m.
+    #[serde(default = "udp_default")]
+    #[schemars(extend("default" = "2m"))]
+    pub(super) udp: String,
+}
+
+impl Default for FlowTimeouts {
+    fn default() -> Self {
+        Self { established: established_default(), closing: closing_default(), udp: udp_default() }
+    }
+}
+
+fn established_default() -> String {
+    "15m".to_owned()
+}
+
+fn closing_default() -> String {
+    "1m".to_owned()
+}
+
+fn udp_default() -> String {
+    "2m".to_owned()
 }

@@ -10,8 +10,17 @@ pub const GROUPS_MAX: usize = 16_384;
 pub const GROUP_MEMBERS_MAX: usize = 256;
 /// Distinct port names over all policies.
 pub const PORTS_MAX: usize = 256;
+/// Filter rules over all policies of a node.
+pub const FILTER_RULES_MAX: usize = 1_024;
+/// Prefixes of filter rules over all policies, each list counted once for every rule that reads it.
+pub const FILTER_PREFIXES_MAX: usize = 4_194_304;
 /// Files that rules come from.
 pub const FILES_MAX: usize = 65_535;
+
+/// Services.
+pub const SERVICES_MAX: usize = 16_383;
+/// Backends over all services.
+pub const BACKENDS_MAX: usize = 131_071;
 
 /// Nesting of a YAML document.
 pub const YAML_DEPTH_MAX: usize = 64;

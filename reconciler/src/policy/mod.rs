@@ -6,6 +6,7 @@
 pub mod codes;
 pub mod diagnostic;
 mod document;
+mod filter_policy;
 pub mod limits;
 mod list;
 mod node;
@@ -17,6 +18,7 @@ mod route_policy;
 mod routes;
 pub mod schema;
 mod selector;
+mod service_policy;
 mod test;
 mod validate;
 mod window;
@@ -27,12 +29,14 @@ use std::net::IpAddr;
 
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
-pub use document::{Attach, DriftMode, Guard, OnAllDown, WindowKind};
+pub use document::{Attach, DriftMode, FilterAction, Forwarding, Guard, OnAllDown, OnNoBackend, Protocol, WindowKind};
+pub use filter_policy::{FilterPolicy, FilterRule, PortRange, RateLimit, RuleAction, TcpFlags};
 pub use node::{Drift, Guards, NodeConfig, Port, Probation, Webhook, check_ports, node_config};
 pub use prefix::{Prefix, PrefixError};
 pub use probe::{Check, Probe};
 pub use redundant::redundant;
 pub use selector::Selector;
+pub use service_policy::{Affinity, Backend, FlowTimeouts, ServicePolicy, ServicePort, backend_name};
 pub use test::{Case, Expectation, PolicyTest};
 pub use validate::{Validated, validate};
 pub use window::SyncWindow;
@@ -65,11 +69,18 @@ pub struct Policy {
     pub files: Vec<String>,
     /// Sorted by name; names are unique.
     pub route_policies: Vec<RoutePolicy>,
+    /// In the order in which they decide: by priority, then name; names are unique.
+    pub filter_policies: Vec<FilterPolicy>,
+    /// Sorted by name; names are unique.
+    pub service_policies: Vec<ServicePolicy>,
 }
 
 impl Policy {
     /// Whether two policies, which are for different nodes then, write the same prefix: no one image can hold all of it.
     pub fn is_of_several_nodes(&self) -> bool {
+        if self.has_a_service_port_twice() {
+            return true;
+        }
         if self.route_policies.iter().all(|policy| policy.nodes == Selector::default()) {
             return false;
         }
@@ -79,13 +90,31 @@ impl Policy {
         prefixes.windows(2).any(|pair| pair[0] == pair[1])
     }
 
+    /// Whether services for different nodes have the same port of a vip.
+    fn has_a_service_port_twice(&self) -> bool {
+        let mut ports: Vec<(IpAddr, ServicePort)> = self
+            .service_policies
+            .iter()
+            .flat_map(|service| service.ports.iter().map(|port| (service.vip, *port)))
+            .collect();
+        ports.sort_unstable();
+        ports.windows(2).any(|pair| {
+            let [(vip, port), (next_vip, next)] = [pair[0], pair[1]];
+            (vip, port.protocol) == (next_vip, next.protocol) && next.first <= port.last
+        })
+    }
+
     /// What of it is for a node with `labels`. Files of which nothing is left are not named any more: what is written for
     /// other nodes changes no byte of this node's image.
     #[must_use]
     pub fn for_node(mut self, labels: &BTreeMap<String, String>) -> Self {
-        let all = self.route_policies.len();
+        let count =
+            |policy: &Self| policy.route_policies.len() + policy.filter_policies.len() + policy.service_policies.len();
+        let all = count(&self);
         self.route_policies.retain(|policy| policy.nodes.matches(labels));
-        if self.route_policies.len() == all {
+        self.filter_policies.retain(|policy| policy.nodes.matches(labels));
+        self.service_policies.retain(|policy| policy.nodes.matches(labels));
+        if count(&self) == all {
             return self;
         }
         let mut used = BTreeSet::new();
@@ -94,12 +123,25 @@ impl Policy {
             used.extend(policy.next_hops.iter().map(|hop| hop.origin.file));
             used.extend(policy.routes.iter().map(|route| route.origin.file));
         }
+        for policy in &self.filter_policies {
+            used.insert(policy.origin.file);
+            used.extend(policy.rules.iter().flat_map(|rule| rule.lists.iter().copied()));
+        }
+        used.extend(self.service_policies.iter().map(|service| service.origin.file));
         let number: BTreeMap<u32, u32> = used.iter().copied().zip(0..).collect();
         let renumber = |origin: &mut Origin| origin.file = number.get(&origin.file).copied().unwrap_or(u32::MAX);
         for policy in &mut self.route_policies {
             renumber(&mut policy.origin);
             policy.next_hops.iter_mut().for_each(|hop| renumber(&mut hop.origin));
             policy.routes.iter_mut().for_each(|route| renumber(&mut route.origin));
+        }
+        for service in &mut self.service_policies {
+            renumber(&mut service.origin);
+            service.backends.iter_mut().for_each(|backend| renumber(&mut backend.origin));
+        }
+        for policy in &mut self.filter_policies {
+            let mut of = |file: u32| number.get(&file).copied().unwrap_or(u32::MAX);
+            policy.renumber(&mut of);
         }
         let mut at = 0;
         self.files.retain(|_| {

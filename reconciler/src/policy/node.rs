@@ -409,5 +409,17 @@ pub fn check_ports(policy: &Policy, ports: &[&str]) -> Vec<Diagnostic> {
             faults.push(Diagnostic::new(Code::UnknownPort, file, Some(span), message).maybe_help(help));
         }
     }
+    for (filter, rule) in policy.filter_policies.iter().flat_map(|f| f.rules.iter().map(move |rule| (f, rule))) {
+        for port in rule.in_ports.iter().flatten().filter(|port| !ports.contains(&port.as_str())) {
+            let file = policy.files.get(rule.origin.file as usize).map_or(".", String::as_str);
+            let message = format!(
+                "the filter rule `{}/{}` names the port `{port}`, which this node does not have",
+                filter.name, rule.name
+            );
+            let span = super::Span::line(rule.origin.line);
+            let help = suggestion(port, ports.iter().copied());
+            faults.push(Diagnostic::new(Code::UnknownPort, file, Some(span), message).maybe_help(help));
+        }
+    }
     faults.finish()
 }

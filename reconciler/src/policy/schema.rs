@@ -75,17 +75,36 @@ pub(super) struct DocumentKind {
 /// The kinds that a source may hold.
 pub(super) const POLICY_KINDS: &[DocumentKind] = &[
     DocumentKind { name: "RoutePolicy", schema: schema_of::<document::RoutePolicy>, validator: || &ROUTE_POLICY },
+    DocumentKind {
+        name: FILTER_POLICY,
+        schema: schema_of::<document::FilterPolicy>,
+        validator: || &FILTER_POLICY_CHECK,
+    },
+    DocumentKind {
+        name: SERVICE_POLICY,
+        schema: schema_of::<document::ServicePolicy>,
+        validator: || &SERVICE_POLICY_CHECKED,
+    },
     DocumentKind { name: POLICY_TEST, schema: schema_of::<document::PolicyTest>, validator: || &TEST },
 ];
 
+/// The kind of filters.
+pub(super) const FILTER_POLICY: &str = "FilterPolicy";
+
 /// The kind that holds no rules.
 pub(super) const POLICY_TEST: &str = "PolicyTest";
+
+/// The kind that holds a service.
+pub(super) const SERVICE_POLICY: &str = "ServicePolicy";
 
 /// The kinds that a node's configuration may have.
 pub(super) const CONFIG_KINDS: &[DocumentKind] =
     &[DocumentKind { name: "NodeConfig", schema: schema_of::<document::NodeConfig>, validator: || &NODE_CONFIG }];
 
 static ROUTE_POLICY: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::RoutePolicy>()));
+static FILTER_POLICY_CHECK: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::FilterPolicy>()));
+static SERVICE_POLICY_CHECKED: LazyLock<Checked> =
+    LazyLock::new(|| Checked::new(schema_of::<document::ServicePolicy>()));
 static TEST: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::PolicyTest>()));
 static NODE_CONFIG: LazyLock<Checked> = LazyLock::new(|| Checked::new(schema_of::<document::NodeConfig>()));
 
@@ -282,7 +301,8 @@ fn translate(
         Kind::Type { .. } => {
             let wanted = match rule(schema, error.schema_path()) {
                 Some(Json::String(one)) => type_words(one),
-                // The only place that takes two.
+                Some(Json::Array(two)) if two.iter().any(|one| one == "integer") => "a whole number or a text",
+                // The only other place that takes two.
                 Some(Json::Array(_)) => "a text or a list",
                 _ => "another type",
             };

@@ -9,12 +9,13 @@ use crate::trace::{Fields, PacketDescription};
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Faults, Span, suggestion};
 use super::document::{self, Names, TestVerdict};
+use super::filter_policy::Written;
 use super::list::parse_prefix;
 use super::prefix::Prefix;
 use super::route_policy::prefix_fault;
 use super::routes::RouteTable;
 use super::yaml::{Node, Step};
-use super::{RoutePolicy, Selector, schema};
+use super::{RoutePolicy, Selector, ServicePolicy, schema};
 
 /// One `PolicyTest` document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +51,11 @@ pub struct Expectation {
     pub next_hops: Vec<String>,
     pub policy: Option<String>,
     pub prefix: Option<Prefix>,
+    /// Policy and name of the filter rule that matches first, whether it lets the packet through or not.
+    pub filter_rule: Option<(String, String)>,
+    pub service: Option<String>,
+    /// `ADDRESS` or `ADDRESS:PORT`; the packet must be sent to one of them.
+    pub backends: Vec<String>,
 }
 
 /// A name that a case expects, and where it is written.
@@ -63,6 +69,9 @@ enum ReferenceTo {
     Policy,
     NextHop(String),
     Prefix(Prefix),
+    FilterRule(String, String),
+    Service(String),
+    Backend(String),
 }
 
 /// Reads the document `root` of `file`; cases with faults are left out.
@@ -153,12 +162,21 @@ impl Reader<'_> {
             TestVerdict::Pass => Verdict::Pass,
             TestVerdict::Drop => Verdict::Drop,
         });
-        let next_hops = match written.next_hop {
+        let list = |names: Option<Names>| match names {
             None => Vec::new(),
             Some(Names::One(name)) => vec![name],
             Some(Names::Several(names)) => names,
         };
-        let mut expect = Expectation { verdict, reason, next_hops, policy: written.policy, prefix: None };
+        let mut expect = Expectation {
+            verdict,
+            reason,
+            next_hops: list(written.next_hop),
+            policy: written.policy,
+            prefix: None,
+            filter_rule: None,
+            service: written.service,
+            backends: list(written.backend),
+        };
         let mut sound = true;
         if let Some(text) = &written.prefix {
             match parse_prefix(text) {
@@ -184,11 +202,18 @@ impl Reader<'_> {
     fn rule(&mut self, rule: &str, expect: &mut Expectation) -> bool {
         let at = ["expect", "rule"];
         let Some((policy, prefix)) = rule.split_once('/') else {
-            let message =
-                format!("`{}` is not a rule; write POLICY/PREFIX, as in offices/10.0.0.0/8", schema::shorten(rule));
+            let message = format!(
+                "`{}` is not a rule; write POLICY/PREFIX, as in offices/10.0.0.0/8, or POLICY/RULE of a filter",
+                schema::shorten(rule)
+            );
             self.fault(Code::MalformedValue, &at, message);
             return false;
         };
+        let is_name = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if is_name(prefix) && !prefix.is_empty() {
+            expect.filter_rule = Some((policy.to_owned(), prefix.to_owned()));
+            return true;
+        }
         let prefix = match parse_prefix(prefix) {
             Ok(prefix) => prefix,
             Err(error) => {
@@ -246,11 +271,27 @@ impl Reader<'_> {
             let span = place(self, "prefix");
             self.references.push(Reference { case, span, to: ReferenceTo::Prefix(prefix) });
         }
-        for (index, name) in expect.next_hops.iter().enumerate() {
+        if let Some((policy, rule)) = &expect.filter_rule {
+            let span = self.place(&["expect", "rule"]);
+            let to = ReferenceTo::FilterRule(policy.clone(), rule.clone());
+            self.references.push(Reference { case, span, to });
+        }
+        let item = |reader: &Self, key: &'static str, index: usize| {
             let path = ["spec", "cases"].map(Step::Key);
-            let rest = [Step::Item(self.index), Step::Key("expect"), Step::Key("nextHop"), Step::Item(index)];
-            let span = self.root.place(&[&path[..], &rest].concat());
+            let rest = [Step::Item(reader.index), Step::Key("expect"), Step::Key(key), Step::Item(index)];
+            reader.root.place(&[&path[..], &rest].concat())
+        };
+        for (index, name) in expect.next_hops.iter().enumerate() {
+            let span = item(self, "nextHop", index);
             self.references.push(Reference { case, span, to: ReferenceTo::NextHop(name.clone()) });
+        }
+        if let Some(service) = &expect.service {
+            let span = self.place(&["expect", "service"]);
+            self.references.push(Reference { case, span, to: ReferenceTo::Service(service.clone()) });
+        }
+        for (index, name) in expect.backends.iter().enumerate() {
+            let span = item(self, "backend", index);
+            self.references.push(Reference { case, span, to: ReferenceTo::Backend(name.clone()) });
         }
     }
 }
@@ -260,12 +301,40 @@ pub(super) fn check_references(
     test: &PolicyTest,
     references: &[Reference],
     policies: &[RoutePolicy],
+    filters: &[Written],
+    services: &[ServicePolicy],
     table: &RouteTable<'_>,
     faults: &mut Faults,
 ) {
     for reference in references {
         let Some(case) = test.cases.get(reference.case) else { continue };
+        let meets = || services.iter().filter(|service| service.nodes.can_meet(&test.nodes));
+        let missing = match &reference.to {
+            ReferenceTo::Service(name) => {
+                let known = || meets().map(|service| service.name.as_str());
+                let message = format!("there is no service `{}` for these nodes", schema::shorten(name));
+                (!known().any(|known| known == name)).then(|| (message, suggestion(name, known())))
+            }
+            ReferenceTo::Backend(name) => {
+                let wanted = case.expect.service.as_deref();
+                let mine = || meets().filter(|service| wanted.is_none_or(|wanted| service.name == wanted));
+                let known: Vec<String> =
+                    mine().flat_map(|service| service.backends.iter().map(ToString::to_string)).collect();
+                let message = format!("no service for these nodes has a backend `{}`", schema::shorten(name));
+                let help = || suggestion(name, known.iter().map(String::as_str));
+                (mine().count() > 0 && !known.contains(name)).then(|| (message, help()))
+            }
+            _ => None,
+        };
+        if let Some((message, help)) = missing {
+            let fault = Diagnostic::new(Code::TestReference, &test.file, Some(reference.span), message);
+            faults.push(fault.maybe_help(help));
+        }
+        if matches!(reference.to, ReferenceTo::Service(_) | ReferenceTo::Backend(_)) {
+            continue;
+        }
         let named = case.expect.policy.as_deref();
+        let of_node = || filters.iter().map(|f| &f.policy).filter(|filter| filter.nodes.can_meet(&test.nodes));
         let meant =
             |policy: &RoutePolicy| policy.nodes.can_meet(&test.nodes) && named.is_none_or(|name| policy.name == name);
         let meant: Vec<&RoutePolicy> = policies.iter().filter(|policy| meant(policy)).collect();
@@ -276,6 +345,17 @@ pub(super) fn check_references(
         let none = if named.is_some() { "no" } else { "a" };
         let (message, help) = match &reference.to {
             ReferenceTo::Policy if !meant.is_empty() => continue,
+            ReferenceTo::Policy if of_node().any(|filter| Some(filter.name.as_str()) == named) => continue,
+            ReferenceTo::FilterRule(policy, rule) => {
+                let rules = of_node().filter(|filter| filter.name == *policy).flat_map(|filter| &filter.rules);
+                let known: Vec<&str> = rules.map(|rule| rule.name.as_str()).collect();
+                if known.contains(&rule.as_str()) {
+                    continue;
+                }
+                let (policy, rule) = (schema::shorten(policy), schema::shorten(rule));
+                let message = format!("no filter policy `{policy}` for these nodes has a rule `{rule}`");
+                (message, suggestion(&rule, known.iter().copied()))
+            }
             ReferenceTo::Policy => {
                 let name = named.unwrap_or_default();
                 let meets = policies.iter().filter(|policy| policy.nodes.can_meet(&test.nodes));
@@ -309,6 +389,7 @@ pub(super) fn check_references(
                 }
                 (format!("{whose} has {none} route for {prefix}"), None)
             }
+            ReferenceTo::Service(_) | ReferenceTo::Backend(_) => continue,
         };
         faults.push(Diagnostic::new(Code::TestReference, &test.file, Some(reference.span), message).maybe_help(help));
     }

@@ -7,9 +7,11 @@ use crate::source::{FileFault, Snapshot, SourceFile, is_yaml};
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Faults, Span};
 use super::document;
+use super::filter_policy::{self, read_filter_policy};
 use super::route_policy::read_route_policy;
 use super::routes::RouteTable;
 use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
+use super::service_policy::{Claim, ServicePolicy, check_claims, read_service_policy};
 use super::test::{PolicyTest, Reference, check_references, read_test};
 use super::yaml::{self, Node, Step, Value};
 use super::{Policy, RoutePolicy, Selector, limits};
@@ -36,6 +38,13 @@ pub(super) struct Run<'s> {
     /// Lists already read, with the places that name them and the nodes that those are for.
     pub(super) lists: BTreeMap<&'s str, Vec<(String, Span, Selector)>>,
     pub(super) policies: Vec<RoutePolicy>,
+    pub(super) filters: Vec<filter_policy::Written>,
+    /// Lists that filters have read, and the prefixes that their rules have.
+    pub(super) filter_lists: HashSet<&'s str>,
+    pub(super) filter_prefixes: usize,
+    pub(super) services: Vec<ServicePolicy>,
+    /// Ports of vips, in the order written.
+    pub(super) claims: Vec<Claim>,
     /// With what their references need to be checked, once every policy is known.
     pub(super) tests: Vec<(PolicyTest, Vec<Reference>)>,
 }
@@ -51,6 +60,11 @@ pub fn validate(snapshot: &Snapshot) -> Validated {
         used_files: HashSet::new(),
         lists: BTreeMap::new(),
         policies: Vec::new(),
+        filters: Vec::new(),
+        filter_lists: HashSet::new(),
+        filter_prefixes: 0,
+        services: Vec::new(),
+        claims: Vec::new(),
         tests: Vec::new(),
     };
     let mut names = Names::new();
@@ -158,6 +172,20 @@ impl<'s> Run<'s> {
             }
             return false;
         }
+        if kind.name == schema::FILTER_POLICY {
+            if let Some(written) = self.typed::<document::FilterPolicy>(file, &root) {
+                self.claim_name(file, &root, kind.name, &written.metadata.name, names);
+                read_filter_policy(self, file, &root, written);
+            }
+            return true;
+        }
+        if kind.name == schema::SERVICE_POLICY {
+            if let Some(written) = self.typed::<document::ServicePolicy>(file, &root) {
+                self.claim_name(file, &root, kind.name, &written.metadata.name, names);
+                read_service_policy(self, file, &root, written);
+            }
+            return true;
+        }
         if let Some(written) = self.typed::<document::RoutePolicy>(file, &root) {
             self.claim_name(file, &root, kind.name, &written.metadata.name, names);
             read_route_policy(self, file, &root, written, whole);
@@ -193,11 +221,14 @@ impl<'s> Run<'s> {
 
     fn finish(mut self) -> Validated {
         self.table.sort(&self.policies, &mut self.faults);
+        filter_policy::order(&mut self.filters, &mut self.faults);
+        check_claims(std::mem::take(&mut self.claims), &mut self.faults);
         self.check_limits();
         // What cannot be found in policies with faults may be there once those are gone.
         if !self.faults.has_errors() {
             for (test, references) in &self.tests {
-                check_references(test, references, &self.policies, &self.table, &mut self.faults);
+                let (policies, filters, services) = (&self.policies, &self.filters, &self.services);
+                check_references(test, references, policies, filters, services, &self.table, &mut self.faults);
             }
         }
         if self.faults.has_errors() {
@@ -219,7 +250,24 @@ impl<'s> Run<'s> {
             }
         }
         self.policies.sort_by(|a, b| a.name.cmp(&b.name));
-        let policy = Policy { revision: self.snapshot.revision.clone(), files, route_policies: self.policies };
+        for service in &mut self.services {
+            service.origin.file = numbers[service.origin.file as usize];
+            for backend in &mut service.backends {
+                backend.origin.file = numbers[backend.origin.file as usize];
+            }
+        }
+        self.services.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut filter_policies: Vec<_> = self.filters.into_iter().map(|written| written.policy).collect();
+        for policy in &mut filter_policies {
+            policy.renumber(&mut |file| numbers[file as usize]);
+        }
+        let policy = Policy {
+            revision: self.snapshot.revision.clone(),
+            files,
+            route_policies: self.policies,
+            filter_policies,
+            service_policies: self.services,
+        };
         let mut tests: Vec<PolicyTest> = self.tests.into_iter().map(|(test, _)| test).collect();
         tests.sort_by(|a, b| a.name.cmp(&b.name));
         Validated { policy: Some(policy), tests, diagnostics: self.faults.finish() }
@@ -227,7 +275,9 @@ impl<'s> Run<'s> {
 
     fn check_limits(&mut self) {
         let hops = || self.policies.iter().flat_map(|p| &p.next_hops);
-        let ports: BTreeSet<&str> = hops().map(|hop| hop.port.as_str()).collect();
+        let rules = || self.filters.iter().flat_map(|written| &written.policy.rules);
+        let in_ports = rules().flat_map(|rule| rule.in_ports.iter().flatten().map(String::as_str));
+        let ports: BTreeSet<&str> = hops().map(|hop| hop.port.as_str()).chain(in_ports).collect();
         let groups: usize = self.policies.iter().map(|p| p.groups.len()).sum();
         let (ipv4, ipv6) = self.table.counts();
         let tables = [
@@ -236,7 +286,11 @@ impl<'s> Run<'s> {
             ("next hops", hops().count(), limits::NEXT_HOPS_MAX),
             ("next-hop groups", groups, limits::GROUPS_MAX),
             ("ports", ports.len(), limits::PORTS_MAX),
+            ("filter rules", self.most_filter_rules(), limits::FILTER_RULES_MAX),
+            ("filter prefixes", self.filter_prefixes, limits::FILTER_PREFIXES_MAX),
             ("files", self.used_files.len(), limits::FILES_MAX),
+            ("services", self.services.len(), limits::SERVICES_MAX),
+            ("backends", self.services.iter().map(|s| s.backends.len()).sum(), limits::BACKENDS_MAX),
         ];
         for (table, needed, size) in tables {
             if needed > size {
@@ -244,5 +298,14 @@ impl<'s> Run<'s> {
                 self.faults.push(Diagnostic::new(Code::TableFull, ".", None, message));
             }
         }
+    }
+
+    /// Filter rules of the node that can have most of them.
+    fn most_filter_rules(&self) -> usize {
+        let of = |node: &filter_policy::Written| {
+            let met = self.filters.iter().filter(|one| one.policy.nodes.can_meet(&node.policy.nodes));
+            met.map(|one| one.policy.rules.len()).sum()
+        };
+        self.filters.iter().map(of).max().unwrap_or(0)
     }
 }

@@ -5,11 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fib::event::Event;
 use fib::packet::{self, ETHERNET_BYTES, Packet};
-use fib::{Reason, Verdict};
+use fib::service::Chosen;
+use fib::{Met, Reason, Verdict};
 use serde_json::{Value, json};
 
 use super::verdict_name;
 use crate::compile::view::{Match, RouteView, View};
+use crate::policy::FilterAction;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -52,6 +54,29 @@ struct Endpoints {
     ports: Option<(u16, u16)>,
 }
 
+/// A filter rule, or the policy whose default is deny.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stopped<'a> {
+    policy: &'a str,
+    rule: Option<&'a str>,
+    file: &'a str,
+    line: u32,
+}
+
+fn stopped<'a>(event: &Event, view: &View<'a>) -> Option<Stopped<'a>> {
+    match Reason::of(event.reason)? {
+        Reason::FilterDeny | Reason::FilterRateLimited => {
+            let rule = view.filter_rules().find(|rule| rule.id == event.next_hop)?;
+            Some(Stopped { policy: rule.policy, rule: Some(rule.name), file: rule.file, line: rule.line })
+        }
+        Reason::FilterDefaultDeny => {
+            let policy = view.filter_policies().find(|policy| policy.default == Some(FilterAction::Deny))?;
+            Some(Stopped { policy: policy.name, rule: None, file: policy.file, line: policy.line })
+        }
+        _ => None,
+    }
+}
+
 /// An event explained by the image of its generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained<'a> {
@@ -60,9 +85,13 @@ pub struct Explained<'a> {
     endpoints: Option<Endpoints>,
     /// The longest matching prefix, where the packet got as far as the routes.
     route: Option<RouteView<'a>>,
+    /// What stopped a packet that a filter stopped: policy, rule (where it was one) and place.
+    filter: Option<Stopped<'a>>,
     in_port: Option<&'a str>,
     /// `policy/name`.
     next_hop: Option<String>,
+    /// The service that the packet met, and its backend where one was chosen.
+    service: Option<(&'a str, Option<String>)>,
     /// Whether the generation's image was there to ask.
     known: bool,
 }
@@ -78,21 +107,26 @@ impl<'a> Explained<'a> {
                 _ => None,
             }
         });
-        let hop = view.filter(|_| event.next_hop != 0).and_then(|v| v.next_hops().find(|h| h.id == event.next_hop));
+        let is_filtered = Reason::of(event.reason).is_some_and(|reason| Met::only(reason).is_filtered());
+        let hop = view
+            .filter(|_| event.next_hop != 0 && !is_filtered)
+            .and_then(|v| v.next_hops().find(|h| h.id == event.next_hop));
         Self {
             event: *event,
             reason: Reason::ALL.iter().copied().find(|reason| *reason as u8 == event.reason),
             endpoints,
             route,
+            filter: view.and_then(|view| stopped(event, view)),
             in_port: view.and_then(|v| v.ports().find(|port| port.id == event.in_port)).map(|port| port.name),
             next_hop: hop.map(|hop| format!("{}/{}", hop.policy, hop.name)),
+            service: view.and_then(|view| service(view, Chosen(event.chosen))),
             known: view.is_some(),
         }
     }
 
-    /// Name of the policy whose route decided.
+    /// Name of the policy whose route or filter decided.
     pub fn policy(&self) -> Option<&'a str> {
-        self.route.map(|route| route.policy)
+        self.route.map(|route| route.policy).or(self.filter.map(|filter| filter.policy))
     }
 
     fn verdict(&self) -> &'static str {
@@ -127,6 +161,16 @@ impl<'a> Explained<'a> {
         if let Some(route) = self.route {
             _ = write!(line, ", {} of {} ({}:{})", route.prefix, route.policy, route.file, route.line);
         }
+        if let Some(Stopped { policy, rule, file, line: at }) = self.filter {
+            let what = rule.map_or_else(|| format!("the default of {policy}"), |rule| format!("{policy}/{rule}"));
+            _ = write!(line, ", {what} ({file}:{at})");
+        }
+        if let Some((service, backend)) = &self.service {
+            _ = write!(line, ", service {service}");
+            if let Some(backend) = backend {
+                _ = write!(line, " backend {backend}");
+            }
+        }
         if let Some(next_hop) = &self.next_hop {
             _ = write!(line, ", to {next_hop}");
         }
@@ -150,9 +194,23 @@ impl<'a> Explained<'a> {
             "in_port": self.in_port, "device": device, "generation": Some(self.event.generation).filter(|&g| g != 0),
             "generation_gone": self.event.generation != 0 && !self.known,
             "prefix": self.route.map(|r| r.prefix.to_string()), "policy": self.policy(),
-            "file": self.route.map(|r| r.file), "line": self.route.map(|r| r.line), "next_hop": self.next_hop,
+            "rule": self.filter.and_then(|f| f.rule),
+            "file": self.route.map(|r| r.file).or(self.filter.map(|f| f.file)),
+            "line": self.route.map(|r| r.line).or(self.filter.map(|f| f.line)), "next_hop": self.next_hop,
+            "service": self.service.as_ref().map(|(service, _)| *service),
+            "backend": self.service.as_ref().and_then(|(_, backend)| backend.clone()),
         })
     }
+}
+
+/// A service and one of its backends by name.
+fn service<'a>(view: &View<'a>, chosen: Chosen) -> Option<(&'a str, Option<String>)> {
+    if chosen.service() == 0 {
+        return None;
+    }
+    let service = view.services().find(|service| service.id == chosen.service())?;
+    let backend = view.backends(&service).find(|backend| backend.id == chosen.backend());
+    Some((service.name, backend.map(|backend| backend.name())))
 }
 
 /// Reads addresses and ports; also of packets that the verdict has not read so far, as far as they were captured.

@@ -4,24 +4,28 @@
 //! from the route tables; when the two disagree, that is an error and not an answer.
 
 pub mod event;
+mod filter;
 mod frame;
 mod node;
 mod packet;
+mod service;
 
 use std::fmt;
 use std::net::IpAddr;
 
 use fib::layout::Section;
 use fib::packet::Tags;
-use fib::{Neighbour, Reach, Reason, Verdict};
+use fib::{Neighbour, Reach, Reason, Steer, Verdict};
 use serde::{Serialize, Serializer};
 
-use crate::compile::view::{Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
+use crate::compile::view::{FilterRuleView, Match, MemberView, NextHopView, RouteAction, RouteView, TargetView, View};
 use crate::policy::OnAllDown;
+pub use filter::Filtered;
 pub use frame::Frame;
 use node::{AllUp, mac};
-pub use node::{Egress, Offline, TraceNode, tag_words};
+pub use node::{Egress, Offline, OfflineBy, TraceNode, tag_words};
 pub use packet::{Fields, PacketDescription, PacketError};
+pub use service::Served;
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +40,7 @@ pub struct Trace<'v, 'a> {
     view: &'v View<'a>,
     packet: PacketDescription,
     reason: Reason,
+    filtered: Filtered<'a>,
     /// What the destination meets; `None` when the packet was answered before the routes were asked.
     met: Option<Match<'a>>,
     next_hop: Option<NextHopView<'a>>,
@@ -45,6 +50,10 @@ pub struct Trace<'v, 'a> {
     reach: Option<Reach>,
     egress: Option<Egress>,
     in_port: Option<String>,
+    /// The service that the packet met.
+    served: Option<Served<'a>>,
+    /// What its route was looked up for.
+    routed_to: IpAddr,
 }
 
 /// Decides on a packet as the packet path would, and explains it.
@@ -54,23 +63,27 @@ pub fn trace<'v, 'a, N: TraceNode>(
     node: &N,
 ) -> Result<Trace<'v, 'a>, TraceError> {
     let frame = packet.frame(Tags::default());
-    let decision = fib::decide(view.bytes(), frame.as_slice(), node);
+    let mut steer = Steer::NONE;
+    let decision = fib::decide_with(view.bytes(), frame.as_slice(), node, &mut steer);
+    let address = service::routed_to(&steer).unwrap_or(packet.dst());
     let in_port = node.in_port().map(str::to_owned);
     let mut trace = Trace {
         view,
         packet,
         reason: decision.reason(),
+        filtered: Filtered::of(view, &frame, node),
         met: None,
         next_hop: None,
         instead_of: None,
         reach: None,
         egress: None,
         in_port,
+        served: Served::of(view, &steer),
+        routed_to: address,
     };
-    if decision.family == 0 {
+    if decision.family == 0 || service::ends_there(decision.reason()) {
         return Ok(trace);
     }
-    let address = packet.dst();
     let met = view.lookup(address);
     let target = view.target(decision.met.target());
     let disagrees = |lookup: String| TraceError::ImageDisagrees { address, routes: words(&met), lookup };
@@ -112,6 +125,16 @@ impl<'a> Trace<'_, 'a> {
         self.reason
     }
 
+    /// What the filter said.
+    pub fn filtered(&self) -> Filtered<'a> {
+        self.filtered
+    }
+
+    /// The filter rule that stopped the packet.
+    pub fn stopped_by(&self) -> Option<FilterRuleView<'a>> {
+        self.filtered.rule().filter(|_| self.reason == Reason::FilterDeny)
+    }
+
     /// The route that the packet met.
     pub fn route(&self) -> Option<RouteView<'a>> {
         match self.met {
@@ -136,6 +159,11 @@ impl<'a> Trace<'_, 'a> {
     /// The member that the flow falls on, where it is down and [`Trace::next_hop`] takes its flows.
     pub fn instead_of(&self) -> Option<NextHopView<'a>> {
         self.instead_of
+    }
+
+    /// The service that the packet met, with its backend.
+    pub fn served(&self) -> Option<&Served<'a>> {
+        self.served.as_ref()
     }
 
     /// How frames reach the chosen next hop, where that is known.
@@ -188,14 +216,17 @@ struct TraceJson<'a> {
     line: Option<u32>,
     /// `pass` or `drop`; of routes that forward.
     on_all_down: Option<&'a str>,
+    /// What the filter says; `null`: there is none, or the packet is none for it.
+    filter: serde_json::Value,
     next_hop: Option<NextHopJson<'a>>,
     /// The member that the flow falls on, when it is down and `next_hop` stands in for it.
     instead_of: Option<&'a str>,
     neighbour: Option<NeighbourJson>,
     egress: Option<EgressJson<'a>>,
     in_port: Option<&'a str>,
-    /// Services are not part of this layout.
-    backend: Option<&'a str>,
+    /// Of the service, where the packet met one.
+    backend: Option<String>,
+    service: Option<service::ServedJson<'a>>,
 }
 
 #[derive(Serialize)]
@@ -228,17 +259,18 @@ struct EgressJson<'a> {
 
 impl Serialize for Trace<'_, '_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let route = self.route();
+        let (route, stopped_by) = (self.route(), self.stopped_by());
         TraceJson {
             verdict: verdict_name(self.verdict()),
             reason: self.reason.name(),
             generation: Some(self.view.generation()).filter(|&generation| generation != 0),
             revision: self.view.revision(),
             prefix: route.map(|route| route.prefix.to_string()),
-            policy: route.map(|route| route.policy),
-            file: route.map(|route| route.file),
-            line: route.map(|route| route.line),
+            policy: route.map(|route| route.policy).or(stopped_by.map(|rule| rule.policy)),
+            file: route.map(|route| route.file).or(stopped_by.map(|rule| rule.file)),
+            line: route.map(|route| route.line).or(stopped_by.map(|rule| rule.line)),
             on_all_down: self.on_all_down().map(OnAllDown::as_str),
+            filter: self.filtered.json(),
             next_hop: self.next_hop.map(|hop| NextHopJson {
                 name: hop.name,
                 via: hop.via,
@@ -259,7 +291,8 @@ impl Serialize for Trace<'_, '_> {
                 tags: self.neighbour().and_then(|neighbour| tag_words(neighbour.tags)),
             }),
             in_port: self.in_port.as_deref(),
-            backend: None,
+            backend: self.served.as_ref().and_then(|served| served.backend).map(|backend| backend.name()),
+            service: self.served.as_ref().map(Served::to_json),
         }
         .serialize(serializer)
     }
@@ -276,10 +309,14 @@ impl fmt::Display for Trace<'_, '_> {
             0 => writeln!(f, "rules     {}, not published", self.view.revision())?,
             generation => writeln!(f, "rules     {}, generation {generation}", self.view.revision())?,
         }
+        write!(f, "{}", self.filtered)?;
+        if let Some(served) = &self.served {
+            f.write_str(&served.lines())?;
+        }
         match &self.met {
             None => writeln!(f, "route     not asked")?,
             Some(Match::None) => writeln!(f, "route     no prefix matches")?,
-            Some(Match::Local) => writeln!(f, "route     {} is an address of this node", self.packet.dst())?,
+            Some(Match::Local) => writeln!(f, "route     {} is an address of this node", self.routed_to)?,
             Some(Match::Route(route)) => {
                 writeln!(f, "route     {} of {}  [{}:{}]", route.prefix, route.policy, route.file, route.line)?;
                 self.action(f, route.action)?;
@@ -374,10 +411,18 @@ fn why(reason: Reason) -> &'static str {
         Reason::Malformed => "malformed, the kernel discards it",
         Reason::BadImage => "the image is damaged",
         Reason::RouteDrop => "the route drops it",
+        Reason::FilterDeny => "the filter rule denies it",
+        Reason::FilterDefaultDeny => "no filter rule allows it, and the filter's default is deny",
+        Reason::FilterRateLimited => "over the rate limit of the filter rule",
         Reason::AllDown => "every next hop of the route is down, the kernel decides",
         Reason::AllDownDrop => "every next hop of the route is down, and the route says to drop it then",
         Reason::Scattered => "lies in several buffers, which the egress driver cannot send: the kernel sends it",
         Reason::NoRoom => "its buffer has no room for the VLAN tags of the egress port",
+        Reason::NoBackend => "no backend of the service takes new flows, the kernel decides",
+        Reason::NoBackendDrop => "no backend of the service takes new flows, and the service says to drop it then",
+        Reason::ServiceFragment => "a fragment, which shows no port of the service: the kernel decides",
+        Reason::NewFlowRate => "more new flows than the flow table takes, its answer could not be translated back",
+        Reason::FlowCollision => "the client uses this port at the same backend by another service",
     }
 }
 

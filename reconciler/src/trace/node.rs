@@ -1,6 +1,7 @@
 //! The node as a trace asks it: what the verdict needs, and what is shown beside it.
 
 use fib::packet::{ETHERTYPE_QINQ, Tags};
+use fib::service::{FlowKey, FlowWords};
 use fib::{Ingress, Neighbour, Node, Reach, ReachWords};
 
 /// How packets leave by a port.
@@ -59,6 +60,30 @@ impl Node for Offline {
     }
 }
 
+/// [`Offline`], with packets that come in by the port with this id.
+#[derive(Clone, Copy, Debug)]
+pub struct OfflineBy(pub u32);
+
+impl TraceNode for OfflineBy {}
+
+impl Node for OfflineBy {
+    fn ingress(&self, _tags: Tags) -> Option<Ingress> {
+        Some(Ingress { mac: 0, port: self.0 })
+    }
+
+    fn reach(&self, id: u32) -> ReachWords {
+        Offline.reach(id)
+    }
+
+    fn ask<I: fib::Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
+        None
+    }
+
+    fn takes(&self, _ingress: &Ingress, _mac: Option<u64>) -> bool {
+        true
+    }
+}
+
 /// A node when no next hop is down: shows which member a flow falls on.
 pub(super) struct AllUp<'n, N>(pub(super) &'n N);
 
@@ -77,6 +102,14 @@ impl<N: Node> Node for AllUp<'_, N> {
 
     fn takes(&self, ingress: &Ingress, mac: Option<u64>) -> bool {
         self.0.takes(ingress, mac)
+    }
+
+    fn flow(&self, key: &FlowKey) -> FlowWords {
+        self.0.flow(key)
+    }
+
+    fn now_s(&self) -> u32 {
+        self.0.now_s()
     }
 }
 

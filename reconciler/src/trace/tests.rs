@@ -34,6 +34,8 @@ fn image(on_all_down: OnAllDown) -> Image {
     let policy = Policy {
         revision: "main@sha1:0123".to_owned(),
         files: vec!["branch.yaml".to_owned(), "lists/all.txt".to_owned()],
+        filter_policies: vec![],
+        service_policies: Vec::new(),
         route_policies: vec![RoutePolicy {
             probes: vec![],
             name: "branch-offices".to_owned(),

@@ -3,11 +3,12 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::expect::Expect;
+use super::flow::KnownFlow;
 use super::frame::Frame;
 use super::node::NodeDescription;
 
 /// What changes the finished bytes of a frame.
-const CHANGES: [&str; 3] = ["truncate", "pad", "set"];
+const CHANGES: [&str; 4] = ["truncate", "pad", "set", "transport"];
 
 /// One case of a theme.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Case {
     pub frame: Frame,
     /// Next hops that are down while it runs.
     pub down: Vec<String>,
+    /// What the flow table knows while it runs.
+    pub(super) flows: Vec<KnownFlow>,
     pub(super) expect: Expect,
 }
 
@@ -34,6 +37,7 @@ impl Case {
         let mut changes = Vec::new();
         let mut out: Option<String> = None;
         let mut down = Vec::new();
+        let mut flows = Vec::new();
         for text in body.iter().map(|text| text.trim()) {
             let first = text.split_whitespace().next().unwrap_or_default();
             if let Some(rest) = text.strip_prefix("in:") {
@@ -52,6 +56,8 @@ impl Case {
                     ensure!(node.hop(name).is_some(), "the node says nothing of the neighbour `{name}`");
                     down.push(name.to_owned());
                 }
+            } else if let Some(flow) = text.strip_prefix("flow:") {
+                flows.push(KnownFlow::read(flow)?);
             } else if CHANGES.contains(&first) {
                 changes.push(text);
             } else if let (Some(layers), None) = (&mut layers, &out) {
@@ -64,6 +70,6 @@ impl Case {
         let layers = layers.context("`in:` is missing")?;
         let expect = Expect::read(&out.context("`out:` is missing")?, node)?;
         let frame = Frame::build(&layers, &changes, node.ports[ingress].mac, |name| node.mac(name))?;
-        Ok(Self { file: file.to_owned(), line, name: name.to_owned(), ingress, frame, down, expect })
+        Ok(Self { file: file.to_owned(), line, name: name.to_owned(), ingress, frame, down, flows, expect })
     }
 }

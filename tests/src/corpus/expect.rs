@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use fib::{Reason, Verdict};
@@ -17,6 +18,8 @@ use crate::packet::internet_checksum;
 pub(super) enum Expect {
     /// Passed or dropped with every byte as it came.
     Unchanged(Reason),
+    /// Passed to the kernel with an address translated.
+    PassTranslated(Reason, Translated),
     Forward {
         /// One of these (port, next hop).
         hops: Vec<(String, String)>,
@@ -25,7 +28,81 @@ pub(super) enum Expect {
         ttl: u8,
         /// The header's checksum was wrong and stays wrong by as much.
         stays_wrong: bool,
+        translated: Translated,
     },
+}
+
+/// Addresses and ports that a service changes; `None`: as they came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Translated {
+    src: Option<IpAddr>,
+    dst: Option<IpAddr>,
+    sport: Option<u16>,
+    dport: Option<u16>,
+}
+
+impl Translated {
+    fn read(fields: &mut Words) -> Result<Self> {
+        Ok(Self {
+            src: fields.address("src")?,
+            dst: fields.address("dst")?,
+            sport: fields.number("sport")?,
+            dport: fields.number("dport")?,
+        })
+    }
+
+    /// Changes a frame whose IP header stands at `l3` and its ports at `l4`; both checksums are summed up anew, and stay as
+    /// wrong as they were. A UDP checksum of zero says that there is none.
+    fn apply(self, frame: &mut [u8], l3: usize, l4: usize, is_tcp: bool) {
+        if self == Self::default() {
+            return;
+        }
+        let is_v4 = frame[l3] >> 4 == 4;
+        let checksum_at = l4 + if is_tcp { 16 } else { 6 };
+        let sums = |frame: &[u8]| {
+            let bytes = if is_v4 {
+                usize::from(u16::from_be_bytes([frame[l3 + 2], frame[l3 + 3]]))
+            } else {
+                40 + usize::from(u16::from_be_bytes([frame[l3 + 4], frame[l3 + 5]]))
+            };
+            let addresses = if is_v4 { l3 + 12..l3 + 20 } else { l3 + 8..l3 + 40 };
+            let segment = &frame[l4..l3 + bytes];
+            let length = u32::try_from(segment.len()).unwrap_or(0).to_be_bytes();
+            let protocol = [0, if is_tcp { 6 } else { 17 }];
+            let header = l3..l3 + usize::from(frame[l3] & 15) * 4;
+            let own = if is_v4 { internet_checksum(&[&frame[header]]) } else { 0 };
+            (own, internet_checksum(&[&frame[addresses], &length, &protocol, segment]))
+        };
+        let (own, before) = sums(frame);
+        let has_none = !is_tcp && frame[checksum_at..checksum_at + 2] == [0, 0];
+        for (address, at) in [(self.src, 0), (self.dst, 1)] {
+            match address {
+                Some(IpAddr::V4(v4)) => frame[l3 + 12 + at * 4..][..4].copy_from_slice(&v4.octets()),
+                Some(IpAddr::V6(v6)) => frame[l3 + 8 + at * 16..][..16].copy_from_slice(&v6.octets()),
+                None => {}
+            }
+        }
+        for (port, at) in [(self.sport, 0), (self.dport, 2)] {
+            if let Some(port) = port {
+                frame[l4 + at..][..2].copy_from_slice(&port.to_be_bytes());
+            }
+        }
+        let mut renew = |at: usize, before: u16, of: fn((u16, u16)) -> u16| {
+            frame[at..at + 2].fill(0);
+            let right = of(sums(frame));
+            let sum = if before == 0 { right } else { ones_sum(right, !before) };
+            frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        };
+        if is_v4 {
+            renew(l3 + 10, own, |(own, _)| own);
+        }
+        if !has_none {
+            renew(checksum_at, before, |(_, transport)| transport);
+            if !is_tcp && frame[checksum_at..checksum_at + 2] == [0, 0] {
+                frame[checksum_at..checksum_at + 2].fill(0xff);
+            }
+        }
+    }
 }
 
 /// Next hop by word of `as`, as the cases of a theme have shown so far.
@@ -52,6 +129,13 @@ impl Expect {
         };
         Ok(match words[..] {
             ["pass", "unchanged", name] if fields.is_empty() => Self::Unchanged(reason(Verdict::Pass, name)?),
+            ["pass", "translated", name] => {
+                let mut fields = Words::of(fields)?;
+                let translated = Translated::read(&mut fields)?;
+                fields.finish()?;
+                ensure!(translated != Translated::default(), "nothing is translated");
+                Self::PassTranslated(reason(Verdict::Pass, name)?, translated)
+            }
             ["drop", name] if fields.is_empty() => Self::Unchanged(reason(Verdict::Drop, name)?),
             ["forward", ref rest @ ..] => {
                 let (hops, alike) = match rest {
@@ -66,8 +150,9 @@ impl Expect {
                     Some("still-wrong") => true,
                     Some(other) => bail!("`checksum={other}`: it is right unless it is `still-wrong`"),
                 };
+                let translated = Translated::read(&mut fields)?;
                 fields.finish()?;
-                Self::Forward { hops, alike, ttl, stays_wrong }
+                Self::Forward { hops, alike, ttl, stays_wrong, translated }
             }
             _ => bail!("`{text}`: write `pass unchanged REASON`, `drop REASON` or `forward PORT NEXT-HOP: ttl=63`"),
         })
@@ -78,6 +163,11 @@ impl Expect {
         ensure!(node.port(port).is_some(), "the node has no port `{port}`");
         ensure!(node.hop(hop).is_some_and(|hop| hop.mac.is_some()), "the node has no MAC for the next hop `{hop}`");
         Ok((port.to_owned(), hop.to_owned()))
+    }
+
+    /// Whether addresses or ports are translated.
+    pub(super) fn is_translated(&self) -> bool {
+        matches!(self, Self::Forward { translated, .. } if *translated != Translated::default())
     }
 
     /// The port that a packet leaves by, when that is sure.
@@ -93,7 +183,14 @@ impl Expect {
 pub(super) fn check(case: &Case, node: &NodeDescription, got: &Outcome, alike: &mut Alike) -> Result<(), String> {
     let (reason, mut expected) = match &case.expect {
         Expect::Unchanged(reason) => (*reason, case.frame.bytes.clone()),
-        Expect::Forward { hops, alike: word, ttl, stays_wrong } => {
+        Expect::PassTranslated(reason, translated) => {
+            let mut expected = case.frame.bytes.clone();
+            let l3 = 14 + 4 * case.frame.tags();
+            let (l4, is_tcp) = transport(case)?;
+            translated.apply(&mut expected, l3, l4, is_tcp);
+            (*reason, expected)
+        }
+        Expect::Forward { hops, alike: word, ttl, stays_wrong, translated } => {
             let sent = got.frame.first_chunk().copied().map(Mac);
             let to = |hop: &(String, String)| node.mac(&hop.1);
             let hop = hops.iter().find(|hop| to(hop) == sent).unwrap_or(&hops[0]);
@@ -103,7 +200,14 @@ pub(super) fn check(case: &Case, node: &NodeDescription, got: &Outcome, alike: &
                     return Err(format!("it left by {}, but others of `{word}` left by {first}", hop.1));
                 }
             }
-            (Reason::Forwarded, forwarded(case, node, hop, *ttl, *stays_wrong)?)
+            let mut expected = forwarded(case, node, hop, *ttl, *stays_wrong)?;
+            if *translated != Translated::default() {
+                let tags = node.port(&hop.0).map_or(0, |port| port.tags.len());
+                let (l4, is_tcp) = transport(case)?;
+                let l4 = l4 + 4 * tags - 4 * case.frame.tags();
+                translated.apply(&mut expected, 14 + 4 * tags, l4, is_tcp);
+            }
+            (Reason::Forwarded, expected)
         }
     };
     if got.is_tag_beside && reason == Reason::Forwarded {
@@ -124,6 +228,12 @@ pub(super) fn check(case: &Case, node: &NodeDescription, got: &Outcome, alike: &
         wrong += &difference(case, &expected, &got.frame);
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+}
+
+/// Where the transport header of the case's frame stands, and whether it is TCP's.
+fn transport(case: &Case) -> Result<(usize, bool), String> {
+    let tcp = case.frame.at("tcp ports").map(|at| (at, true));
+    tcp.or(case.frame.at("udp sport").map(|at| (at, false))).ok_or_else(|| "the packet has no ports".to_owned())
 }
 
 /// The frame as it must leave, or why the case itself is wrong.

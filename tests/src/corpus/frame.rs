@@ -88,11 +88,29 @@ impl Frame {
                 ensure!(bytes > self.bytes.len(), "the frame has {} bytes already", self.bytes.len());
                 self.put("padding", &vec![0; bytes - self.bytes.len()]);
             }
+            // Of TCP or UDP, over the pseudo header, at its place.
+            ["transport", "checksum"] => {
+                let (at, offset, protocol) = match (self.at("tcp ports"), self.at("udp sport")) {
+                    (Some(at), _) => (at, 16, 6),
+                    (None, Some(at)) => (at, 6, 17),
+                    _ => bail!("the frame has no transport header with a checksum"),
+                };
+                let addresses = match (self.at("ipv4 src"), self.at("ipv6 src")) {
+                    (Some(src), _) => src..src + 8,
+                    (None, Some(src)) => src..src + 32,
+                    _ => bail!("the frame has no IP header"),
+                };
+                self.bytes[at + offset..at + offset + 2].fill(0);
+                let length = u32::try_from(self.bytes.len() - at)?.to_be_bytes();
+                let sum = internet_checksum(&[&self.bytes[addresses], &length, &[0, protocol], &self.bytes[at..]]);
+                let sum = if protocol == 17 && sum == 0 { 0xffff } else { sum };
+                self.bytes[at + offset..at + offset + 2].copy_from_slice(&sum.to_be_bytes());
+            }
             ["set", "byte", at, value] => {
                 let (at, length) = (number::<usize>(at)?, self.bytes.len());
                 *self.bytes.get_mut(at).with_context(|| format!("the frame has only {length} bytes"))? = number(value)?;
             }
-            _ => bail!("changes are `truncate BYTES`, `pad BYTES` and `set byte OFFSET VALUE`"),
+            _ => bail!("changes are `truncate BYTES`, `pad BYTES`, `transport checksum` and `set byte OFFSET VALUE`"),
         }
         Ok(())
     }

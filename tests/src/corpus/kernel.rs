@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 use fib::{Reason, Verdict};
 use wayleave::compile::capacity_class;
+use wayleave::kernel::flows::now_s;
 use wayleave::kernel::pins::Pins;
 use wayleave::kernel::program::{Programs, TestRunOutcome};
 use wayleave::kernel::publish::stage;
@@ -13,7 +14,7 @@ use wayleave::kernel::test_run::{FRAME_BYTES_MAX, OtherHooks};
 
 use super::case::Case;
 use super::expect::{Alike, Outcome, check};
-use super::node::Port;
+use super::node::{Port, port_id};
 use super::{Report, Theme};
 
 /// Kernel index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`). Test runs come in by it, and it
@@ -130,12 +131,18 @@ fn run(themes: &[Theme], program: Program, pins: &Pins) -> Result<Report> {
             for hop in view.next_hops() {
                 tables.set_reach(hop.id, &theme.node.reach(hop.name, hop.port, &case.down)?)?;
             }
-            let ingress: Vec<_> = theme.node.ingress(case.ingress).collect();
+            let ingress: Vec<_> = theme.node.ingress(case.ingress, |name| port_id(&view, name)).collect();
             programs.set_test_ingress(0, None)?;
             for (vids, port) in &ingress {
                 programs.set_test_ingress(*vids, Some(port))?;
             }
             let place = || format!("{}:{}: {}", case.file, case.line, case.name);
+            let now_s = u32::try_from(now_s()).unwrap_or_default();
+            let flows: Vec<_> =
+                case.flows.iter().map(|flow| flow.entries(&view, now_s)).collect::<Result<_>>().with_context(place)?;
+            for (key, entry) in flows.as_flattened() {
+                programs.set_test_flow(key, Some(entry))?;
+            }
             let got = test_run(case).with_context(place)?;
             let mut result = check(case, &theme.node, &got, &mut alike);
             let port = case.expect.port().and_then(|port| ports.iter().find(|(of_node, _)| of_node.name == port));
@@ -143,12 +150,17 @@ fn run(themes: &[Theme], program: Program, pins: &Pins) -> Result<Report> {
                 tables.clear_port(*id)?;
                 let without = test_run(case).with_context(place)?;
                 tables.set_port(*id, &egress(of_node))?;
-                if (without.reason, &without.frame) != (Reason::NoPort, &case.frame.bytes) {
+                // A service's packet is translated for the kernel then.
+                let same = without.frame == case.frame.bytes || case.expect.is_translated();
+                if without.reason != Reason::NoPort || !same {
                     let (name, reason) = (&of_node.name, without.reason.name());
                     result = Err(format!("without a device for the port {name}: expected pass no-port, got {reason}"));
                 }
             }
             report.note(case, program.name(), result);
+            for (key, _) in flows.as_flattened() {
+                programs.set_test_flow(key, None)?;
+            }
             for (vids, _) in ingress {
                 programs.set_test_ingress(vids, None)?;
             }

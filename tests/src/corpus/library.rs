@@ -2,20 +2,26 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use fib::packet::Tags;
+use fib::service::{FlowKey, FlowWords};
 use fib::{Image, Ingress, Neighbour, Node, Reach, ReachWords, Reason, Verdict};
 use wayleave::compile::View;
 use wayleave::trace::Frame;
 
 use super::expect::{Alike, Outcome, check};
+use super::node::port_id;
 use super::{Case, Report, Theme};
 
 /// The node of a theme, as the library asks for it.
 struct LibraryNode {
     ingress: BTreeMap<u32, Ingress>,
     reach: BTreeMap<u32, Reach>,
+    flows: BTreeMap<FlowKey, FlowWords>,
 }
+
+/// The second at which the library decides.
+const NOW_S: u32 = 1_000_000;
 
 impl LibraryNode {
     fn of(theme: &Theme, case: &Case, view: &View) -> Result<Self> {
@@ -23,7 +29,11 @@ impl LibraryNode {
         for hop in view.next_hops() {
             reach.insert(hop.id, theme.node.reach(hop.name, hop.port, &case.down)?);
         }
-        Ok(Self { ingress: theme.node.ingress(case.ingress).collect(), reach })
+        let mut flows = BTreeMap::new();
+        for flow in &case.flows {
+            flows.extend(flow.entries(view, NOW_S)?);
+        }
+        Ok(Self { ingress: theme.node.ingress(case.ingress, |name| port_id(view, name)).collect(), reach, flows })
     }
 }
 
@@ -39,6 +49,14 @@ impl Node for LibraryNode {
     fn ask<I: Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
         None
     }
+
+    fn flow(&self, key: &FlowKey) -> FlowWords {
+        self.flows.get(key).copied().unwrap_or_default()
+    }
+
+    fn now_s(&self) -> u32 {
+        NOW_S
+    }
 }
 
 /// Runs every case of the themes in this process.
@@ -52,7 +70,8 @@ pub fn run_library(themes: &[Theme]) -> Result<Report> {
         for case in &theme.cases {
             let node = LibraryNode::of(theme, case, &view)?;
             let mut frame = Frame::new(&case.frame.bytes);
-            let decision = fib::decide(view.bytes(), &frame, &node);
+            let mut steer = fib::Steer::NONE;
+            let decision = fib::decide_with(view.bytes(), &frame, &node, &mut steer);
             let mut reason = decision.reason();
             // What the program does with a decision, in the same order.
             if let (Verdict::Forward, Some(neighbour)) = (reason.verdict(), decision.neighbour()) {
@@ -61,6 +80,9 @@ pub fn run_library(themes: &[Theme]) -> Result<Report> {
                 } else if fib::packet::forward(&mut frame, &neighbour).is_none() {
                     reason = Reason::NoRoom;
                 }
+            }
+            if fib::service::is_translated(&steer, reason) {
+                fib::service::translate(&mut frame, &steer).context("the frame cannot be translated")?;
             }
             let frame = frame.bytes().to_vec();
             let outcome = Outcome { verdict: reason.verdict(), reason, frame, is_tag_beside: false };

@@ -9,6 +9,7 @@
 
 mod case;
 mod expect;
+mod flow;
 mod frame;
 mod kernel;
 mod library;

@@ -117,10 +117,15 @@ impl NodeDescription {
 
     /// The ports that take frames from the device of the port at `index`, each with the VLAN identifiers of its frames as
     /// `Tags::vids` has them.
-    pub(crate) fn ingress(&self, index: usize) -> impl Iterator<Item = (u32, Ingress)> {
+    /// `id` gives the id that the image has for a port's name; 0: none.
+    pub(crate) fn ingress<'n>(
+        &'n self,
+        index: usize,
+        id: impl Fn(&str) -> u32 + 'n,
+    ) -> impl Iterator<Item = (u32, Ingress)> + 'n {
         let device = self.ports[index].device;
         let of_device = self.ports.iter().filter(move |port| port.device == device);
-        of_device.map(|port| (vids(&port.tags), Ingress { mac: word(port.mac), port: 0 }))
+        of_device.map(move |port| (vids(&port.tags), Ingress { mac: word(port.mac), port: id(&port.name) }))
     }
 
     pub(super) fn port(&self, name: &str) -> Option<&Port> {
@@ -174,4 +179,9 @@ pub(crate) fn word(mac: Mac) -> u64 {
     let mut bytes = [0; 8];
     bytes[..6].copy_from_slice(&mac.0);
     u64::from_le_bytes(bytes)
+}
+
+/// The id that an image has for a port; 0: none.
+pub(crate) fn port_id(view: &wayleave::compile::View, name: &str) -> u32 {
+    view.ports().find(|port| port.name == name).map_or(0, |port| port.id)
 }

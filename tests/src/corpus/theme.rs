@@ -46,6 +46,10 @@ impl Theme {
                 Some(("policy", "")) => {
                     policies.insert(format!("{:03}.yaml", policies.len()), SourceFile::Content(yaml(&section)));
                 }
+                Some((word, "")) if word.starts_with("list ") => {
+                    let text: String = section.body.iter().map(|(_, line)| format!("{}\n", line.trim())).collect();
+                    policies.insert(word["list ".len()..].to_owned(), SourceFile::Content(text.into_bytes().into()));
+                }
                 Some(("node", "")) => {
                     for (number, line) in &section.body {
                         node.add(line).with_context(|| format!("{file}:{number}"))?;
@@ -59,7 +63,7 @@ impl Theme {
                     let case = Case::read(file, section.line, name, &body, &node);
                     cases.push(case.with_context(|| format!("{}: {name}", place()))?);
                 }
-                _ => return Err(anyhow!("{}: expected `policy:`, `node:` or `case: NAME`", place())),
+                _ => return Err(anyhow!("{}: expected `policy:`, `list PATH:`, `node:` or `case: NAME`", place())),
             }
         }
         ensure!(!cases.is_empty(), "{file} has no case");

@@ -29,7 +29,7 @@ pub(super) static WORLD: LazyLock<World> = LazyLock::new(|| {
         (hop.id, theme.node.reach(hop.name, hop.port, &[]).unwrap_or_else(|error| panic!("{error:#}")))
     };
     let reach = view.next_hops().map(reach).collect();
-    let ingress = theme.node.ingress(0).map(|(vids, port)| (halves(vids), port)).collect();
+    let ingress = theme.node.ingress(0, |_| 0).map(|(vids, port)| (halves(vids), port)).collect();
     World { view, ingress, reach }
 });
 

@@ -68,7 +68,7 @@ pub(super) struct Poptrie {
 impl Poptrie {
     /// A new trie of prefixes that divide what the first `at` bits select; `default` is what covers it from above.
     /// Returns its node.
-    fn plant<A: Address>(&mut self, rules: &[Rule<A>], at: u32, default: u16) -> u32 {
+    pub(super) fn plant<A: Address>(&mut self, rules: &[Rule<A>], at: u32, default: u16) -> u32 {
         let node = self.nodes.len();
         self.nodes.push(TrieNode::default());
         self.fill(node, rules, at, default);
@@ -129,7 +129,7 @@ impl std::hash::Hasher for TargetHasher {
 
 /// Paints the slots after the first `at` bits with the targets of prefixes that end in them, and reports every slot that
 /// longer prefixes divide, with those prefixes' range; a slot whose longer prefixes all repeat its target is not divided.
-fn paint<A: Address>(
+pub(super) fn paint<A: Address>(
     rules: &[Rule<A>],
     at: u32,
     bits: u32,

@@ -33,9 +33,11 @@ pub(super) fn view(bytes: &[u8]) -> Result<View<'_>, ImageError> {
     view.text = text(bytes, view.at(Section::Text, 0), view.count(Section::Text))?;
     headers(&view)?;
     small_tables(&view)?;
+    view.check_services()?;
     view.targets = targets(&view)?;
     v4_fib(&view)?;
     v6_fib(&view)?;
+    super::filter::check(&view)?;
     view.v4_lengths = view.check_v4_routes()?;
     view.v6_lengths = view.check_v6_routes()?;
     Ok(view)
@@ -109,7 +111,7 @@ fn v4_fib(view: &View) -> Result<(), ImageError> {
         }
     })?;
     rows(view, Section::V4Palettes, |at| (0..256).all(|colour| is_target(view, view.u16(at + colour * 2))))?;
-    trie(view, Section::V4Nodes, Section::V4Leaves)
+    trie(view, Section::V4Nodes, Section::V4Leaves, |target| is_target(view, target))
 }
 
 /// As above, of IPv6.
@@ -137,10 +139,15 @@ fn v6_fib(view: &View) -> Result<(), ImageError> {
     rows(view, Section::V6Buckets, |at| {
         (at + BUCKET_TARGETS..at + BUCKET_BYTES).step_by(2).all(|at| is_target(view, view.u16(at)))
     })?;
-    trie(view, Section::V6Nodes, Section::V6Leaves)
+    trie(view, Section::V6Nodes, Section::V6Leaves, |target| is_target(view, target))
 }
 
-fn trie(view: &View, nodes: Section, leaves: Section) -> Result<(), ImageError> {
+pub(super) fn trie(
+    view: &View,
+    nodes: Section,
+    leaves: Section,
+    is_leaf: impl Fn(u16) -> bool,
+) -> Result<(), ImageError> {
     let (node_count, leaf_count) = (u64::from(view.count(nodes)), u64::from(view.count(leaves)));
     rows(view, nodes, |at| {
         let (children, starts) = (view.u64(at), view.u64(at + 8));
@@ -150,7 +157,7 @@ fn trie(view: &View, nodes: Section, leaves: Section) -> Result<(), ImageError> 
             && first_leaf + u64::from(starts.count_ones()) <= leaf_count
             && first_child + u64::from(children.count_ones()) <= node_count
     })?;
-    rows(view, leaves, |at| is_target(view, view.u16(at)))
+    rows(view, leaves, |at| is_leaf(view.u16(at)))
 }
 
 fn is_target(view: &View, target: u16) -> bool {
@@ -188,7 +195,7 @@ fn small_tables(view: &View) -> Result<(), ImageError> {
     rows(view, Section::Locals, |at| is_family(at + 16))
 }
 
-fn rows(view: &View, section: Section, holds: impl Fn(u32) -> bool) -> Result<(), ImageError> {
+pub(super) fn rows(view: &View, section: Section, holds: impl Fn(u32) -> bool) -> Result<(), ImageError> {
     match (0..view.count(section)).find(|&row| !holds(view.at(section, row))) {
         Some(row) => Err(ImageError::Row { section, row }),
         None => Ok(()),

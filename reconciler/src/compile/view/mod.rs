@@ -4,8 +4,9 @@
 //! the bytes were damaged. Whether they are the bytes that were compiled is [`View::verify_digest`]'s question.
 
 mod check;
-mod policy;
+mod filter;
 mod routes;
+mod services;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,8 +19,10 @@ use fib::layout::{
 };
 
 use crate::policy::OnAllDown;
+pub use filter::{FilterPolicyView, FilterRuleView};
 use routes::Lengths;
 pub use routes::{Match, RouteAction, RouteView, Routes, TargetView};
+pub use services::{BackendView, ServiceView, ip};
 
 /// Why bytes are not an image that this version can read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -280,6 +283,17 @@ impl<'a> View<'a> {
     /// Offset of a row; sections were checked to lie within the image, so this cannot overflow for rows that exist.
     fn at(&self, section: Section, row: u32) -> u32 {
         self.u32(section.at()).wrapping_add(row.wrapping_mul(section.entry_bytes()))
+    }
+
+    /// Where a section begins.
+    pub(in crate::compile) fn offset(&self, section: Section) -> u32 {
+        self.at(section, 0)
+    }
+
+    pub(in crate::compile) fn section(&self, section: Section) -> &'a [u8] {
+        let (at, bytes) =
+            (self.offset(section) as usize, self.count(section) as usize * section.entry_bytes() as usize);
+        self.bytes.get(at..at + bytes).unwrap_or_default()
     }
 
     // Everything read was checked to be inside the image: the defaults are never seen.

@@ -8,6 +8,7 @@ use fib::image::Image as _;
 use fib::layout::Section;
 
 use super::{ImageError, Target, View};
+use crate::compile::fib::Rule;
 use crate::policy::Prefix;
 
 /// What a route does.
@@ -106,6 +107,34 @@ impl<'a> View<'a> {
 
     pub fn routes_v6(&self) -> Routes<'_, 'a> {
         Routes { view: self, section: Section::V6Routes, rows: 0..self.count(Section::V6Routes) }
+    }
+
+    /// The routes as they were compiled.
+    pub(in crate::compile) fn v4_rules(&self) -> impl Iterator<Item = Rule<u32>> + '_ {
+        self.rows(Section::V4Routes).map(|row| {
+            let at = self.at(Section::V4Routes, row);
+            Rule {
+                address: self.u32(at),
+                length: self.byte(at + 12),
+                target: self.u16(at + 10),
+                file: self.u16(at + 8),
+                line: self.u32(at + 4),
+            }
+        })
+    }
+
+    /// The routes as they were compiled.
+    pub(in crate::compile) fn v6_rules(&self) -> impl Iterator<Item = Rule<u128>> + '_ {
+        self.rows(Section::V6Routes).map(|row| {
+            let at = self.at(Section::V6Routes, row);
+            Rule {
+                address: self.u128(at),
+                length: self.byte(at + 24),
+                target: self.u16(at + 22),
+                file: self.u16(at + 20),
+                line: self.u32(at + 16),
+            }
+        })
     }
 
     /// The route with the longest prefix that contains `address`; the node's own addresses are not asked.

@@ -37,7 +37,13 @@ fn policy_of(table: &Table, without: Option<u32>) -> Policy {
             policies[policy].routes.push(Route { prefix, action, origin: Origin { file: 0, line } });
         }
     }
-    Policy { revision: "dir@sha256:x".to_owned(), files: vec!["a.yaml".to_owned()], route_policies: policies }
+    Policy {
+        revision: "dir@sha256:x".to_owned(),
+        files: vec!["a.yaml".to_owned()],
+        route_policies: policies,
+        filter_policies: vec![],
+        service_policies: Vec::new(),
+    }
 }
 
 fn effect(before: &Policy, after: &Policy) -> Effect {

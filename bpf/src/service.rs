@@ -1,0 +1,284 @@
+//! The service stage in the kernel: its maps, and the functions that are entered only where an image has services.
+//!
+//! Programs have 512 bytes of stack for all functions together, so what the stage finds lies in a map of one entry a CPU.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use aya_ebpf::{
+    btf_maps::{Array, LruHashMap, PerCpuArray},
+    helpers::bpf_ktime_get_ns,
+    macros::btf_map,
+};
+use fib::layout::{BACKEND_IDS_MAX, SERVICE_IDS_MAX};
+use fib::packet::{self, Tags};
+use fib::service::{self, Chosen, FlowKey, FlowWords, Steer, step};
+use fib::verdict::serve_read;
+use fib::{Image, Ingress, Met, Neighbour, Node, ReachWords};
+
+use crate::hook::{Hook, slot};
+use crate::image::KernelImage;
+use crate::maps::{self, KernelNode};
+
+/// Entries of the flow table; a flow with `nat` takes two.
+const FLOWS_MAX: usize = 1 << 17;
+
+/// Slots of `GENERATIONS`.
+const LIVE: u32 = 0;
+const PREVIOUS: u32 = 2;
+
+/// Flows by their addresses and ports, as `fib::service` writes them; of an image's packets and the answers of its backends.
+/// The candidate has one of its own, and writes none.
+#[btf_map]
+static FLOWS: LruHashMap<FlowKey, FlowWords, FLOWS_MAX> = LruHashMap::new();
+
+/// New flows that a CPU takes: how many at once, how many a second, and until when the choice of the generation before is
+/// honoured, in seconds of the monotonic clock. The daemon's to write.
+#[btf_map]
+static FLOW_LIMITS: Array<[u64; 3], 1> = Array::new();
+
+/// The token bucket of each CPU: tokens in billionths, and when they were counted.
+#[btf_map]
+static FLOW_TOKENS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
+
+/// What became of the flow table's work on this CPU: flows that were begun, and not taken for want of tokens.
+#[btf_map]
+static FLOW_EVENTS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
+
+/// Packets and bytes by service id: of those to it, whatever became of them, then of its answers. The candidate's has no entry
+/// for any id.
+#[btf_map]
+static SERVICE_COUNTERS: PerCpuArray<[u64; 4], { SERVICE_IDS_MAX as usize }> = PerCpuArray::new();
+
+/// Packets and bytes by backend id: of those that were sent to it. The candidate's has no entry for any id.
+#[btf_map]
+static BACKEND_COUNTERS: PerCpuArray<[u64; 2], { BACKEND_IDS_MAX as usize }> = PerCpuArray::new();
+
+/// What the stage finds.
+#[btf_map]
+static STEERS: PerCpuArray<Steer, 1> = PerCpuArray::new();
+
+/// Nanoseconds in a second.
+const SECOND: u64 = 1_000_000_000;
+
+/// Where the stage writes. `None` never: the map has its entry.
+#[inline(always)]
+pub(crate) fn steer() -> Option<*mut Steer> {
+    STEERS.get_ptr_mut(0)
+}
+
+/// The stage, part by part: each is entered from here, so that the stack of the one before is free again.
+#[inline(always)]
+pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: *mut Steer) -> u32 {
+    let mut at = read::<H>(context, steer);
+    if at == step::TO_SERVICE {
+        at = locate(image, steer);
+    }
+    if at == step::FROM_BACKEND {
+        return answer(steer);
+    }
+    if at == step::TO_SERVICE {
+        at = known(image, steer);
+    }
+    if at == step::UNKNOWN {
+        previous_choice(steer);
+        at = choose(image, steer);
+    }
+    if at == step::BEGUN || at == step::REFRESH {
+        at = keep(image, steer, at);
+    }
+    at
+}
+
+/// Reads the packet. Not inlined, as the others: images without services never come here.
+#[inline(never)]
+fn read<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
+    let frame = H::of(context);
+    let Ok(link) = packet::link(&frame) else { return step::UNSERVED };
+    let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
+    // SAFETY: the entry belongs to this CPU while the program runs; so everywhere below.
+    let steer = unsafe { &mut *steer };
+    match serve_read(&frame, &link, &node, steer) {
+        Ok(true) => step::TO_SERVICE,
+        Ok(false) => step::UNSERVED,
+        Err(reason) => step::stays(reason),
+    }
+}
+
+#[inline(never)]
+fn locate(image: *const u8, steer: *mut Steer) -> u32 {
+    // SAFETY: as in `read`.
+    service::locate(&KernelImage::again(image), unsafe { &mut *steer })
+}
+
+#[inline(never)]
+fn known(image: *const u8, steer: *mut Steer) -> u32 {
+    // SAFETY: as in `read`.
+    service::known(&KernelImage::again(image), &FlowNode, unsafe { &mut *steer })
+}
+
+#[inline(never)]
+fn choose(image: *const u8, steer: *mut Steer) -> u32 {
+    // SAFETY: as in `read`.
+    service::choose(&KernelImage::again(image), unsafe { &mut *steer })
+}
+
+#[inline(never)]
+fn keep(image: *const u8, steer: *mut Steer, at: u32) -> u32 {
+    // SAFETY: as in `read`.
+    service::keep(&KernelImage::again(image), &FlowNode, unsafe { &mut *steer }, at)
+}
+
+#[inline(never)]
+fn answer(steer: *mut Steer) -> u32 {
+    // SAFETY: as in `read`.
+    service::answer(&FlowNode, unsafe { &mut *steer })
+}
+
+/// The flow table as the stage asks for it; it asks nothing else of a node.
+struct FlowNode;
+
+impl Node for FlowNode {
+    #[inline(always)]
+    fn ingress(&self, _tags: Tags) -> Option<Ingress> {
+        None
+    }
+
+    #[inline(always)]
+    fn reach(&self, _id: u32) -> ReachWords {
+        [0; 4]
+    }
+
+    #[inline(always)]
+    fn ask<I: Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
+        None
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> FlowWords {
+        let Some(entry) = FLOWS.get_ptr(key) else { return [0; 4] };
+        let entry = entry.cast::<u64>();
+        // SAFETY: the entry is four words; another CPU may write them meanwhile, each is read whole.
+        unsafe {
+            [
+                read_volatile(entry),
+                read_volatile(entry.add(1)),
+                read_volatile(entry.add(2)),
+                read_volatile(entry.add(3)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn keep(&self, key: &FlowKey, entry: &FlowWords) {
+        if slot() == LIVE {
+            let _ = FLOWS.insert(key, entry, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn admits_flow(&self) -> bool {
+        slot() != LIVE || admits_flow() != 0
+    }
+
+    #[inline(always)]
+    fn now_s(&self) -> u32 {
+        // SAFETY: no pointers are involved.
+        (unsafe { bpf_ktime_get_ns() } / SECOND) as u32
+    }
+}
+
+/// The choice of the generation before, as long as it is honoured.
+#[inline(never)]
+fn previous_choice(steer: *mut Steer) {
+    if slot() != LIVE {
+        return;
+    }
+    let Some(limits) = FLOW_LIMITS.get_ptr(0) else { return };
+    // SAFETY: the entry is three words, each read whole.
+    if u64::from(FlowNode.now_s()) >= unsafe { read_volatile(limits.cast::<u64>().add(2)) } {
+        return;
+    }
+    let Some(image) = KernelImage::of(PREVIOUS) else { return };
+    // SAFETY: as in `read`.
+    let steer = unsafe { &mut *steer };
+    steer.previous = service::choice_of(&image, steer).unwrap_or(0);
+}
+
+/// Takes a token; 0: there is none.
+#[inline(never)]
+fn admits_flow() -> u32 {
+    let (Some(limits), Some(tokens)) = (FLOW_LIMITS.get_ptr(0), FLOW_TOKENS.get_ptr_mut(0)) else { return 1 };
+    let (limits, tokens) = (limits.cast::<u64>(), tokens.cast::<u64>());
+    // SAFETY: the entries are of so many words; the tokens are this CPU's.
+    unsafe {
+        let burst = read_volatile(limits);
+        if burst == 0 {
+            // Nobody has set a limit yet.
+            return 1;
+        }
+        let now = bpf_ktime_get_ns();
+        let mut passed = now.wrapping_sub(read_volatile(tokens.add(1)));
+        if passed > SECOND {
+            passed = SECOND;
+        }
+        // Of a second: no more than 2^20 a second, so that the product stays below 2^64.
+        let mut left = read_volatile(tokens).wrapping_add(passed.wrapping_mul(read_volatile(limits.add(1))));
+        let most = burst.wrapping_mul(SECOND);
+        if left > most {
+            left = most;
+        }
+        let admitted = left >= SECOND;
+        write_volatile(tokens, if admitted { left - SECOND } else { left });
+        write_volatile(tokens.add(1), now);
+        if let Some(events) = FLOW_EVENTS.get_ptr_mut(0) {
+            let count = events.cast::<u64>().add(if admitted { 0 } else { 1 });
+            write_volatile(count, read_volatile(count) + 1);
+        }
+        u32::from(admitted)
+    }
+}
+
+/// Changes the packet as the stage found. 0: it could not be changed.
+#[inline(never)]
+pub(crate) fn translate<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+    // Through memory: the compiler would otherwise hand over the frame's pointers as they stand in the context, cut to 32 bits.
+    // SAFETY: a local variable.
+    let context = unsafe { read_volatile(&raw const context) };
+    let mut frame = H::of(context);
+    // SAFETY: the entry belongs to this CPU while the program runs.
+    u32::from(service::translate(&mut frame, unsafe { &*steer }).is_some())
+}
+
+/// Counts a packet that met a service: for it, and for its backend where the packet goes to it. Returns both.
+#[inline(never)]
+pub(crate) fn count(steer: *const Steer, bytes: u32, goes_on: u32) -> u32 {
+    // SAFETY: the entry belongs to this CPU while the program runs.
+    let (chosen, why) = unsafe { (Chosen((*steer).chosen), (*steer).why) };
+    let is_answer = why == service::Why::Answer as u32;
+    if let Some(counter) = SERVICE_COUNTERS.get_ptr_mut(chosen.service()) {
+        let counter = counter.cast::<u64>();
+        // SAFETY: the entry belongs to this CPU, and has four words.
+        unsafe {
+            let packets = counter.add(if is_answer { 2 } else { 0 });
+            *packets += 1;
+            *packets.add(1) += u64::from(bytes);
+        }
+    }
+    if goes_on != 0 && !is_answer {
+        maps::add(BACKEND_COUNTERS.get_ptr_mut(chosen.backend()), bytes.into());
+    }
+    chosen.0
+}
+
+/// Translates a packet that the kernel routes on, where it must; counts it. Returns service and backend for its event.
+#[inline(always)]
+pub(crate) fn stays<H: Hook>(context: *mut H::Context, steer: *const Steer, at: u32, met: Met, bytes: u32) -> u32 {
+    // SAFETY: the entry belongs to this CPU while the program runs.
+    if at == step::UNSERVED || unsafe { (*steer).chosen } == 0 {
+        return 0;
+    }
+    if at == step::STEERED && service::is_translated_for(met.reason()) {
+        translate::<H>(context, steer);
+    }
+    count(steer, bytes, 0)
+}

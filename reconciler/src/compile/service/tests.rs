@@ -1,0 +1,219 @@
+//! The policy scanned naively and the packet path agree on every packet's service and backend.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::net::Ipv4Addr;
+
+use fib::service::{Steer, Why, flow_key, read, stage, step};
+use fib::{Image, Ingress, Neighbour, Node, ReachWords, hash};
+use proptest::prelude::*;
+
+use super::*;
+use crate::compile::{HASH_SEED, LiveIds, NodeFacts, View, compile};
+use crate::policy::{Backend, FlowTimeouts, Origin, Protocol, Selector};
+
+/// A node without a flow table.
+struct Nobody;
+
+impl Node for Nobody {
+    fn ingress(&self, _tags: fib::packet::Tags) -> Option<Ingress> {
+        None
+    }
+    fn reach(&self, _id: u32) -> ReachWords {
+        [0; 4]
+    }
+    fn ask<I: Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
+        None
+    }
+}
+
+pub(in crate::compile) fn service(number: u8, vip: u8, ports: Vec<ServicePort>, weights: &[u16]) -> ServicePolicy {
+    let origin = Origin { file: 0, line: 1 };
+    let backend = |i: usize, weight: u16| Backend {
+        address: Ipv4Addr::new(10, 1, number, u8::try_from(i).unwrap()).into(),
+        port: None,
+        weight,
+        origin,
+    };
+    ServicePolicy {
+        name: format!("service-{number:03}"),
+        owner: None,
+        nodes: Selector::default(),
+        origin,
+        vip: Ipv4Addr::new(198, 51, 100, vip).into(),
+        ports,
+        forwarding: Forwarding::Nat,
+        backends: weights.iter().enumerate().map(|(i, weight)| backend(i + 1, *weight)).collect(),
+        affinity: None,
+        on_no_backend: OnNoBackend::Drop,
+        timeouts: FlowTimeouts { established_s: 900, closing_s: 60, udp_s: 120 },
+    }
+}
+
+fn policy(services: Vec<ServicePolicy>) -> Policy {
+    Policy {
+        revision: "dir@sha256:test".to_owned(),
+        files: vec!["a.yaml".to_owned()],
+        route_policies: Vec::new(),
+        filter_policies: Vec::new(),
+        service_policies: services,
+    }
+}
+
+/// Where the stage ends for a packet to this address and port.
+fn stage_of(view: &View<'_>, dst: [u8; 4], protocol: Protocol, sport: u16, dport: u16) -> (u32, Steer) {
+    let mut steer = Steer::NONE;
+    let src = address(Ipv4Addr::new(198, 18, 0, 1).into());
+    let dst = address(Ipv4Addr::from(dst).into());
+    steer.key = flow_key(src, dst, protocol.number(), u32::from(sport) << 16 | u32::from(dport));
+    let at = stage(view.bytes(), &Nobody, &mut steer);
+    (at, steer)
+}
+
+/// Disjoint ranges of ports of a vip, each with a service.
+fn ranges() -> impl Strategy<Value = Vec<(u8, Protocol, u16, u16)>> {
+    let one = (0u8..6, prop::bool::ANY, 1u16..60_000, 0u16..300);
+    prop::collection::vec(one, 1..60).prop_map(|all| {
+        let mut kept: Vec<(u8, Protocol, u16, u16)> = Vec::new();
+        for (vip, tcp, first, more) in all {
+            let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
+            let last = first + more;
+            if kept.iter().all(|k| (k.0, k.1) != (vip, protocol) || k.3 < first || last < k.2) {
+                kept.push((vip, protocol, first, last));
+            }
+        }
+        kept
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_port_finds_its_service_and_no_other(ranges in ranges(), probes in prop::collection::vec((0u8..7, any::<u16>()), 40)) {
+        let services: Vec<ServicePolicy> = ranges
+            .iter()
+            .zip(0u8..)
+            .map(|((vip, protocol, first, last), number)| {
+                let ports = vec![ServicePort { protocol: *protocol, first: *first, last: *last, target: None }];
+                service(number, *vip, ports, &[1])
+            })
+            .collect();
+        let image = compile(&policy(services), &NodeFacts::default(), &LiveIds::default()).unwrap();
+        let view = image.view().unwrap();
+        let edges = ranges.iter().flat_map(|r| [(r.0, r.2 - 1), (r.0, r.2), (r.0, r.3), (r.0, r.3 + 1)]);
+        for (vip, port) in probes.into_iter().chain(edges).filter(|(_, port)| *port > 0) {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let naive = ranges
+                    .iter()
+                    .position(|r| (r.0, r.1) == (vip, protocol) && (r.2..=r.3).contains(&port))
+                    .map(|number| format!("service-{number:03}"));
+                let (at, steer) = stage_of(&view, [198, 51, 100, vip], protocol, 1000, port);
+                let found = view.services().find(|s| s.id == steer.chosen().service()).map(|s| s.name.to_owned());
+                prop_assert_eq!(&found, &naive, "{}:{}", vip, port);
+                prop_assert_eq!(at, if naive.is_some() { step::STEERED } else { step::UNSERVED });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flow_falls_on_the_slot_of_its_hash_and_shares_are_the_weights() {
+    let ports = vec![ServicePort { protocol: Protocol::Tcp, first: 443, last: 443, target: Some(8443) }];
+    let image =
+        compile(&policy(vec![service(1, 10, ports, &[3, 0, 1])]), &NodeFacts::default(), &LiveIds::default()).unwrap();
+    let view = image.view().unwrap();
+    let service = view.services().next().unwrap();
+    let slots: Vec<u16> = view.service_slots(&service).collect();
+    assert_eq!(slots.len(), 65_537);
+    let backends: Vec<_> = view.backends(&service).collect();
+    let mut counts = [0u32; 3];
+    for sport in 1..=u16::MAX {
+        let (at, steer) = stage_of(&view, [198, 51, 100, 10], Protocol::Tcp, sport, 443);
+        assert_eq!((at, steer.port, steer.why()), (step::STEERED, 8443, Some(Why::Slot)));
+        let flow = hash::Flow {
+            src: [0xc612_0001 << 32, 0],
+            dst: [0xc633_640a << 32, 0],
+            protocol: 6,
+            ports: u32::from(sport) << 16 | 443,
+        };
+        let slot = u64::from(hash::flow(&flow, HASH_SEED)) * slots.len() as u64 >> 32;
+        let place = slots[usize::try_from(slot).unwrap()];
+        assert_eq!(steer.chosen().backend(), backends[usize::from(place)].id);
+        counts[usize::from(place)] += 1;
+    }
+    assert_eq!(counts[1], 0, "drained");
+    assert!((48_600..=49_700).contains(&counts[0]), "three quarters of 65535: {counts:?}");
+}
+
+#[test]
+fn backends_keep_their_ids_while_a_generation_knows_them() {
+    let ports = || vec![ServicePort { protocol: Protocol::Tcp, first: 443, last: 443, target: None }];
+    let of =
+        |services: Vec<ServicePolicy>, live: &LiveIds| compile(&policy(services), &NodeFacts::default(), live).unwrap();
+    let first = of(vec![service(1, 10, ports(), &[1, 1, 1])], &LiveIds::default());
+    let live = LiveIds::from_views([&first.view().unwrap()]);
+    // Another weight is the same backend; one that goes leaves its id alone.
+    let mut fewer = service(1, 10, ports(), &[1, 7, 1]);
+    fewer.backends.remove(0);
+    let second = of(vec![service(0, 11, ports(), &[1]), fewer], &live);
+    let ids = |image: &crate::compile::Image| -> BTreeMap<String, u32> {
+        let view = image.view().unwrap();
+        view.services().flat_map(|s| view.backends(&s).map(|b| (b.name(), b.id)).collect::<Vec<_>>()).collect()
+    };
+    let (before, after) = (ids(&first), ids(&second));
+    assert_eq!((before["10.1.1.2"], before["10.1.1.3"]), (after["10.1.1.2"], after["10.1.1.3"]));
+    assert!(before.values().all(|id| *id != after["10.1.0.1"]), "a new one gets no id of another");
+}
+
+/// What the largest expected source takes; the time is printed, and bounded loosely: machines differ.
+#[test]
+fn ten_thousand_services_of_ten_backends_compile_and_fit() {
+    let services: Vec<ServicePolicy> = (0..10_000u32)
+        .map(|number| {
+            let [_, _, high, low] = number.to_be_bytes();
+            let ports = vec![ServicePort { protocol: Protocol::Tcp, first: 443, last: 443, target: None }];
+            let mut one = service(0, 0, ports, &[1; 10]);
+            one.name = format!("service-{number:05}");
+            one.vip = Ipv4Addr::new(100, 64, high, low).into();
+            for (i, backend) in (0u8..).zip(&mut one.backends) {
+                backend.address = Ipv4Addr::new(10 + i, 1, high, low).into();
+            }
+            one
+        })
+        .collect();
+    let policy = policy(services);
+    let started = std::time::Instant::now();
+    let image = compile(&policy, &NodeFacts::default(), &LiveIds::default()).unwrap();
+    let took = started.elapsed();
+    println!("{} bytes in {} ms", image.bytes().len(), took.as_millis());
+    assert!(image.bytes().len() < 64 << 20, "{}", image.bytes().len());
+    assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+    let view = image.view().unwrap();
+    let (at, steer) = stage_of(&view, [100, 64, 0x12, 0x34], Protocol::Tcp, 999, 443);
+    assert_eq!(at, step::STEERED);
+    assert_eq!(view.services().find(|s| s.id == steer.chosen().service()).unwrap().name, "service-04660");
+}
+
+/// A frame and its checksums, translated there and back again.
+#[test]
+fn translation_there_and_back_is_none() {
+    let frame: Vec<u8> = [
+        &[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0][..],
+        &[0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0x12, 0x34, 198, 18, 0, 1, 198, 51, 100, 10],
+        &[0x9c, 0x40, 1, 0xbb, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0xab, 0xcd, 0, 0],
+    ]
+    .concat();
+    let mut steer = Steer::NONE;
+    assert_eq!(read(&frame[..], 0x0800, &mut steer), Ok(true));
+    steer.translated = fib::service::translated::DESTINATION;
+    steer.address = address(Ipv4Addr::new(10, 1, 0, 11).into());
+    steer.port = 8099;
+    let mut there = frame.clone();
+    fib::service::translate(&mut there[..], &steer).unwrap();
+    assert_eq!((&there[30..34], &there[36..38]), (&[10, 1, 0, 11][..], &8099u16.to_be_bytes()[..]));
+    assert_eq!((&there[..24], &there[38..50]), (&frame[..24], &frame[38..50]));
+    steer.address = address(Ipv4Addr::new(198, 51, 100, 10).into());
+    steer.port = 443;
+    fib::service::translate(&mut there[..], &steer).unwrap();
+    assert_eq!(there, frame);
+}

@@ -1,0 +1,146 @@
+//! What a packet met at the service stage, in words.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use fib::layout::Section;
+use fib::service::{Why, translated};
+use fib::{Reason, Steer};
+use serde::Serialize;
+
+use crate::compile::view::{BackendView, ServiceView, View, ip};
+use crate::policy::backend_name;
+
+/// The service of a packet, and the backend that it goes to or comes from.
+#[derive(Clone, Debug)]
+pub struct Served<'a> {
+    pub service: ServiceView<'a>,
+    /// `None`: there is none for it, or the image does not know it any more.
+    pub backend: Option<BackendView<'a>>,
+    why: Option<Why>,
+    /// The slot of Maglev's table that the packet fell on, and how many there are.
+    slot: Option<(u32, u32)>,
+    /// What is translated, and to what.
+    translated: Option<(&'static str, String)>,
+}
+
+/// Whether the service stage itself ends a packet's way with this reason.
+pub(super) fn ends_there(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NoBackend
+            | Reason::NoBackendDrop
+            | Reason::ServiceFragment
+            | Reason::NewFlowRate
+            | Reason::FlowCollision
+    )
+}
+
+/// The address that the route stage looks up, where it is not the destination.
+pub(super) fn routed_to(steer: &Steer) -> Option<IpAddr> {
+    (steer.chosen().backend() != 0 && steer.why() != Some(Why::Answer)).then(|| ip(steer.address))
+}
+
+impl<'a> Served<'a> {
+    pub(super) fn of(view: &View<'a>, steer: &Steer) -> Option<Self> {
+        let chosen = steer.chosen();
+        let service = view.services().find(|service| service.id == chosen.service())?;
+        let backend = view.backends(&service).find(|backend| backend.id == chosen.backend());
+        let why = backend.and_then(|_| steer.why());
+        let slots = u32::try_from(view.service_slots(&service).len()).unwrap_or(u32::MAX);
+        let slot = matches!(why, Some(Why::Slot | Why::Affinity))
+            .then(|| (u32::try_from(u64::from(steer.hash) * u64::from(slots) >> 32).unwrap_or_default(), slots));
+        let what = match steer.translated {
+            translated::DESTINATION => Some("destination"),
+            translated::SOURCE => Some("source"),
+            _ => None,
+        };
+        let port = u16::try_from(steer.port).ok();
+        let translated = what.map(|what| (what, backend_name(ip(steer.address), port)));
+        Some(Self { service, backend, why, slot, translated })
+    }
+
+    /// Why it is this backend, as a word for programs.
+    pub fn why_word(&self) -> Option<&'static str> {
+        self.why.map(|why| match why {
+            Why::Flow => "flow-table",
+            Why::Slot => "maglev-slot",
+            Why::Affinity => "affinity",
+            Why::Previous => "previous-generation",
+            Why::Answer => "answer",
+        })
+    }
+
+    pub(super) fn to_json(&self) -> ServedJson<'a> {
+        ServedJson {
+            service: self.service.name,
+            vip: self.service.vip,
+            forwarding: self.service.forwarding.as_str(),
+            file: self.service.file,
+            line: self.service.line,
+            backend: self.backend.map(|backend| backend.name()),
+            weight: self.backend.map(|backend| backend.weight),
+            why: self.why_word(),
+            slot: self.slot.map(|(slot, _)| slot),
+            slots: self.slot.map(|(_, slots)| slots),
+            translated: self.translated.as_ref().map(|(what, _)| *what),
+            to: self.translated.as_ref().map(|(_, to)| to.clone()),
+        }
+    }
+
+    /// One line for the service, one for the backend.
+    pub(super) fn lines(&self) -> String {
+        let service = &self.service;
+        let mut text = format!(
+            "service   {} on {} by {}  [{}:{}]\n",
+            service.name,
+            service.vip,
+            service.forwarding.as_str(),
+            service.file,
+            service.line
+        );
+        let Some(backend) = &self.backend else { return text + "backend   none\n" };
+        let why = match (self.why, self.slot) {
+            (Some(Why::Flow), _) => "the flow table has this flow there".to_owned(),
+            (Some(Why::Previous), _) => "the generation before sent such packets there".to_owned(),
+            (Some(Why::Answer), _) => "its answer, the flow table says".to_owned(),
+            (Some(Why::Affinity), Some((slot, slots))) => {
+                format!("slot {slot} of {slots} by the source address alone")
+            }
+            (_, Some((slot, slots))) => format!("slot {slot} of {slots}"),
+            _ => String::new(),
+        };
+        let drained = if backend.weight == 0 { ", being drained" } else { "" };
+        let _ = write!(text, "backend   {} ×{}{drained}: {why}", backend.name(), backend.weight);
+        if let Some((what, to)) = &self.translated {
+            let _ = write!(text, "; {what} becomes {to}");
+        }
+        let _ = writeln!(text, "  [{}:{}]", backend.file, backend.line);
+        text
+    }
+}
+
+impl View<'_> {
+    /// Whether some service of the image has this name.
+    pub fn has_service(&self, name: &str) -> bool {
+        self.count(Section::Services) > 0 && self.services().any(|service| service.name == name)
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct ServedJson<'a> {
+    service: &'a str,
+    vip: IpAddr,
+    forwarding: &'static str,
+    file: &'a str,
+    line: u32,
+    backend: Option<String>,
+    weight: Option<u16>,
+    /// `flow-table`, `maglev-slot`, `affinity`, `previous-generation` or `answer`.
+    why: Option<&'static str>,
+    slot: Option<u32>,
+    slots: Option<u32>,
+    /// `destination` or `source`, and what it becomes.
+    translated: Option<&'static str>,
+    to: Option<String>,
+}

@@ -1,0 +1,432 @@
+//! Services: real connections to a virtual address, through a real node, to servers in namespaces of their own.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aya::maps::{HashMap, Map, MapData};
+use fib::service::{FlowKey, FlowWords};
+use rustix::process::Signal;
+use serde_json::Value;
+use wayleave::kernel::program::object_id;
+use wayleave_tests::{Blaster, Daemon, Host, Packet, TestNode, Topology, require_root_and_bpf, tcp_flags};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Local on every upstream of the lab, as a virtual address is on the backends of `l2-dsr`.
+const VIP: &str = "198.51.100.10";
+const VIP6: &str = "2001:db8:100::10";
+const PORT: u16 = 443;
+/// Where the servers listen.
+const TARGET: u16 = 8099;
+
+fn lab() -> Topology {
+    require_root_and_bpf().unwrap();
+    let lab = Topology::with_upstreams(3).unwrap();
+    lab.fix_neighbours().unwrap();
+    for upstream in &lab.upstreams {
+        for (listen, name) in [("0.0.0.0", upstream.v4.to_string()), ("::", upstream.v6.to_string())] {
+            for port in [TARGET, PORT] {
+                serve_tcp(upstream, &format!("[{listen}]:{port}").replace("[0.0.0.0]", "0.0.0.0"), &name);
+            }
+        }
+    }
+    lab
+}
+
+/// A server that answers every line with its name, for as long as the test runs.
+fn serve_tcp(host: &Host, listen: &str, name: &str) {
+    let bind = || -> std::io::Result<TcpListener> {
+        let address: SocketAddr = listen.parse().unwrap();
+        if address.is_ipv4() {
+            return TcpListener::bind(address);
+        }
+        // Beside the one for IPv4.
+        let socket = rustix::net::socket(rustix::net::AddressFamily::INET6, rustix::net::SocketType::STREAM, None)?;
+        rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+        rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &address)?;
+        rustix::net::listen(&socket, 128)?;
+        Ok(TcpListener::from(socket))
+    };
+    let listener = host.namespace.enter(bind).unwrap().unwrap();
+    let name = name.to_owned();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { return };
+            let name = name.clone();
+            thread::spawn(move || {
+                let mut reader = BufReader::new(stream);
+                let mut line = String::new();
+                while reader.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+                    // With the client's address: it must be the client's own.
+                    let peer = reader.get_ref().peer_addr().map_or_else(|e| e.to_string(), |a| a.ip().to_string());
+                    if writeln!(reader.get_mut(), "{name} {peer}").is_err() {
+                        return;
+                    }
+                    line.clear();
+                }
+            });
+        }
+    });
+}
+
+/// A server that answers every datagram with its name.
+fn serve_udp(host: &Host, listen: &str, name: &str) {
+    let socket = host.namespace.enter(|| UdpSocket::bind(listen)).unwrap().unwrap();
+    let name = name.to_owned();
+    thread::spawn(move || {
+        let mut bytes = [0; 2048];
+        while let Ok((_, from)) = socket.recv_from(&mut bytes) {
+            if socket.send_to(name.as_bytes(), from).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// A client's connection.
+struct Client(BufReader<TcpStream>);
+
+impl Client {
+    fn connect(lab: &Topology, vip: &str) -> std::io::Result<Self> {
+        let to = SocketAddr::new(vip.parse().unwrap(), PORT);
+        let stream = lab.client.namespace.enter(|| TcpStream::connect_timeout(&to, 2 * SECOND)).unwrap()?;
+        stream.set_read_timeout(Some(2 * SECOND))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    /// Who answers a line.
+    fn ask(&mut self) -> std::io::Result<String> {
+        self.0.get_mut().write_all(b"who\n")?;
+        let mut line = String::new();
+        if self.0.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let (name, peer) = line.trim().split_once(' ').unwrap();
+        assert!(peer.starts_with("10.77.0.2") || peer.starts_with("fd77::2"), "the client's address is kept: {peer}");
+        Ok(name.to_owned())
+    }
+}
+
+/// Routes to each upstream by itself, and to the client.
+fn routes(lab: &Topology) -> String {
+    let mut hops = String::from(
+        "    - {name: client, via: 10.77.0.2, port: lan}\n    - {name: client6, via: \"fd77::2\", port: lan}\n",
+    );
+    let mut routes = String::from(
+        "    - {prefix: 10.77.0.0/24, nextHops: [{name: client}]}\n    - {prefix: \"fd77::/64\", nextHops: [{name: client6}]}\n",
+    );
+    for (upstream, letter) in lab.upstreams.iter().zip('a'..) {
+        hops += &format!("    - {{name: {letter}, via: {}, port: uplink-{letter}}}\n", upstream.v4);
+        hops += &format!("    - {{name: {letter}6, via: \"{}\", port: uplink-{letter}}}\n", upstream.v6);
+        routes += &format!("    - {{prefix: {}/32, nextHops: [{{name: {letter}}}]}}\n", upstream.v4);
+        routes += &format!("    - {{prefix: \"{}/128\", nextHops: [{{name: {letter}6}}]}}\n", upstream.v6);
+    }
+    format!(
+        "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {{name: backends}}\nspec:\n  nextHops:\n{hops}  routes:\n{routes}"
+    )
+}
+
+/// A service with these backends, as `ADDRESS` or `ADDRESS weight=N`.
+fn service(name: &str, vip: &str, forwarding: &str, port: &str, backends: &[String], more: &str) -> String {
+    let rows: String = backends
+        .iter()
+        .map(|backend| {
+            let (address, weight) = backend.split_once(" weight=").unwrap_or((backend, "1"));
+            format!("    - {{address: \"{address}\", weight: {weight}}}\n")
+        })
+        .collect();
+    format!(
+        "apiVersion: wayleave/v1\nkind: ServicePolicy\nmetadata: {{name: {name}}}\nspec:\n  vip: \"{vip}\"\n  ports: [{port}]\n  \
+         forwarding: {forwarding}\n  backends:\n{rows}{more}"
+    )
+}
+
+const NAT_PORT: &str = "{port: 443, targetPort: 8099}";
+
+fn v4(lab: &Topology, numbers: &[usize]) -> Vec<String> {
+    numbers.iter().map(|number| lab.upstreams[*number].v4.to_string()).collect()
+}
+
+/// Who answers so many new connections, and how often.
+fn ask_often(lab: &Topology, vip: &str, times: usize) -> BTreeMap<String, usize> {
+    let mut answers = BTreeMap::new();
+    for _ in 0..times {
+        let name = Client::connect(lab, vip).and_then(|mut client| client.ask()).unwrap();
+        *answers.entry(name).or_default() += 1;
+    }
+    answers
+}
+
+fn row<'s>(status: &'s Value, list: &str, key: &str, name: &str) -> &'s Value {
+    status[list].as_array().unwrap().iter().find(|row| row[key] == name).unwrap_or_else(|| panic!("{name}: {status:#}"))
+}
+
+#[test]
+fn connections_are_translated_there_and_back_and_shared_out() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, &v4(&lab, &[0, 1, 2]), "")).unwrap();
+    let backends6: Vec<String> = lab.upstreams.iter().map(|upstream| upstream.v6.to_string()).collect();
+    node.write("api6.yaml", &service("api6", VIP6, "nat", NAT_PORT, &backends6, "")).unwrap();
+    node.apply().unwrap();
+    for vip in [VIP, VIP6] {
+        let answers = ask_often(&lab, vip, 90);
+        assert_eq!(answers.len(), 3, "each of three gets some: {answers:?}");
+        assert!(answers.values().all(|count| (12..=48).contains(count)), "about a third each: {answers:?}");
+    }
+}
+
+#[test]
+fn connections_to_backends_that_answer_by_themselves() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    node.write("api.yaml", &service("api", VIP, "l2-dsr", "{port: 443}", &v4(&lab, &[0, 1, 2]), "")).unwrap();
+    node.apply().unwrap();
+    let answers = ask_often(&lab, VIP, 60);
+    assert_eq!(answers.len(), 3, "each of three gets some: {answers:?}");
+}
+
+#[test]
+fn datagrams_are_translated_and_a_flow_stays_where_it_is() {
+    let lab = lab();
+    for upstream in &lab.upstreams {
+        serve_udp(upstream, &format!("{}:5300", upstream.v4), &upstream.v4.to_string());
+    }
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    let port = "{port: 53, protocol: udp, targetPort: 5300}";
+    node.write("dns.yaml", &service("dns", VIP, "nat", port, &v4(&lab, &[0, 1, 2]), "")).unwrap();
+    node.apply().unwrap();
+    let to: SocketAddr = format!("{VIP}:53").parse().unwrap();
+    let mut all = BTreeMap::new();
+    for _ in 0..30 {
+        let socket = lab.client.namespace.enter(|| UdpSocket::bind("10.77.0.2:0")).unwrap().unwrap();
+        socket.set_read_timeout(Some(2 * SECOND)).unwrap();
+        let mut names = Vec::new();
+        for _ in 0..3 {
+            let mut bytes = [0; 64];
+            socket.send_to(b"who", to).unwrap();
+            let (length, from) = socket.recv_from(&mut bytes).unwrap();
+            assert_eq!(from, to, "the answer comes from the virtual address");
+            names.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+        }
+        assert!(names.iter().all(|name| *name == names[0]), "one flow, one backend: {names:?}");
+        *all.entry(names[0].clone()).or_insert(0) += 1;
+    }
+    assert_eq!(all.len(), 3, "{all:?}");
+}
+
+#[test]
+fn established_connections_survive_whatever_is_published() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    let publish = |backends: &[String]| {
+        node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, backends, "")).unwrap();
+        node.apply().unwrap();
+    };
+    publish(&v4(&lab, &[0, 1]));
+    let mut clients: Vec<(Client, String)> = (0..40)
+        .map(|_| {
+            let mut client = Client::connect(&lab, VIP).unwrap();
+            let name = client.ask().unwrap();
+            (client, name)
+        })
+        .collect();
+    let mut unchanged = |what: &str| {
+        for (client, name) in &mut clients {
+            assert_eq!(client.ask().map_err(|e| format!("{what}: {e}")).as_ref(), Ok(&*name), "{what}");
+        }
+    };
+    unchanged("at first");
+    publish(&v4(&lab, &[0, 1, 2]));
+    unchanged("a backend came");
+    let drained = [format!("{} weight=0", lab.upstreams[0].v4), lab.upstreams[1].v4.to_string()];
+    publish(&drained);
+    unchanged("a backend is drained");
+    let answers = ask_often(&lab, VIP, 20);
+    assert_eq!(answers.into_iter().collect::<Vec<_>>(), [(lab.upstreams[1].v4.to_string(), 20)], "none is new there");
+    // What a program of another version would have pinned.
+    let class = node.pins().join("class-20");
+    for entry in std::fs::read_dir(&class).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if let Some(role) = name.strip_suffix(&object_id()) {
+            std::fs::rename(&path, class.join(format!("{role}0123456789abcdef"))).unwrap();
+        }
+    }
+    publish(&v4(&lab, &[0, 1]));
+    unchanged("another version of the program");
+    for _ in 0..2 {
+        let daemon = Daemon::start(&node);
+        thread::sleep(SECOND);
+        daemon.stop(Signal::KILL);
+        unchanged("the daemon was killed");
+    }
+    // Only those of a backend that is gone end.
+    publish(&v4(&lab, &[1]));
+    let gone = lab.upstreams[0].v4.to_string();
+    for (client, name) in &mut clients {
+        assert_eq!(client.ask().is_ok(), *name != gone, "{name}");
+    }
+}
+
+/// Forgets every flow, as the table does with the least recently used ones when others need the room.
+fn forget_flows(node: &TestNode) -> usize {
+    let map = MapData::from_pin(node.pins().join("maps/FLOWS")).unwrap();
+    let mut flows: HashMap<_, FlowKey, FlowWords> = HashMap::try_from(Map::LruHashMap(map)).unwrap();
+    let keys: Vec<FlowKey> = flows.keys().collect::<Result<_, _>>().unwrap();
+    keys.iter().for_each(|key| flows.remove(key).unwrap());
+    keys.len()
+}
+
+#[test]
+fn flows_that_are_forgotten_go_where_the_generation_before_sent_them() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    let publish = |numbers: &[usize]| {
+        node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, &v4(&lab, numbers), "")).unwrap();
+        node.apply().unwrap();
+    };
+    publish(&[0, 1]);
+    let mut clients: Vec<(Client, String)> = (0..40)
+        .map(|_| {
+            let mut client = Client::connect(&lab, VIP).unwrap();
+            let name = client.ask().unwrap();
+            (client, name)
+        })
+        .collect();
+    // A third of the slots and more has another backend now.
+    publish(&[0, 1, 2]);
+    assert!(forget_flows(&node) >= 80, "two entries a connection");
+    for (client, name) in &mut clients {
+        assert_eq!(client.ask().as_ref().map_err(ToString::to_string), Ok(&*name));
+    }
+    // And new ones go to the new one, too.
+    assert_eq!(ask_often(&lab, VIP, 40).len(), 3);
+}
+
+/// Spoofed handshakes as fast as this machine sends them: no more than the rate become flows, the others are dropped and said.
+#[test]
+fn a_flood_of_handshakes_is_held_to_the_rate_of_new_flows() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, &v4(&lab, &[0, 1, 2]), "")).unwrap();
+    node.apply().unwrap();
+    let syn = |number: u32| {
+        let [_, a, b, c] = number.to_be_bytes();
+        Packet::between(IpAddr::from([198, 18 | a & 1, b, c]), VIP.parse().unwrap())
+            .macs(lab.client.mac, lab.client.router_mac)
+            .tcp(1024 + u16::try_from(number % 60_000).unwrap(), PORT, tcp_flags::SYN)
+            .frame()
+    };
+    let flood = Blaster::frames(&lab.client.namespace, "eth0", (0..120_000).map(syn).collect(), None).unwrap();
+    let started = Instant::now();
+    thread::sleep(3 * SECOND);
+    let sent = flood.stop().unwrap();
+    let seconds = started.elapsed().as_secs() + 1;
+    let status = node.status().unwrap();
+    let table = &status["flow_table"];
+    println!("{sent} handshakes in {:?}: {table}", started.elapsed());
+    let cpus = u64::try_from(thread::available_parallelism().unwrap().get()).unwrap();
+    // What a CPU may begin at once is as much as it may begin in a second.
+    let most = table["new_flows_per_second_and_cpu"].as_u64().unwrap() * cpus * (seconds + 1);
+    let begun = table["begun"].as_u64().unwrap();
+    assert!((1..=most).contains(&begun), "{begun} flows begun, {most} at most: {table}");
+    assert!(table["refused"].as_u64().unwrap() > begun, "the flood was above the rate: {table}");
+    assert!(node.counters().unwrap().get("drop/new-flow-rate") > 10_000);
+}
+
+#[test]
+fn a_trace_names_service_backend_and_why() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, &v4(&lab, &[0, 1, 2]), "")).unwrap();
+    node.apply().unwrap();
+    let mut client = Client::connect(&lab, VIP).unwrap();
+    let name = client.ask().unwrap();
+    let port = client.0.get_ref().local_addr().unwrap().port().to_string();
+    let trace = |sport: &str| {
+        let words = ["trace", "--src", "10.77.0.2", "--dst", VIP, "--sport", sport, "--dport", "443"];
+        let outcome = node.succeed(&[&words[..], &["--format", "json"]].concat()).unwrap();
+        (serde_json::from_str::<Value>(&outcome.stdout).unwrap(), node.succeed(&words).unwrap().stdout)
+    };
+    let (json, text) = trace(&port);
+    assert_eq!(
+        (json["service"]["service"].as_str(), json["backend"].as_str()),
+        (Some("api"), Some(&*name)),
+        "{json:#}"
+    );
+    assert_eq!(json["service"]["why"], "flow-table", "{json:#}");
+    assert!(text.contains("the flow table has this flow there") && text.contains(":8099"), "{text}");
+    let (json, text) = trace("1");
+    assert_eq!(
+        (json["service"]["why"].as_str(), json["service"]["slots"].as_u64()),
+        (Some("maglev-slot"), Some(65_537))
+    );
+    assert!(text.contains(" of 65537"), "{text}");
+    let answer = ["trace", "--src", &name, "--dst", "10.77.0.2", "--sport", "8099", "--dport", &port];
+    let text = node.succeed(&answer).unwrap().stdout;
+    assert!(text.contains(&format!("source becomes {VIP}:443")), "{text}");
+}
+
+#[test]
+fn what_no_backend_takes_passes_or_is_dropped_and_is_counted() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    let drained = [format!("{} weight=0", lab.upstreams[0].v4)];
+    for (word, reason) in [("pass", "pass/no-backend"), ("drop", "drop/no-backend-drop")] {
+        let more = format!("  onNoBackend: {word}\n");
+        node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, &drained, &more)).unwrap();
+        node.apply().unwrap();
+        assert!(Client::connect(&lab, VIP).is_err());
+        assert!(node.counters().unwrap().get(reason) > 0, "{word}");
+    }
+}
+
+#[test]
+fn status_counts_packets_by_service_and_backend() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, &v4(&lab, &[0]), "")).unwrap();
+    node.apply().unwrap();
+    ask_often(&lab, VIP, 5);
+    thread::sleep(SECOND / 5);
+    let status = node.status().unwrap();
+    assert_eq!(status["services"], 1);
+    let api = row(&status, "service_list", "service", "api");
+    let packets = api["packets"].as_u64().unwrap();
+    assert!(packets >= 20 && api["answers"]["packets"].as_u64().unwrap() >= 15, "{api:#}");
+    let backend = &api["backends"][0];
+    assert_eq!((backend["backend"].as_str().unwrap(), backend["weight"].as_u64()), ("10.77.1.2", Some(1)));
+    assert_eq!(backend["packets"].as_u64(), Some(packets), "every packet went to the only one");
+    assert!(status["flow_table"]["begun"].as_u64().unwrap() >= 5, "{}", status["flow_table"]);
+    // A publish keeps the counts.
+    node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, &v4(&lab, &[0, 1]), "")).unwrap();
+    node.apply().unwrap();
+    let status = node.status().unwrap();
+    let api = row(&status, "service_list", "service", "api");
+    assert!(api["packets"].as_u64().unwrap() >= packets);
+    let human = node.succeed(&["status"]).unwrap().stdout;
+    assert!(human.contains("api") && human.contains("10.77.1.2"), "{human}");
+}
+
+/// The addresses of the lab as the tests above write them.
+#[test]
+fn the_lab_is_as_the_policies_say() {
+    let client: IpAddr = "10.77.0.2".parse().unwrap();
+    require_root_and_bpf().unwrap();
+    let lab = Topology::with_upstreams(3).unwrap();
+    assert_eq!((IpAddr::from(lab.client.v4), lab.client.v6.to_string().as_str()), (client, "fd77::2"));
+}
