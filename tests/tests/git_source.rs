@@ -605,9 +605,16 @@ struct Signed {
 impl Signed {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        for (key, kind) in [("ada", "ed25519"), ("bob", "rsa"), ("eve", "ed25519")] {
+        for (key, kind, bits) in [
+            ("ada", "ed25519", "256"),
+            ("bob", "rsa", "3072"),
+            ("eve", "ed25519", "256"),
+            ("joe", "ecdsa", "256"),
+            ("kim", "ecdsa", "384"),
+            ("lee", "ecdsa", "521"),
+        ] {
             let mut keygen = std::process::Command::new("ssh-keygen");
-            keygen.args(["-q", "-t", kind, "-N", "", "-C", key, "-f"]).arg(folder.path().join(key));
+            keygen.args(["-q", "-t", kind, "-b", bits, "-N", "", "-C", key, "-f"]).arg(folder.path().join(key));
             assert!(keygen.status().unwrap().success());
         }
         Self { repository: Repository::new().unwrap(), folder }
@@ -671,6 +678,22 @@ fn only_commits_signed_by_an_allowed_signer_are_read() {
     check(&node, Ok(&id));
     let id = signed.publish('b', "by bob with RSA", Some("bob"));
     check(&node, Ok(&id));
+    signed.allow(&["ada", "joe", "kim", "lee"].map(|who| (who, "", who)));
+    for (upstream, key) in [('a', "joe"), ('b', "kim"), ('a', "joe"), ('b', "kim")] {
+        let id = signed.publish(upstream, "with ECDSA", Some(key));
+        check(&node, Ok(&id));
+    }
+    // Keys of types that are not checked do not spoil the list; their signatures are refused by name.
+    let id = signed.publish('a', "with ECDSA over P-521", Some("lee"));
+    check(&node, Err(&[&id, "is signed by lee with a key of the type ecdsa-sha2-nistp521"]));
+    for (armor, name) in [("PGP SIGNATURE", "OpenPGP"), ("SIGNED MESSAGE", "X.509")] {
+        let object = signed.repository.git(&["cat-file", "commit", "HEAD"]).unwrap().replace("SSH SIGNATURE", armor);
+        fs::write(signed.file("object"), object).unwrap();
+        let foreign = signed.repository.git(&["hash-object", "-t", "commit", "-w", &signed.file("object")]).unwrap();
+        signed.repository.git(&["reset", "--quiet", "--hard", foreign.trim()]).unwrap();
+        signed.repository.push("+main").unwrap();
+        check(&node, Err(&[foreign.trim(), &format!("is signed with {name}"), "gpg.format ssh"]));
+    }
     let id = signed.publish('a', "by eve", Some("eve"));
     check(&node, Err(&[&id, "is signed by the key SHA256:", "which the allowed signers do not have"]));
     let id = signed.publish('b', "by nobody", None);

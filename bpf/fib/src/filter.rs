@@ -227,15 +227,18 @@ pub fn find<I: Image + ?Sized>(image: &I, seen: &Seen, in_port: u32) -> Option<u
         of((FILTER_PAGES + (port & 0xff)).wrapping_add(page << 8))
     };
     let flags = if seen.is_later_fragment { Seen::NO_FLAGS + 1 } else { seen.flags };
-    let found = [
-        address(image, head.wrapping_add(source.at()), seen.src[0], seen.src[1]),
-        address(image, head.wrapping_add(destination.at()), seen.dst[0], seen.dst[1]),
+    // The addresses last: what the others need does not have to lie on the stack while they are looked up.
+    let mut found = [
+        0,
+        0,
         ports(FILTER_SOURCE_PAGES, FILTER_NO_PORTS, (seen.ports >> 16) as u32 & 0xffff)?,
         ports(FILTER_DESTINATION_PAGES, FILTER_NO_PORTS + 2, seen.ports as u32 & 0xffff)?,
         of(FILTER_PROTOCOLS + u32::from(seen.protocol) + if seen.family == 4 { 0 } else { 256 })?,
         of(FILTER_IN_PORTS + (in_port & 0xff))?,
         of(FILTER_FLAGS + flags)?,
     ];
+    found[0] = address(image, head.wrapping_add(source.at()), seen.src[0], seen.src[1]);
+    found[1] = address(image, head.wrapping_add(destination.at()), seen.dst[0], seen.dst[1]);
     Some(first(image, image.u32(head.wrapping_add(FILTER_WORDS))?, &found))
 }
 

@@ -8,10 +8,11 @@ use std::path::Path;
 
 use ring::digest;
 use ring::signature::{
-    ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA512, RsaPublicKeyComponents, UnparsedPublicKey,
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA512,
+    RsaPublicKeyComponents, UnparsedPublicKey,
 };
-use ssh_key::public::KeyData;
-use ssh_key::{Algorithm, HashAlg, PublicKey, SshSig};
+use ssh_key::public::{EcdsaPublicKey, KeyData};
+use ssh_key::{Algorithm, EcdsaCurve, HashAlg, PublicKey, SshSig};
 
 use super::read::{Repo, Resolved};
 use super::spec::{Verify, VerifyMode};
@@ -28,8 +29,8 @@ const OBJECT_BYTES_MAX: usize = 1 << 20;
 pub enum VerifyError {
     #[error("{object} is not signed")]
     Unsigned { object: String },
-    #[error("{object} is not signed with an SSH key; other signatures are not checked")]
-    Foreign { object: String },
+    #[error("{object} is signed with {kind}, which is not checked; sign with an SSH key (git config gpg.format ssh)")]
+    Foreign { object: String, kind: &'static str },
     #[error("the signature of {object} cannot be read")]
     Malformed {
         object: String,
@@ -42,7 +43,7 @@ pub enum VerifyError {
     UnknownSigner { object: String, key: String },
     #[error("{object} is signed by {principal}, whose key is not valid {when}")]
     Expired { object: String, principal: String, when: String },
-    #[error("{object} is signed by {principal} with a key of the type {kind}; ed25519, sk-ed25519 and RSA are checked")]
+    #[error("{object} is signed by {principal} with a key of the type {kind}; Ed25519, RSA and ECDSA over P-256 and P-384 are checked")]
     KeyType { object: String, principal: String, kind: String },
     #[error("{object} has been tampered with: the signature by {principal} is not over its content")]
     Tampered { object: String, principal: String },
@@ -155,7 +156,9 @@ fn check_signature(
     now_unix_s: i64,
 ) -> Result<(), VerifyError> {
     if !armored.starts_with(ARMOR.as_bytes()) {
-        return Err(VerifyError::Foreign { object });
+        let kinds = [("-----BEGIN PGP ", "OpenPGP"), ("-----BEGIN SIGNED MESSAGE", "X.509")];
+        let kind = kinds.iter().find(|(armor, _)| armored.starts_with(armor.as_bytes()));
+        return Err(VerifyError::Foreign { object, kind: kind.map_or("something unknown", |(_, kind)| kind) });
     }
     let armored = armored.trim_ascii_end();
     let signature = match SshSig::from_pem(armored) {
@@ -218,18 +221,56 @@ fn is_signature(signature: &SshSig, signed: &[u8]) -> Option<bool> {
             let (n, e) = (key.n.as_positive_bytes()?, key.e.as_positive_bytes()?);
             Some(RsaPublicKeyComponents { n, e }.verify(scheme, signed, bytes).is_ok())
         }
+        KeyData::Ecdsa(key @ EcdsaPublicKey::NistP256(_)) => {
+            let Some((raw, [])) = two_numbers(bytes, 32) else { return Some(false) };
+            let good = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key.as_sec1_bytes()).verify(signed, &raw).is_ok();
+            Some(good && made == Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 })
+        }
+        KeyData::Ecdsa(key @ EcdsaPublicKey::NistP384(_)) => {
+            let Some((raw, [])) = two_numbers(bytes, 48) else { return Some(false) };
+            let good = UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, key.as_sec1_bytes()).verify(signed, &raw).is_ok();
+            Some(good && made == Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 })
+        }
         KeyData::SkEd25519(key) => {
-            // OpenSSH's PROTOCOL.u2f: signature, then flags and a counter; the device signs hashes with both in between.
-            let (raw, rest) = bytes.split_at_checked(64).filter(|(_, rest)| rest.len() == 5)?;
-            let touched = rest[0] & 1 == 1;
-            let mut message = digest::digest(&digest::SHA256, key.application().as_bytes()).as_ref().to_vec();
-            message.extend(rest);
-            message.extend(digest::digest(&digest::SHA256, signed).as_ref());
+            let Some((raw, trailer)) = bytes.split_at_checked(64) else { return Some(false) };
+            let Some(message) = by_device(key.application(), trailer, signed) else { return Some(false) };
             let good = UnparsedPublicKey::new(&ED25519, key.public_key().0).verify(&message, raw).is_ok();
-            Some(good && touched && made == Algorithm::SkEd25519)
+            Some(good && made == Algorithm::SkEd25519)
+        }
+        KeyData::SkEcdsaSha2NistP256(key) => {
+            let Some((raw, trailer)) = two_numbers(bytes, 32) else { return Some(false) };
+            let Some(message) = by_device(key.application(), trailer, signed) else { return Some(false) };
+            let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key.ec_point().as_bytes());
+            Some(key.verify(&message, &raw).is_ok() && made == Algorithm::SkEcdsaSha2NistP256)
         }
         _ => None,
     }
+}
+
+/// What a security key signs (OpenSSH's PROTOCOL.u2f): hashes with its flags and its counter, the `trailer` of the signature, in
+/// between. `None`: nobody touched it, or the trailer is none.
+fn by_device(application: &str, trailer: &[u8], signed: &[u8]) -> Option<Vec<u8>> {
+    if trailer.len() != 5 || trailer[0] & 1 == 0 {
+        return None;
+    }
+    let mut message = digest::digest(&digest::SHA256, application.as_bytes()).as_ref().to_vec();
+    message.extend(trailer);
+    message.extend(digest::digest(&digest::SHA256, signed).as_ref());
+    Some(message)
+}
+
+/// An ECDSA signature of SSH (RFC 5656, section 3.1.2: two `mpint`s of RFC 4251) as two numbers of `width` bytes each, and what comes after it.
+fn two_numbers(mut bytes: &[u8], width: usize) -> Option<(Vec<u8>, &[u8])> {
+    let mut raw = Vec::with_capacity(2 * width);
+    for _ in 0..2 {
+        let (length, rest) = bytes.split_first_chunk()?;
+        let (number, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        let number = number.strip_prefix(&[0]).unwrap_or(number);
+        raw.resize(raw.len() + width.checked_sub(number.len())?, 0);
+        raw.extend(number);
+        bytes = rest;
+    }
+    Some((raw, bytes))
 }
 
 fn read_signers(path: &Path) -> Result<Vec<Signer>, VerifyError> {
@@ -341,9 +382,71 @@ fn matches_pattern(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 mod tests {
+    use ring::rand::SystemRandom;
+    use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
+    use ssh_key::public::{Ed25519PublicKey, SkEcdsaSha2NistP256, SkEd25519};
+    use ssh_key::{LineEnding, Signature};
+
     use super::*;
 
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
+
+    /// A security key signs, as PROTOCOL.u2f says: `touched` or not.
+    fn device(key: KeyData, algorithm: Algorithm, touched: bool, sign: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
+        let signed = SshSig::signed_data(NAMESPACE, HashAlg::Sha512, b"content").unwrap();
+        let trailer = [u8::from(touched), 0, 0, 0, 7];
+        let hash = |bytes: &[u8]| digest::digest(&digest::SHA256, bytes).as_ref().to_vec();
+        let raw = sign(&[hash(b"ssh:"), trailer.to_vec(), hash(&signed)].concat());
+        let signature = Signature::new(algorithm, [raw, trailer.to_vec()].concat()).unwrap();
+        let signature = SshSig::new(key, NAMESPACE, HashAlg::Sha512, signature).unwrap();
+        signature.to_pem(LineEnding::LF).unwrap().into_bytes()
+    }
+
+    #[test]
+    fn security_keys_sign_when_somebody_touches_them() {
+        let random = SystemRandom::new();
+        let check = |key: &KeyData, armored: &[u8], content: &[u8]| {
+            let (principal, key) = ("ada".to_owned(), key.clone());
+            let ada = Signer { principal, key, valid_after: None, valid_before: None, namespaces: None };
+            check_signature("it".to_owned(), armored, content, &[ada], 0)
+        };
+        let ed25519 = Ed25519KeyPair::from_pkcs8(Ed25519KeyPair::generate_pkcs8(&random).unwrap().as_ref()).unwrap();
+        let public = Ed25519PublicKey(ed25519.public_key().as_ref().try_into().unwrap());
+        let of_ed25519 = KeyData::SkEd25519(SkEd25519::new(public, "ssh:"));
+
+        let scheme = &ECDSA_P256_SHA256_FIXED_SIGNING;
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(scheme, &random).unwrap();
+        let ecdsa = EcdsaKeyPair::from_pkcs8(scheme, pkcs8.as_ref(), &random).unwrap();
+        let EcdsaPublicKey::NistP256(point) = EcdsaPublicKey::from_sec1_bytes(ecdsa.public_key().as_ref()).unwrap()
+        else {
+            panic!("the key is one of P-256")
+        };
+        let of_ecdsa = KeyData::SkEcdsaSha2NistP256(SkEcdsaSha2NistP256::new(point, "ssh:"));
+        // Two numbers as `mpint`s: without leading zeros, and with one where the first bit would be a sign.
+        let numbers = |raw: &[u8]| -> Vec<u8> {
+            let number = |fixed: &[u8]| {
+                let first = fixed.iter().position(|byte| *byte != 0).unwrap();
+                let sign = if fixed[first] >= 0x80 { vec![0] } else { vec![] };
+                let number = [&sign, &fixed[first..]].concat();
+                [u32::try_from(number.len()).unwrap().to_be_bytes().to_vec(), number].concat()
+            };
+            raw.chunks(32).flat_map(number).collect()
+        };
+        let by_ed25519 = |message: &[u8]| ed25519.sign(message).as_ref().to_vec();
+        let by_ecdsa = |message: &[u8]| numbers(ecdsa.sign(&random, message).unwrap().as_ref());
+        for touched in [true, false] {
+            // Leading zeros come once in 128 signatures or so.
+            for _ in 0..if touched { 600 } else { 1 } {
+                let armored = device(of_ecdsa.clone(), Algorithm::SkEcdsaSha2NistP256, touched, by_ecdsa);
+                assert_eq!(check(&of_ecdsa, &armored, b"content").is_ok(), touched);
+                assert!(matches!(check(&of_ecdsa, &armored, b"other"), Err(VerifyError::Tampered { .. })));
+            }
+            let armored = device(of_ed25519.clone(), Algorithm::SkEd25519, touched, by_ed25519);
+            assert_eq!(check(&of_ed25519, &armored, b"content").is_ok(), touched);
+            assert!(matches!(check(&of_ed25519, &armored, b"other"), Err(VerifyError::Tampered { .. })));
+            assert!(matches!(check(&of_ecdsa, &armored, b"content"), Err(VerifyError::UnknownSigner { .. })));
+        }
+    }
 
     #[test]
     fn allowed_signers_are_read_with_their_options() {
