@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -201,8 +202,8 @@ fn write(lab: &Topology, node: &TestNode, weights: &[Option<u16>], number: usize
     let mut hops = String::from("    - {name: client, via: 10.77.0.2, port: lan}\n");
     let mut routes = String::from("    - {prefix: 10.77.0.0/24, nextHops: [{name: client}]}\n");
     for (upstream, letter) in lab.upstreams.iter().zip('a'..) {
-        hops += &format!("    - {{name: {letter}, via: {}, port: uplink-{letter}}}\n", upstream.v4);
-        routes += &format!("    - {{prefix: {}/32, nextHops: [{{name: {letter}}}]}}\n", upstream.v4);
+        writeln!(hops, "    - {{name: {letter}, via: {}, port: uplink-{letter}}}", upstream.v4).unwrap();
+        writeln!(routes, "    - {{prefix: {}/32, nextHops: [{{name: {letter}}}]}}", upstream.v4).unwrap();
     }
     let document = |kind: &str, name: &str, spec: &str| {
         format!("apiVersion: wayleave/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec:\n{spec}")

@@ -15,6 +15,7 @@
 //! So each of the six mixtures of three parts sends one of the kinds to the sink, which the test shows first.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -83,12 +84,12 @@ fn routes(side: Side) -> String {
     for (family, (_, backends, vias)) in FAMILIES.iter().enumerate() {
         let upstream = if side == A { ("a", "uplink-a", vias[0]) } else { ("b", "uplink-b", vias[1]) };
         for (name, port, via) in [upstream, ("sink", "sink", vias[2])] {
-            hops += &format!("    - {{name: {name}{family}, via: \"{via}\", port: {port}}}\n");
+            writeln!(hops, "    - {{name: {name}{family}, via: \"{via}\", port: {port}}}").unwrap();
         }
         let to = if side == A { ["a", "sink", "sink"] } else { ["sink", "b", "sink"] };
         let bits = if family == 0 { 32 } else { 128 };
         for (backend, hop) in backends.iter().zip(to) {
-            routes += &format!("    - {{prefix: \"{backend}/{bits}\", nextHops: [{{name: {hop}{family}}}]}}\n");
+            writeln!(routes, "    - {{prefix: \"{backend}/{bits}\", nextHops: [{{name: {hop}{family}}}]}}").unwrap();
         }
     }
     format!(
