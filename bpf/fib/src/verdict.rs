@@ -435,11 +435,8 @@ impl Decision {
 /// Decides on a frame. Reads only: the caller rewrites with [`crate::packet::forward`] and sends.
 #[inline(always)]
 pub fn decide<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> Decision {
-    if filter::has_filters(image) {
-        let met = filter::judge(image, packet, node);
-        if met != 0 {
-            return Decision { met: Met::from_word(met), ..Decision::early(Reason::FilterDeny) };
-        }
+    if let Some(stopped) = filtered(image, packet, node) {
+        return stopped;
     }
     match link(packet) {
         Ok(link) if service::has_services(image) => {
@@ -452,6 +449,16 @@ pub fn decide<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet:
     }
 }
 
+/// The decision on a frame that a filter stops.
+#[inline(always)]
+fn filtered<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> Option<Decision> {
+    if !filter::has_filters(image) {
+        return None;
+    }
+    let met = filter::judge(image, packet, node);
+    (met != 0).then(|| Decision { met: Met::from_word(met), ..Decision::early(Reason::FilterDeny) })
+}
+
 /// [`decide`] that leaves what the service stage found.
 pub fn decide_with<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     image: &I,
@@ -461,7 +468,10 @@ pub fn decide_with<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
 ) -> Decision {
     *steer = Steer::NONE;
     match link(packet) {
-        Ok(link) if service::has_services(image) => decide_steered(image, packet, &link, node, steer),
+        Ok(link) if service::has_services(image) => match filtered(image, packet, node) {
+            Some(stopped) => stopped,
+            None => decide_steered(image, packet, &link, node, steer),
+        },
         _ => decide(image, packet, node),
     }
 }
