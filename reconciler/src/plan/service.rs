@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Named, sorted};
 use crate::compile::view::{ServiceView, View};
-use crate::policy::{FlowTimeouts, OnNoBackend};
+use crate::policy::{FlowTimeouts, HealthChecks, OnNoBackend};
 
 /// Services by name. Against `before`, the words of one whose Maglev table changes say how much of it does: so many new
 /// flows go to another backend than they would have.
@@ -25,6 +25,10 @@ pub(super) fn services(view: &View, before: Option<&View>) -> Vec<Named> {
         // Defaults are worth no word.
         if service.on_no_backend == OnNoBackend::Drop {
             text += ", on-no-backend drop";
+        }
+        if let Some(health) = service.health {
+            let words = HealthChecks::from_text(health).map_or_else(|| health.to_owned(), |checks| checks.to_string());
+            text += &format!(", checked by {words}");
         }
         let times = service.timeouts;
         if times != FlowTimeouts::default() {

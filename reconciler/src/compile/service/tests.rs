@@ -46,6 +46,8 @@ pub(in crate::compile) fn service(number: u8, vip: u8, ports: Vec<ServicePort>, 
         affinity: None,
         on_no_backend: OnNoBackend::Drop,
         timeouts: FlowTimeouts { established_s: 900, closing_s: 60, udp_s: 120 },
+        health: None,
+        health_text: String::new(),
     }
 }
 
