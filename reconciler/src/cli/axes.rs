@@ -366,8 +366,14 @@ mod tests {
     fn health_names_the_worst_first_and_since_when_where_somebody_saw_it() {
         let hop = |name: &str, state: &str, resolved: bool| json!({"next_hop": name, "state": state, "resolved": resolved, "since": "2026-01-01T00:00:00Z", "why": null});
         let hops = [hop("p/a", "up", true), hop("p/b", "down", false), hop("p/c", "unknown", false)];
-        let signs =
-            |next_hops| Signs { live: true, other_layout: None, not_attached: vec![], next_hops, services: &[], unhealthy: None };
+        let signs = |next_hops| Signs {
+            live: true,
+            other_layout: None,
+            not_attached: vec![],
+            next_hops,
+            services: &[],
+            unhealthy: None,
+        };
         let check = |signs: &Signs<'_>, state: &str, reason: Option<&str>, message: Option<&str>| {
             let health = health(signs);
             assert_eq!((&health["state"], &health["reason"]), (&state.into(), &json!(reason)), "{health}");

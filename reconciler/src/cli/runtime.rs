@@ -220,7 +220,8 @@ fn backends(node: &Node, view: &View<'_>, state: &State) -> Result<(Vec<BackendH
         for backend in view.backends(&service) {
             let standing = table.get(backend.id)?;
             let (name, state) = (backend.name(), standing.health.word());
-            let record = records.get(&backend.id).filter(|record| record.backend == name && record.service == service.name);
+            let record =
+                records.get(&backend.id).filter(|record| record.backend == name && record.service == service.name);
             let same = record.filter(|record| record.state == state);
             all.push(BackendHealth {
                 id: backend.id,

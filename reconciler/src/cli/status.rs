@@ -167,11 +167,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
 }
 
 /// Services with their backends, by name.
-fn services(
-    view: &View<'_>,
-    objects: Option<&counters::Objects>,
-    runtime: &Runtime,
-) -> anyhow::Result<Value> {
+fn services(view: &View<'_>, objects: Option<&counters::Objects>, runtime: &Runtime) -> anyhow::Result<Value> {
     let mut ports: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     for (service, port) in view.service_ports() {
         ports.entry(service).or_default().push(port.to_string());
