@@ -4,6 +4,7 @@
 //! table holds outlives the daemon: a new one goes on from there, and a backend that was unhealthy must pass `rise` checks as before.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
@@ -28,6 +29,8 @@ const RETRY: Duration = Duration::from_millis(100);
 const CHECKERS_MAX: usize = 64;
 /// How often it is written down when backends were last checked, while nothing else is to be said.
 const RECORD_EVERY: Duration = Duration::from_secs(5);
+/// How often news are written down at most.
+const RECORD_NEWS_EVERY: Duration = Duration::from_millis(200);
 
 /// What is checked, and how.
 type Target = (SocketAddr, HealthChecks);
@@ -54,9 +57,11 @@ impl Checks {
     }
 
     /// Asks for a look now: another generation may be live.
-    pub fn wake(&self) {
-        // It has panicked: what it found stays.
-        let _ = self.0.send(Event::Look);
+    pub fn wake(&self) -> Result<(), NodeError> {
+        self.0.send(Event::Look).map_err(|_| NodeError::State {
+            path: "threads".into(),
+            source: io::Error::other("the thread that checks backends panicked"),
+        })
     }
 }
 
@@ -86,8 +91,7 @@ struct Memory {
     streak: u8,
     checks: u64,
     checked_unix_ms: u64,
-    due: Instant,
-    /// Since when it is being checked.
+    /// Since when it is being checked; `None`: it waits in the queue.
     started: Option<Instant>,
 }
 
@@ -98,11 +102,17 @@ struct Checker {
     jobs: mpsc::Sender<Arc<Target>>,
     taken: Arc<Mutex<mpsc::Receiver<Arc<Target>>>>,
     workers: usize,
+    /// Checks that are being made.
+    running: usize,
+    /// Targets by when they are to be checked, each once; the number tells those of one instant apart.
+    queue: BTreeMap<(Instant, u64), Arc<Target>>,
+    queued: u64,
     /// Map of the live generation.
     map: Option<u32>,
     services: Vec<Service>,
     memory: BTreeMap<Arc<Target>, Memory>,
-    recorded: Option<Instant>,
+    recorded: Instant,
+    record_at: Option<Instant>,
 }
 
 impl Checker {
@@ -110,8 +120,22 @@ impl Checker {
         let state = State::new(&node.config.state_dir);
         let (jobs, taken) = mpsc::channel();
         let taken = Arc::new(Mutex::new(taken));
-        let (services, memory) = (Vec::new(), BTreeMap::new());
-        Self { node, state, events, jobs, taken, workers: 0, map: None, services, memory, recorded: None }
+        Self {
+            node,
+            state,
+            events,
+            jobs,
+            taken,
+            workers: 0,
+            running: 0,
+            queue: BTreeMap::new(),
+            queued: 0,
+            map: None,
+            services: Vec::new(),
+            memory: BTreeMap::new(),
+            recorded: Instant::now(),
+            record_at: None,
+        }
     }
 
     fn run(mut self, events: &mpsc::Receiver<Event>) {
@@ -125,8 +149,11 @@ impl Checker {
                 look_at = Instant::now() + IDLE;
             }
             self.start_due();
-            let due = self.memory.values().filter(|memory| memory.started.is_none()).map(|memory| memory.due);
-            let next = due.min().map_or(look_at, |due| due.min(look_at));
+            if self.record_at.is_some_and(|at| at <= Instant::now()) {
+                self.record();
+            }
+            let due = self.queue.first_key_value().map(|((due, _), _)| *due);
+            let next = due.into_iter().chain(self.record_at).chain([look_at]).min().unwrap_or(look_at);
             match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(Event::Look) => look_at = Instant::now(),
                 Ok(Event::Checked(target, result)) => self.checked(&target, result),
@@ -151,6 +178,7 @@ impl Checker {
         if services.is_empty() {
             (self.map, self.services) = (map, services);
             self.memory.clear();
+            self.queue.clear();
             return Ok(());
         }
         let table = Backends::open(&self.node.pins)?;
@@ -167,24 +195,21 @@ impl Checker {
             let record = records.get(&backend.id).filter(|record| {
                 record.backend == backend.name && record.state == health.word() && health != Health::Unknown
             });
-            let started = self.memory.get(&backend.target).and_then(|memory| memory.started);
-            self.memory.insert(
-                Arc::clone(&backend.target),
-                Memory {
-                    health,
-                    since_unix_ms: record.map_or_else(unix_ms, |record| record.since_unix_ms),
-                    why: record.and_then(|record| record.why.clone()),
-                    streak: 0,
-                    checks: 0,
-                    checked_unix_ms: 0,
-                    due: Instant::now(),
-                    started,
-                },
-            );
+            let since_unix_ms = record.map_or_else(unix_ms, |record| record.since_unix_ms);
+            let why = record.and_then(|record| record.why.clone());
+            if let Some(memory) = self.memory.get_mut(&backend.target) {
+                (memory.health, memory.since_unix_ms, memory.why) = (health, since_unix_ms, why);
+                continue;
+            }
+            let memory = Memory { health, since_unix_ms, why, streak: 0, checks: 0, checked_unix_ms: 0, started: None };
+            self.memory.insert(Arc::clone(&backend.target), memory);
+            self.queued += 1;
+            self.queue.insert((Instant::now(), self.queued), Arc::clone(&backend.target));
         }
         self.memory.retain(|target, _| used.contains(target));
+        self.queue.retain(|_, target| used.contains(target));
         self.services = services;
-        self.write()?;
+        self.write(None)?;
         self.map = map;
         self.record();
         Ok(())
@@ -193,13 +218,12 @@ impl Checker {
     /// Starts the checks that are due.
     fn start_due(&mut self) {
         let now = Instant::now();
-        let mut running = self.memory.values().filter(|memory| memory.started.is_some()).count();
-        for (target, memory) in &mut self.memory {
-            if memory.started.is_some() || memory.due > now {
-                continue;
-            }
-            running += 1;
-            if running > self.workers && self.workers < CHECKERS_MAX {
+        while let Some(first) = self.queue.first_entry().filter(|first| first.key().0 <= now) {
+            let target = first.remove();
+            // Its service may be gone by now; or it came back while a check of it was being made.
+            let Some(memory) = self.memory.get_mut(&target).filter(|memory| memory.started.is_none()) else { continue };
+            self.running += 1;
+            if self.running > self.workers && self.workers < CHECKERS_MAX {
                 let (taken, events) = (Arc::clone(&self.taken), self.events.clone());
                 let work = move || {
                     while let Some(target) = next(&taken) {
@@ -215,17 +239,24 @@ impl Checker {
                 }
             }
             memory.started = Some(now);
-            let _ = self.jobs.send(Arc::clone(target));
+            let _ = self.jobs.send(target);
         }
     }
 
     /// Takes what a check found.
     fn checked(&mut self, target: &Arc<Target>, result: Result<(), String>) {
         let now = Instant::now();
+        self.running -= 1;
         // Its service may be gone by now.
         let Some(memory) = self.memory.get_mut(target) else { return };
-        let started = memory.started.take().unwrap_or(now);
-        if memory.note(&target.1, result) {
+        // One that its service left and came back to meanwhile waits in the queue.
+        let Some(started) = memory.started.take() else { return };
+        let is_news = memory.note(&target.1, result);
+        self.queued += 1;
+        self.queue.insert((due(memory, &target.1, started, now), self.queued), Arc::clone(target));
+        let soonest = self.recorded + if is_news { RECORD_NEWS_EVERY } else { RECORD_EVERY };
+        self.record_at = Some(self.record_at.map_or(soonest, |at| at.min(soonest)));
+        if is_news {
             let (address, why) = (target.0, memory.why.as_deref().unwrap_or_default());
             let of = self.services.iter().flat_map(|s| s.backends.iter().map(move |backend| (s, backend)));
             for (service, backend) in of.filter(|(_, backend)| backend.target == *target) {
@@ -235,25 +266,21 @@ impl Checker {
                     health => tracing::info!(service, backend, %address, "backend {}", health.word()),
                 }
             }
-            memory.due = due(memory, &target.1, started, now);
-            if let Err(error) = self.write() {
+            if let Err(error) = self.write(Some(target)) {
                 tracing::warn!(error = %chain(&error), "the health of backends was not written");
                 // The next look writes it.
                 self.map = None;
             }
-            self.record();
-        } else {
-            memory.due = due(memory, &target.1, started, now);
-            if self.recorded.is_none_or(|at| now >= at + RECORD_EVERY) {
-                self.record();
-            }
         }
     }
 
-    /// Writes what packets are to meet.
-    fn write(&mut self) -> Result<(), NodeError> {
+    /// Writes what packets are to meet: in services with this target, or in all.
+    fn write(&mut self, target: Option<&Arc<Target>>) -> Result<(), NodeError> {
         let mut table = Backends::open(&self.node.pins)?;
-        for service in &mut self.services {
+        let concerns = |service: &&mut Service| {
+            target.is_none_or(|target| service.backends.iter().any(|backend| backend.target == *target))
+        };
+        for service in self.services.iter_mut().filter(concerns) {
             let health = |backend: &Backend| self.memory.get(&backend.target).map_or(Health::Unknown, |m| m.health);
             let usable: Vec<_> = service.backends.iter().filter(|backend| backend.weight > 0).map(health).collect();
             let well = usable.iter().filter(|health| **health != Health::Unhealthy).count();
@@ -299,7 +326,7 @@ impl Checker {
         if let Err(error) = self.state.set_backends(unix_ms(), &records) {
             tracing::warn!(%error, "the state directory cannot be written");
         }
-        self.recorded = Some(Instant::now());
+        (self.recorded, self.record_at) = (Instant::now(), None);
     }
 }
 
@@ -383,8 +410,7 @@ mod tests {
     };
 
     fn memory(health: Health) -> Memory {
-        let due = Instant::now();
-        Memory { health, since_unix_ms: 0, why: None, streak: 0, checks: 0, checked_unix_ms: 0, due, started: None }
+        Memory { health, since_unix_ms: 0, why: None, streak: 0, checks: 0, checked_unix_ms: 0, started: None }
     }
 
     #[test]

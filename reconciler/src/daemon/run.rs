@@ -106,7 +106,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
                 }
                 trial.renew(node);
                 runtime.wake();
-                checks.wake();
+                checks.wake()?;
             }
             error = runtime.ended() => return Err(error.unwrap_or_else(|| NodeError::State {
                 path: PathBuf::from("threads"),
@@ -115,7 +115,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
             (generation, verdict) = trial.verdict() => {
                 daemon.conclude(generation, verdict).await;
                 runtime.wake();
-                checks.wake();
+                checks.wake()?;
                 schedule.hint(Instant::now());
             }
             () = tokio::time::sleep_until(schedule.next().into()) => {
@@ -130,7 +130,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
                 // What was published just now; a change before it need not prove anything any more.
                 trial.renew(node);
                 runtime.wake();
-                checks.wake();
+                checks.wake()?;
                 schedule.finished(outcome, Instant::now());
                 if !ready {
                     ready = true;
