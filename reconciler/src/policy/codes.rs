@@ -612,8 +612,8 @@ Wrong:  health: {tcp: {}, http: {path: /health}}
 Right:  health: {http: {path: /health}}"
 
     HealthTimes "WL1109" Error "a health check's times cannot be"
-"A backend is checked every 100ms to 1h, and a check may take 10ms up to that interval: one begins when the one before has
-ended.
+"A backend is checked every 100ms to 1h, and a check may take 10ms up to that interval: one begins when the one before
+has ended.
 
 Wrong:  health: {tcp: {}, interval: 1s, timeout: 2s}
 Right:  health: {tcp: {}, interval: 2s, timeout: 1s}"
