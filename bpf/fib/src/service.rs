@@ -453,7 +453,7 @@ pub const fn address_hash(address: Address) -> u64 {
 #[inline(always)]
 fn port_row<I: Image + ?Sized>(image: &I, word: u64, wanted: u32) -> Option<u32> {
     let table = image.head(Section::ServicePorts.at())?;
-    let count = (word >> SERVICE_ADDRESS_PORTS_AT) as u16 as u32;
+    let count = u32::from((word >> SERVICE_ADDRESS_PORTS_AT) as u16);
     let mut row = (word as u32).wrapping_add(count >> 1).wrapping_add(1);
     for _ in 0..PORT_STEPS {
         let at = table.wrapping_add(row.wrapping_sub(1).wrapping_mul(SERVICE_PORT_BYTES));
@@ -782,7 +782,7 @@ fn slot<I: Image + ?Sized>(image: &I, service: u32, hash: u32) -> Option<u32> {
         return Some(0);
     }
     // A share of the hash's range: no division, and as even.
-    let slot = (u64::from(hash) * u64::from(count) >> 32) as u32;
+    let slot = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
     let first = image.u32(service.wrapping_add(SERVICE_SLOTS))?;
     let slots = image.head(Section::BackendSlots.at())?;
     let index = image.u16(slots.wrapping_add(first.wrapping_add(slot).wrapping_mul(BACKEND_SLOT_BYTES)))?;

@@ -52,7 +52,7 @@ impl<'a> Served<'a> {
         let passed_over = view.backends(&service).find(|backend| backend.id == steer.passed_over);
         let slots = u32::try_from(view.service_slots(&service).len()).unwrap_or(u32::MAX);
         let slot = matches!(why, Some(Why::Slot | Why::Affinity | Why::StandIn))
-            .then(|| (u32::try_from(u64::from(steer.hash) * u64::from(slots) >> 32).unwrap_or_default(), slots));
+            .then(|| (u32::try_from((u64::from(steer.hash) * u64::from(slots)) >> 32).unwrap_or_default(), slots));
         let what = match steer.translated {
             translated::DESTINATION => Some("destination"),
             translated::SOURCE => Some("source"),

@@ -1,5 +1,5 @@
 //! The policy scanned naively and the packet path agree on every packet's service and backend.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 use std::net::Ipv4Addr;
 
@@ -227,9 +227,9 @@ fn a_flow_falls_on_the_slot_of_its_hash_and_shares_are_the_weights() {
             src: [0xc612_0001 << 32, 0],
             dst: [0xc633_640a << 32, 0],
             protocol: 6,
-            ports: u32::from(sport) << 16 | 443,
+            ports: u32::from(sport) << 16 | 0x1bb,
         };
-        let slot = u64::from(hash::flow(&flow, HASH_SEED)) * slots.len() as u64 >> 32;
+        let slot = (u64::from(hash::flow(&flow, HASH_SEED)) * slots.len() as u64) >> 32;
         let place = slots[usize::try_from(slot).unwrap()];
         assert_eq!(steer.chosen().backend(), backends[usize::from(place)].id);
         counts[usize::from(place)] += 1;
