@@ -134,7 +134,7 @@ mod tests {
 
     fn shares(table: &[u16], count: u32) -> Vec<f64> {
         let mut shares = vec![0.0; count as usize];
-        for backend in &table {
+        for backend in table {
             shares[usize::from(*backend)] += 1.0;
         }
         shares
