@@ -53,6 +53,11 @@ static SERVICE_COUNTERS: PerCpuArray<[u64; 4], { SERVICE_IDS_MAX as usize }> = P
 #[btf_map]
 static BACKEND_COUNTERS: PerCpuArray<[u64; 2], { BACKEND_IDS_MAX as usize }> = PerCpuArray::new();
 
+/// Backends by id: the lowest bit says that it is down and gets no packets. The daemon's to write, what else stands there is
+/// its own. The candidate has one of its own.
+#[btf_map]
+static BACKEND_HEALTH: Array<u32, { BACKEND_IDS_MAX as usize }> = Array::new();
+
 /// What the stage finds.
 #[btf_map]
 static STEERS: PerCpuArray<Steer, 1> = PerCpuArray::new();
@@ -81,7 +86,13 @@ pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: 
     }
     if at == step::UNKNOWN {
         previous_choice(steer);
-        at = choose(image, steer);
+        at = pick(image, steer);
+        if at == step::DOWN {
+            at = stand_in(image, steer);
+        }
+        if at == step::PICKED {
+            at = begin(image, steer);
+        }
     }
     if at == step::BEGUN || at == step::REFRESH {
         at = keep(image, steer, at);
@@ -117,9 +128,21 @@ fn known(image: *const u8, steer: *mut Steer) -> u32 {
 }
 
 #[inline(never)]
-fn choose(image: *const u8, steer: *mut Steer) -> u32 {
+fn pick(image: *const u8, steer: *mut Steer) -> u32 {
     // SAFETY: as in `read`.
-    service::choose(&KernelImage::again(image), unsafe { &mut *steer })
+    service::pick(&KernelImage::again(image), &FlowNode, unsafe { &mut *steer })
+}
+
+#[inline(never)]
+fn stand_in(image: *const u8, steer: *mut Steer) -> u32 {
+    // SAFETY: as in `read`.
+    service::stand_in(&KernelImage::again(image), &FlowNode, unsafe { &mut *steer })
+}
+
+#[inline(never)]
+fn begin(image: *const u8, steer: *mut Steer) -> u32 {
+    // SAFETY: as in `read`.
+    service::begin(&KernelImage::again(image), unsafe { &mut *steer })
 }
 
 #[inline(never)]
@@ -173,6 +196,13 @@ impl Node for FlowNode {
         if slot() == LIVE {
             let _ = FLOWS.insert(key, entry, 0);
         }
+    }
+
+    #[inline(always)]
+    fn is_down(&self, backend: u32) -> bool {
+        let Some(word) = BACKEND_HEALTH.get_ptr(backend) else { return false };
+        // SAFETY: the entry is one word.
+        unsafe { read_volatile(word.cast::<u32>()) & service::BACKEND_DOWN != 0 }
     }
 
     #[inline(always)]

@@ -185,12 +185,19 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     assert_eq!(
         names("maps"),
         [
+            "BACKEND_COUNTERS",
+            "BACKEND_HEALTH",
             "CARRIED",
             "CARRYING",
             "COUNTERS",
             "DEVICES",
             "EVENTS",
             "EVENTS_LOST",
+            "FILTER_BUCKETS",
+            "FILTER_COUNTERS",
+            "FLOWS",
+            "FLOW_EVENTS",
+            "FLOW_LIMITS",
             "NEIGHBOURS",
             "NEXT_HOP_COUNTERS",
             "POLICY_STAYED",
@@ -198,6 +205,7 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
             "PORTS_FRAGS",
             "PORT_LINKS",
             "SAMPLING",
+            "SERVICE_COUNTERS",
             "VLANS"
         ],
         "{what}"
@@ -210,11 +218,11 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     assert_eq!(pinned, generations, "{what}");
     let links = (interfaces.len() - by_tc, by_tc);
     assert_eq!((names("link/xdp").len(), names("link/tc").len()), links, "{what}");
-    // Fourteen maps of the node, the outer map, the candidate's three, an image for each generation; the live program for each
+    // Twenty-two maps of the node, the outer map, the candidate's five, an image for each generation; the live program for each
     // hook in use (XDP always), and the candidate.
     let programs = 2 + usize::from(has_tc);
     let objects = BpfObjects::pinned(&node.pins()).unwrap();
-    assert_eq!((objects.maps.len(), objects.programs.len()), (18 + generations.len(), programs), "{what}: {objects:?}");
+    assert_eq!((objects.maps.len(), objects.programs.len()), (28 + generations.len(), programs), "{what}: {objects:?}");
 }
 
 /// Every image, outer map and program hangs on a pin; the kernel frees the others a while after their last reference.
@@ -249,7 +257,15 @@ fn lab() -> Topology {
 }
 
 /// What a class directory holds of one version of the program, in the order of names.
-const OBJECTS: [&str; 5] = ["CANDIDATE_COUNTERS-", "CANDIDATE_DEVICES-", "CANDIDATE_VLANS-", "candidate-", "live-"];
+const OBJECTS: [&str; 7] = [
+    "CANDIDATE_BACKEND_HEALTH-",
+    "CANDIDATE_COUNTERS-",
+    "CANDIDATE_DEVICES-",
+    "CANDIDATE_FLOWS-",
+    "CANDIDATE_VLANS-",
+    "candidate-",
+    "live-",
+];
 const APPLY: &[&str] = &["apply", "--auto-approve"];
 
 #[test]

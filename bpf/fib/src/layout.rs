@@ -14,7 +14,7 @@
 /// `WAYLEAVE` as little-endian bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"WAYLEAVE");
 /// Changes with any change of this module's meaning.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Smallest capacity class: 1 MiB.
 pub const CAPACITY_MIN: u32 = 1 << 20;
@@ -294,8 +294,9 @@ pub const SERVICE_PORT_AFTER: u32 = 20;
 pub const SERVICE_PORTS_MAX: u32 = 1 << 12;
 
 /// Service: id u32, flags u32, first slot u32, slots u32 (0: no backend takes new flows), first backend u32, backends u32,
-/// three timeouts u32 in seconds, name u32 (string), file u32, line u32, VIP as two words.
-pub const SERVICE_BYTES: u32 = 64;
+/// three timeouts u32 in seconds, name u32 (string), file u32, line u32, VIP as two words,
+/// how backends are checked u32 (string and one), zero u32.
+pub const SERVICE_BYTES: u32 = 72;
 pub const SERVICE_ID: u32 = 0;
 pub const SERVICE_FLAGS: u32 = 4;
 pub const SERVICE_SLOTS: u32 = 8;
@@ -309,12 +310,16 @@ pub const SERVICE_NAME: u32 = 36;
 pub const SERVICE_FILE: u32 = 40;
 pub const SERVICE_LINE: u32 = 44;
 pub const SERVICE_VIP: u32 = 48;
+/// How its backends are checked, as a string's number and one; 0: they are not.
+pub const SERVICE_HEALTH: u32 = 64;
 /// Destination addresses and ports are translated; otherwise only the frame's MAC addresses change.
 pub const SERVICE_FLAGS_NAT: u32 = 1 << 0;
 /// Packets that no backend takes are dropped; otherwise they pass to the kernel.
 pub const SERVICE_FLAGS_DROP: u32 = 1 << 1;
 /// The backend depends on the source address alone: bits 8 to 15 say how much of an IPv4 address, 16 to 23 of IPv6.
 pub const SERVICE_FLAGS_AFFINITY: u32 = 1 << 2;
+/// Backends that are down are passed over.
+pub const SERVICE_FLAGS_HEALTH: u32 = 1 << 3;
 pub const SERVICE_AFFINITY_V4_AT: u32 = 8;
 pub const SERVICE_AFFINITY_V6_AT: u32 = 16;
 /// Service ids index the kernel's counter array: id 0 is never given out.

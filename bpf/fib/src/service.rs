@@ -5,6 +5,9 @@
 //!    Balancer", NSDI 2016, section 3.4). With `nat` destination address and port become the backend's.
 //! 2. The source is a backend of a service with `nat`, and the flow table knows the flow: the source becomes the VIP.
 //!
+//! Where a service has health checks, a backend that is down ([`Node::is_down`]) is passed over, by new flows and by those that
+//! it has: they go to a stand-in ([`stand_in`]), and no flow of another backend moves.
+//!
 //! What is found is a [`Steer`]: the route stage looks its address up, and [`translate`] changes the packet once it is known
 //! that it leaves. A packet that does not leave is not changed, where the kernel must answer its sender.
 
@@ -13,11 +16,11 @@ use crate::image::Image;
 use crate::layout::{
     AT_HASH_SEED, AT_SERVICES, BACKEND_BYTES, BACKEND_ID, BACKEND_PORT, BACKEND_ROW_BYTES, BACKEND_SERVICE,
     BACKEND_SLOT_BYTES, BACKEND_WEIGHT, SERVICE_ADDRESS_BYTES, SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_TRANSLATED,
-    SERVICE_ADDRESS_VIP, SERVICE_ADDRESS_WORD, SERVICE_AFFINITY_V4_AT, SERVICE_AFFINITY_V6_AT, SERVICE_BACKENDS,
-    SERVICE_BUCKET_ENTRIES, SERVICE_BYTES, SERVICE_CLOSING_S, SERVICE_ESTABLISHED_S, SERVICE_FLAGS,
-    SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_NAT, SERVICE_ID, SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE,
-    SERVICE_PORT_BYTES, SERVICE_PORT_LAST, SERVICE_PORT_SERVICE, SERVICE_PORT_TARGET, SERVICE_PORTS_MAX,
-    SERVICE_SLOT_COUNT, SERVICE_SLOTS, SERVICE_UDP_S, Section,
+    SERVICE_ADDRESS_VIP, SERVICE_ADDRESS_WORD, SERVICE_AFFINITY_V4_AT, SERVICE_AFFINITY_V6_AT, SERVICE_BACKEND_COUNT,
+    SERVICE_BACKENDS, SERVICE_BUCKET_ENTRIES, SERVICE_BYTES, SERVICE_CLOSING_S, SERVICE_ESTABLISHED_S, SERVICE_FLAGS,
+    SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_HEALTH, SERVICE_FLAGS_NAT, SERVICE_ID,
+    SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE, SERVICE_PORT_BYTES, SERVICE_PORT_LAST, SERVICE_PORT_SERVICE,
+    SERVICE_PORT_TARGET, SERVICE_PORTS_MAX, SERVICE_SLOT_COUNT, SERVICE_SLOTS, SERVICE_UDP_S, Section,
 };
 use crate::packet::{ETHERNET_BYTES, Packet, PacketMut, Parsed, TCP, UDP, link, parse};
 use crate::verdict::{Node, Reason};
@@ -147,6 +150,9 @@ impl Chosen {
     }
 }
 
+/// The bit of a backend's word that says that it gets no packets.
+pub const BACKEND_DOWN: u32 = 1;
+
 /// Why a packet goes to this backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -161,10 +167,12 @@ pub enum Why {
     Previous = 3,
     /// An answer of the backend: the flow table knows its flow.
     Answer = 4,
+    /// The backend of the slot is down, and this one takes its flows.
+    StandIn = 5,
 }
 
 impl Why {
-    pub const ALL: [Self; 5] = [Self::Flow, Self::Slot, Self::Affinity, Self::Previous, Self::Answer];
+    pub const ALL: [Self; 6] = [Self::Flow, Self::Slot, Self::Affinity, Self::Previous, Self::Answer, Self::StandIn];
 }
 
 /// What is translated.
@@ -212,7 +220,8 @@ pub struct Steer {
     backend: u32,
     target: u32,
     now_s: u32,
-    _padding: u32,
+    /// Id of the backend that would have the packet, and is down; 0: none is.
+    pub passed_over: u32,
 }
 
 impl Steer {
@@ -237,7 +246,7 @@ impl Steer {
         backend: 0,
         target: 0,
         now_s: 0,
-        _padding: 0,
+        passed_over: 0,
     };
 
     pub fn why(&self) -> Option<Why> {
@@ -301,6 +310,9 @@ pub mod step {
     pub const UNKNOWN: u32 = 4;
     pub const BEGUN: u32 = 5;
     pub const REFRESH: u32 = 6;
+    /// A backend was picked; the one that would be is down.
+    pub const PICKED: u32 = 7;
+    pub const DOWN: u32 = 8;
     const STAYS: u32 = 1 << 8;
 
     /// It goes no further, for this reason.
@@ -337,6 +349,7 @@ pub fn read<P: Packet + ?Sized>(headers: &P, ethertype: u16, steer: &mut Steer) 
     steer.chosen = 0;
     steer.why = Why::Slot as u32;
     steer.previous = 0;
+    steer.passed_over = 0;
     steer.hash = 0;
     steer.translated = translated::NOTHING;
     if flow.ports != 0 {
@@ -361,7 +374,13 @@ pub fn stage<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer)
             let mut at = known(image, node, steer);
             if at == step::UNKNOWN {
                 steer.previous = node.previous_choice(steer);
-                at = choose(image, steer);
+                at = pick(image, node, steer);
+                if at == step::DOWN {
+                    at = stand_in(image, node, steer);
+                }
+                if at == step::PICKED {
+                    at = begin(image, steer);
+                }
             }
             if at == step::BEGUN || at == step::REFRESH { keep(image, node, steer, at) } else { at }
         }
@@ -434,7 +453,7 @@ pub const fn address_hash(address: Address) -> u64 {
 #[inline(always)]
 fn port_row<I: Image + ?Sized>(image: &I, word: u64, wanted: u32) -> Option<u32> {
     let table = image.head(Section::ServicePorts.at())?;
-    let count = (word >> SERVICE_ADDRESS_PORTS_AT) as u16 as u32;
+    let count = u32::from((word >> SERVICE_ADDRESS_PORTS_AT) as u16);
     let mut row = (word as u32).wrapping_add(count >> 1).wrapping_add(1);
     for _ in 0..PORT_STEPS {
         let at = table.wrapping_add(row.wrapping_sub(1).wrapping_mul(SERVICE_PORT_BYTES));
@@ -478,6 +497,12 @@ fn known_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) 
     if steer.backend == 0 {
         return Some(step::UNKNOWN);
     }
+    let flags = image.u32(steer.service.wrapping_add(SERVICE_FLAGS))?;
+    if flags & SERVICE_FLAGS_HEALTH != 0 && node.is_down(id) {
+        // Who would answer is gone; another backend at least says so.
+        steer.passed_over = id;
+        return Some(step::UNKNOWN);
+    }
     let is_tcp = steer.protocol() == TCP;
     let timeout = if !is_tcp {
         SERVICE_UDP_S
@@ -496,7 +521,8 @@ fn known_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) 
     }
     let now = next_state(state, is_tcp, steer.flags);
     let port = (words[1] >> 48) as u32;
-    steered(image, port, id, Why::Flow, steer)?;
+    steered(image, port, id, steer)?;
+    steer.why = Why::Flow as u32;
     if now == state && age_s < REFRESH_S {
         return Some(step::STEERED);
     }
@@ -504,37 +530,106 @@ fn known_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) 
     Some(step::REFRESH)
 }
 
-/// A backend for a flow that the flow table does not know.
+/// A backend for a flow that the flow table does not know, in `steer.backend`.
 #[inline(always)]
-pub fn choose<I: Image + ?Sized>(image: &I, steer: &mut Steer) -> u32 {
-    choose_in(image, steer).unwrap_or(BAD_IMAGE)
+pub fn pick<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -> u32 {
+    pick_in(image, node, steer).unwrap_or(BAD_IMAGE)
 }
 
 #[inline(always)]
-fn choose_in<I: Image + ?Sized>(image: &I, steer: &mut Steer) -> Option<u32> {
+fn pick_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -> Option<u32> {
     let flags = image.u32(steer.service.wrapping_add(SERVICE_FLAGS))?;
     steer.hash = flow_hash(image, flags, steer)?;
-    let mut why = if flags & SERVICE_FLAGS_AFFINITY == 0 { Why::Slot } else { Why::Affinity };
-    let mut backend = 0;
+    steer.why = if flags & SERVICE_FLAGS_AFFINITY == 0 { Why::Slot as u32 } else { Why::Affinity as u32 };
+    steer.backend = 0;
     // What has no handshake may always be a flow that begins now.
     if steer.previous != 0 && steer.protocol() == TCP && !is_syn(steer) {
-        backend = backend_with(image, steer.previous, steer.row)?;
-        if backend != 0 {
-            why = Why::Previous;
+        steer.backend = backend_with(image, steer.previous, steer.row)?;
+        if flags & SERVICE_FLAGS_HEALTH != 0 && node.is_down(steer.previous) {
+            steer.backend = 0;
+        }
+        if steer.backend != 0 {
+            steer.why = Why::Previous as u32;
+            return Some(step::PICKED);
         }
     }
-    if backend == 0 {
-        backend = slot(image, steer.service, steer.hash)?;
+    steer.backend = slot(image, steer.service, steer.hash)?;
+    if steer.backend == 0 {
+        return Some(none_takes_it(flags));
     }
-    if backend == 0 {
-        let drop = flags & SERVICE_FLAGS_DROP != 0;
-        return Some(step::stays(if drop { Reason::NoBackendDrop } else { Reason::NoBackend }));
+    if flags & SERVICE_FLAGS_HEALTH != 0 {
+        let id = image.u32(steer.backend.wrapping_add(BACKEND_ID))?;
+        if node.is_down(id) {
+            steer.passed_over = id;
+            return Some(step::DOWN);
+        }
     }
-    steer.backend = backend;
-    let id = image.u32(backend.wrapping_add(BACKEND_ID))?;
-    let own = u32::from(image.u16(backend.wrapping_add(BACKEND_PORT))?);
+    Some(step::PICKED)
+}
+
+#[inline(always)]
+const fn none_takes_it(flags: u32) -> u32 {
+    step::stays(if flags & SERVICE_FLAGS_DROP != 0 { Reason::NoBackendDrop } else { Reason::NoBackend })
+}
+
+/// Draws from Maglev's table before backends are tried in order: with half of the weight down, fewer than one flow in 10^7
+/// gets that far.
+const REDRAWS_MAX: u32 = 24;
+/// Backends that are then tried, from a place that the hash says on: all of a service that has no more.
+pub const STAND_INS_MAX: u32 = 64;
+/// Keeps the chain of draws off the mix's fixed point 0: 2^32 divided by the golden ratio.
+const REDRAW_STEP: u64 = 0x9e37_79b9 << 32;
+
+/// A backend that takes the flows of one that is down, in `steer.backend`: by further draws from the same table, so that they
+/// are shared out by weight; always the same one for the same flow, as long as the same backends are down.
+#[inline(always)]
+pub fn stand_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -> u32 {
+    stand_in_for(image, node, steer).unwrap_or(BAD_IMAGE)
+}
+
+#[inline(always)]
+fn stand_in_for<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -> Option<u32> {
+    steer.why = Why::StandIn as u32;
+    let mut drawn = steer.hash;
+    for _ in 0..REDRAWS_MAX {
+        drawn = (hash::mix(u64::from(drawn) + REDRAW_STEP) >> 32) as u32;
+        let backend = slot(image, steer.service, drawn)?;
+        if backend == 0 {
+            break;
+        }
+        if !node.is_down(image.u32(backend.wrapping_add(BACKEND_ID))?) {
+            steer.backend = backend;
+            return Some(step::PICKED);
+        }
+    }
+    let count = image.u32(steer.service.wrapping_add(SERVICE_BACKEND_COUNT))?;
+    let first = image.u32(steer.service.wrapping_add(SERVICE_BACKENDS))?;
+    let backends = image.head(Section::Backends.at())?;
+    for tried in 0..STAND_INS_MAX {
+        // The remainder instead of a counter that starts again: the verifier would follow every value that it can have.
+        let row = first.wrapping_add(drawn.wrapping_add(tried).checked_rem(count)?);
+        let backend = backends.wrapping_add(row.wrapping_mul(BACKEND_BYTES));
+        let takes_flows = image.u16(backend.wrapping_add(BACKEND_WEIGHT))? != 0;
+        if takes_flows && !node.is_down(image.u32(backend.wrapping_add(BACKEND_ID))?) {
+            steer.backend = backend;
+            return Some(step::PICKED);
+        }
+    }
+    Some(none_takes_it(image.u32(steer.service.wrapping_add(SERVICE_FLAGS))?))
+}
+
+/// A flow to the backend that was picked.
+#[inline(always)]
+pub fn begin<I: Image + ?Sized>(image: &I, steer: &mut Steer) -> u32 {
+    begin_in(image, steer).unwrap_or(BAD_IMAGE)
+}
+
+#[inline(always)]
+fn begin_in<I: Image + ?Sized>(image: &I, steer: &mut Steer) -> Option<u32> {
+    let id = image.u32(steer.backend.wrapping_add(BACKEND_ID))?;
+    let own = u32::from(image.u16(steer.backend.wrapping_add(BACKEND_PORT))?);
     let port = if own == 0 { steer.target } else { own };
-    steered(image, port, id, why, steer)?;
+    steered(image, port, id, steer)?;
     let state = next_state(FlowEntry::NEW, steer.protocol() == TCP, steer.flags);
     steer.entry = [
         u64::from(Chosen(steer.chosen).service()) | u64::from(id) << 32,
@@ -613,7 +708,7 @@ const fn next_state(state: u8, is_tcp: bool, flags: u32) -> u8 {
 
 /// To the backend at `steer.backend`, whose id is `backend`.
 #[inline(always)]
-fn steered<I: Image + ?Sized>(image: &I, port: u32, backend: u32, why: Why, steer: &mut Steer) -> Option<()> {
+fn steered<I: Image + ?Sized>(image: &I, port: u32, backend: u32, steer: &mut Steer) -> Option<()> {
     let address = address(image, steer.backend)?;
     let flags = image.u32(steer.service.wrapping_add(SERVICE_FLAGS))?;
     steer.route = plain(address);
@@ -621,7 +716,6 @@ fn steered<I: Image + ?Sized>(image: &I, port: u32, backend: u32, why: Why, stee
     steer.port = port;
     steer.translated = if flags & SERVICE_FLAGS_NAT != 0 { translated::DESTINATION } else { translated::NOTHING };
     steer.chosen = Chosen::of(Chosen(steer.chosen).service(), backend).0;
-    steer.why = why as u32;
     Some(())
 }
 
@@ -688,7 +782,7 @@ fn slot<I: Image + ?Sized>(image: &I, service: u32, hash: u32) -> Option<u32> {
         return Some(0);
     }
     // A share of the hash's range: no division, and as even.
-    let slot = (u64::from(hash) * u64::from(count) >> 32) as u32;
+    let slot = ((u64::from(hash) * u64::from(count)) >> 32) as u32;
     let first = image.u32(service.wrapping_add(SERVICE_SLOTS))?;
     let slots = image.head(Section::BackendSlots.at())?;
     let index = image.u16(slots.wrapping_add(first.wrapping_add(slot).wrapping_mul(BACKEND_SLOT_BYTES)))?;

@@ -264,6 +264,11 @@ pub trait Node {
     /// Writes an entry of the flow table.
     #[inline(always)]
     fn keep(&self, _key: &FlowKey, _entry: &FlowWords) {}
+    /// Whether the backend with this id gets no packets: its health checks fail.
+    #[inline(always)]
+    fn is_down(&self, _backend: u32) -> bool {
+        false
+    }
     /// Whether the flow table has room for one more new flow now.
     #[inline(always)]
     fn admits_flow(&self) -> bool {

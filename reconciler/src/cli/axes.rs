@@ -226,6 +226,8 @@ pub(super) struct Signs<'s> {
     pub(super) not_attached: Vec<String>,
     /// Rows of `next_hops`.
     pub(super) next_hops: &'s [Value],
+    /// Rows of services in the status.
+    pub(super) services: &'s [Value],
     /// What did not work after a rollback either, in words, and since when.
     pub(super) unhealthy: Option<(String, Option<u64>)>,
 }
@@ -247,6 +249,25 @@ pub(super) fn health(signs: &Signs<'_>) -> Value {
     };
     let (down, unresolved) = (with("state", "down".into()), with("resolved", false.into()));
     let first = |hops: &[&Value]| hops.iter().filter_map(|hop| hop["since"].as_str()).min().map(str::to_owned);
+    let unwell: Vec<_> = signs.services.iter().flat_map(|s| s["backends"].as_array().into_iter().flatten()).collect();
+    let unwell: Vec<_> = unwell.into_iter().map(|b| &b["health"]).filter(|h| h["state"] == "unhealthy").collect();
+    let backends = || {
+        let mut text = String::new();
+        for health in unwell.iter().take(3) {
+            let words = |key: &str| health[key].as_str().unwrap_or_default();
+            let why = health["reason"].as_str().map(|why| format!(" ({why})")).unwrap_or_default();
+            let comma = if text.is_empty() { "" } else { ", " };
+            let _ = write!(text, "{comma}{}/{}{why}", words("service"), words("backend"));
+        }
+        if unwell.len() > 3 {
+            let _ = write!(text, " and {} more", unwell.len() - 3);
+        }
+        for service in signs.services.iter().filter(|service| service["health"]["fail_open"] == true) {
+            let name = service["service"].as_str().unwrap_or_default();
+            let _ = write!(text, "; {name} uses all backends: fewer than minHealthy are healthy");
+        }
+        text
+    };
     let (state, reason, message, since) = match signs {
         Signs { other_layout: Some(other), .. } => ("unknown", Some(*other), None, None),
         Signs { live: false, .. } => ("none", Some("no-generation"), None, None),
@@ -257,6 +278,7 @@ pub(super) fn health(signs: &Signs<'_>) -> Value {
             ("degraded", Some("port-not-attached"), Some(not_attached.join(", ")), None)
         }
         _ if !down.is_empty() => ("degraded", Some("next-hop-down"), Some(named(&down)), first(&down)),
+        _ if !unwell.is_empty() => ("degraded", Some("backend-down"), Some(backends()), first(&unwell)),
         _ if !unresolved.is_empty() => {
             ("degraded", Some("next-hop-unresolved"), Some(named(&unresolved)), first(&unresolved))
         }
@@ -344,8 +366,14 @@ mod tests {
     fn health_names_the_worst_first_and_since_when_where_somebody_saw_it() {
         let hop = |name: &str, state: &str, resolved: bool| json!({"next_hop": name, "state": state, "resolved": resolved, "since": "2026-01-01T00:00:00Z", "why": null});
         let hops = [hop("p/a", "up", true), hop("p/b", "down", false), hop("p/c", "unknown", false)];
-        let signs =
-            |next_hops| Signs { live: true, other_layout: None, not_attached: vec![], next_hops, unhealthy: None };
+        let signs = |next_hops| Signs {
+            live: true,
+            other_layout: None,
+            not_attached: vec![],
+            next_hops,
+            services: &[],
+            unhealthy: None,
+        };
         let check = |signs: &Signs<'_>, state: &str, reason: Option<&str>, message: Option<&str>| {
             let health = health(signs);
             assert_eq!((&health["state"], &health["reason"]), (&state.into(), &json!(reason)), "{health}");

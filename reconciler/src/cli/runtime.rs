@@ -12,6 +12,7 @@ use crate::daemon::node::{Node, NodeError};
 use crate::daemon::reach::word;
 use crate::daemon::state::State;
 use crate::daemon::time::rfc3339;
+use crate::kernel::health::Backends;
 use crate::kernel::tables::Tables;
 
 /// Next hops named in the human form before the rest folds into a count.
@@ -23,6 +24,39 @@ pub(super) struct Runtime {
     pub next_hops: Vec<NextHop>,
     /// Groups that have lost weight.
     pub degraded_groups: Vec<Group>,
+    /// Backends of services that have health checks.
+    pub backends: Vec<BackendHealth>,
+    /// Services all of whose backends are used, because fewer than `minHealthy` are healthy.
+    pub fail_open: Vec<String>,
+    /// When a daemon last said how backends are.
+    pub backends_as_of: Option<String>,
+}
+
+/// A backend as its checks found it: read from the kernel; the daemon's file adds since when, why and how often.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct BackendHealth {
+    #[serde(skip)]
+    pub id: u32,
+    service: String,
+    backend: String,
+    /// `healthy`, `unhealthy` or `unknown`.
+    state: &'static str,
+    /// Whether packets go to it; where too few are healthy, all are used.
+    used: bool,
+    since: Option<String>,
+    reason: Option<String>,
+    /// How often the daemon that last ran has checked it, and when it last did.
+    checks: Option<u64>,
+    checked: Option<String>,
+}
+
+impl BackendHealth {
+    pub(super) fn standing(&self) -> String {
+        let since = self.since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
+        let why = self.reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        let used = if self.used && self.state == "unhealthy" { ", used all the same" } else { "" };
+        format!("{}{since}{why}{used}", self.state)
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -86,12 +120,17 @@ impl Runtime {
             });
         }
         let degraded_groups = groups(view, &next_hops);
-        Ok(Self { next_hops, degraded_groups })
+        let (backends, as_of) = backends(node, view, state)?;
+        let fail_open: std::collections::BTreeSet<_> =
+            backends.iter().filter(|b| b.state == "unhealthy" && b.used).map(|b| b.service.clone()).collect();
+        let backends_as_of = as_of.filter(|_| !backends.is_empty()).map(rfc3339);
+        Ok(Self { next_hops, degraded_groups, backends, fail_open: fail_open.into_iter().collect(), backends_as_of })
     }
 
     /// Without those of which nothing has to be said.
     pub(super) fn troubled(mut self) -> Self {
         self.next_hops.retain(|hop| hop.state != "up");
+        self.backends.retain(|backend| backend.state == "unhealthy");
         self
     }
 
@@ -135,6 +174,12 @@ impl Runtime {
         for group in self.degraded_groups.iter().take(SHOWN_MAX) {
             let _ = writeln!(out, "  {}", group.words());
         }
+        for backend in self.backends.iter().filter(|backend| backend.state == "unhealthy").take(SHOWN_MAX) {
+            let _ = writeln!(out, "  backend {}/{} is {}", backend.service, backend.backend, backend.standing());
+        }
+        for service in self.fail_open.iter().take(SHOWN_MAX) {
+            let _ = writeln!(out, "  service {service} has fewer healthy backends than minHealthy: all are used");
+        }
         if out.is_empty() { out } else { format!("\nRuntime (not part of the plan):\n{out}") }
     }
 }
@@ -160,6 +205,38 @@ impl Group {
             if self.weight == self.weight_down { format!("; on-all-down {}", self.on_all_down) } else { String::new() };
         format!("{} of {} weight down for {routes}: {}{then}", self.weight_down, self.weight, members.join(", "))
     }
+}
+
+/// Backends that are checked, and when a daemon last said how they are.
+fn backends(node: &Node, view: &View<'_>, state: &State) -> Result<(Vec<BackendHealth>, Option<u64>), NodeError> {
+    if view.services().all(|service| service.health.is_none()) {
+        return Ok((Vec::new(), None));
+    }
+    let table = Backends::open(&node.pins)?;
+    let (as_of, records) = state.backends();
+    let records: BTreeMap<u32, _> = records.into_iter().map(|record| (record.id, record)).collect();
+    let mut all = Vec::new();
+    for service in view.services().filter(|service| service.health.is_some()) {
+        for backend in view.backends(&service) {
+            let standing = table.get(backend.id)?;
+            let (name, state) = (backend.name(), standing.health.word());
+            let record =
+                records.get(&backend.id).filter(|record| record.backend == name && record.service == service.name);
+            let same = record.filter(|record| record.state == state);
+            all.push(BackendHealth {
+                id: backend.id,
+                service: service.name.to_owned(),
+                backend: name,
+                state,
+                used: !standing.is_down,
+                since: same.map(|record| rfc3339(record.since_unix_ms)),
+                reason: same.and_then(|record| record.why.clone()),
+                checks: record.map(|record| record.checks),
+                checked: record.and_then(|record| record.checked_unix_ms).map(rfc3339),
+            });
+        }
+    }
+    Ok((all, as_of))
 }
 
 fn groups(view: &View<'_>, next_hops: &[NextHop]) -> Vec<Group> {

@@ -23,7 +23,7 @@ use crate::kernel::flows;
 use crate::kernel::layout::OtherLayout;
 use crate::kernel::link::{Link, XdpMode, links, wire};
 use crate::kernel::observe::Observed;
-use crate::policy::DriftMode;
+use crate::policy::{DriftMode, HealthChecks};
 use crate::trace::tag_words;
 
 /// Show what the kernel holds and how the node is doing
@@ -96,7 +96,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         }
         status["policies"] = policies.into();
         status["services"] = view.count(Section::Services).into();
-        status["service_list"] = services(&view, objects.as_ref())?;
+        status["service_list"] = services(&view, objects.as_ref(), &runtime)?;
         status["degraded_groups"] = serde_json::to_value(&runtime.degraded_groups)?;
         any_down = runtime.is_down();
         hop_words = runtime.human();
@@ -148,6 +148,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         other_layout: other,
         not_attached: not_attached.map(|i| format!("{} on {}", words(&i["port"]), words(&i["device"]))).collect(),
         next_hops: status["next_hops"].as_array().map_or(&[], Vec::as_slice),
+        services: status["service_list"].as_array().map_or(&[], Vec::as_slice),
         unhealthy: unhealthy.map(|record| (in_words(record), published)),
     });
     if let Some(objects) = &objects {
@@ -166,7 +167,7 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
 }
 
 /// Services with their backends, by name.
-fn services(view: &View<'_>, objects: Option<&counters::Objects>) -> anyhow::Result<Value> {
+fn services(view: &View<'_>, objects: Option<&counters::Objects>, runtime: &Runtime) -> anyhow::Result<Value> {
     let mut ports: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     for (service, port) in view.service_ports() {
         ports.entry(service).or_default().push(port.to_string());
@@ -183,11 +184,20 @@ fn services(view: &View<'_>, objects: Option<&counters::Objects>) -> anyhow::Res
             count(&mut row, counted.to);
             row["answers"] = json!({"packets": counted.answers.packets, "bytes": counted.answers.bytes});
         }
+        if let Some(checks) = service.health {
+            let words = HealthChecks::from_text(checks).map(|checks| checks.to_string());
+            let open = runtime.fail_open.iter().any(|name| name == service.name);
+            row["health"] = json!({"checks": words, "fail_open": open, "as_of": runtime.backends_as_of});
+        }
         let mut backends = Vec::new();
         for backend in view.backends(&service) {
             let mut row = json!({"backend": backend.name(), "weight": backend.weight, "line": backend.line});
             if let Some(objects) = objects {
                 count(&mut row, objects.backend(backend.id)?);
+            }
+            if let Some(health) = runtime.backends.iter().find(|health| health.id == backend.id) {
+                row["health"] = serde_json::to_value(health)?;
+                row["health"]["words"] = health.standing().into();
             }
             backends.push(row);
         }
@@ -368,11 +378,20 @@ fn human(status: &Value, next_hops: &str) -> String {
             service["packets"],
             service["answers"]["packets"]
         );
+        if let Some(checks) = service["health"]["checks"].as_str() {
+            let as_of = service["health"]["as_of"].as_str().map(|as_of| format!(", as of {as_of}")).unwrap_or_default();
+            let stopped = if status["sync"]["daemon"] == "running" { "" } else { ", and no daemon checks now" };
+            let _ = writeln!(out, "              checked by {checks}{as_of}{stopped}");
+            if service["health"]["fail_open"] == true {
+                let _ = writeln!(out, "              fewer are healthy than minHealthy: all are used");
+            }
+        }
         for backend in list(&service["backends"]) {
             let drained = if backend["weight"] == 0 { ", drained" } else { "" };
+            let health = backend["health"]["words"].as_str().map(|health| format!(", {health}")).unwrap_or_default();
             let _ = writeln!(
                 out,
-                "  backend     {} ×{}{drained}: {} packets",
+                "  backend     {} ×{}{drained}{health}: {} packets",
                 text(&backend["backend"]),
                 backend["weight"],
                 backend["packets"]

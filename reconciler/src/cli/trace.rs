@@ -20,6 +20,7 @@ use crate::daemon::node::{Facts, Node};
 use crate::daemon::trial::{self, Trial};
 use crate::kernel::check::reason_name;
 use crate::kernel::flows::{Flows, now_s};
+use crate::kernel::health::Backends;
 use crate::kernel::tables::Tables;
 use crate::kernel::test_run::FRAME_BYTES_MAX;
 use crate::trace::{Egress, Fields, Offline, PacketDescription, PacketError, Trace, TraceNode, trace, verdict_name};
@@ -72,6 +73,8 @@ struct Asked {
     tables: Option<Tables>,
     /// The flow table, of live rules.
     flows: Option<Flows>,
+    /// Which backends are down, of live rules.
+    health: Option<Backends>,
     /// Next hops without an entry are taken to be up: they are resolved before a candidate is published.
     assumes: bool,
     /// Devices by port id; `None` offline.
@@ -120,6 +123,10 @@ impl fib::Node for Asked {
 
     fn flow(&self, key: &FlowKey) -> FlowWords {
         self.flows.as_ref().map_or([0; 4], |flows| flows.get(key))
+    }
+
+    fn is_down(&self, backend: u32) -> bool {
+        self.health.as_ref().is_some_and(|health| health.get(backend).is_ok_and(|standing| standing.is_down))
     }
 
     fn now_s(&self) -> u32 {
@@ -177,6 +184,7 @@ fn on_node(args: &Args, node: &Node) -> anyhow::Result<Exit> {
     let view = live.image.view()?;
     let mut asked = asked(args, &view, Some(Tables::open(&node.pins)?), &facts, false)?;
     asked.flows = Flows::open(&node.pins)?;
+    asked.health = Some(Backends::open(&node.pins)?);
     answer(args, &view, &asked, args.kernel.then_some((node, None)))
 }
 
@@ -200,7 +208,7 @@ fn asked(args: &Args, view: &View<'_>, tables: Option<Tables>, facts: &Facts, as
         devices.extend(device.map(|device| (port.id, device)));
     }
     let in_port = args.in_port.as_ref().map(|name| ingress(name, view, tables.as_ref(), facts)).transpose()?;
-    Ok(Asked { tables, flows: None, assumes, devices: Some(devices), in_port })
+    Ok(Asked { tables, flows: None, health: None, assumes, devices: Some(devices), in_port })
 }
 
 /// The port that `--in-port` names, as the node's tables have it.

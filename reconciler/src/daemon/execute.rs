@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::compile::{Image, View};
 use crate::kernel::counters::{self, Owners};
+use crate::kernel::health::{Backends, Standing};
 use crate::kernel::observe::{Generation, Observed};
 use crate::kernel::program::Programs;
 use crate::kernel::publish::{self, Staged, Verified};
@@ -175,7 +176,13 @@ impl<'a> Run<'a> {
         // Carried already where their last generation was retired in an orderly way.
         next_hops.into_iter().try_for_each(|id| counters.carry(id, 0))?;
         services.into_iter().try_for_each(|id| counters.clear_service(id))?;
-        backends.into_iter().try_for_each(|id| counters.clear_backend(id))?;
+        if !backends.is_empty() {
+            let mut health = Backends::open(&self.node.pins)?;
+            backends.into_iter().try_for_each(|id| {
+                health.set(id, Standing::default())?;
+                counters.clear_backend(id)
+            })?;
+        }
         Ok(())
     }
 

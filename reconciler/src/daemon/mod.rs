@@ -8,6 +8,7 @@ pub mod drift;
 mod drift_timer;
 pub mod execute;
 mod follow;
+pub mod health;
 pub mod journal;
 pub mod neighbours;
 pub mod node;

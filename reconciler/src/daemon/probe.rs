@@ -14,7 +14,12 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, connect, ipproto, recv, send, socket};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::policy::{Check, Probe};
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+
+use crate::policy::{Check, HealthCheck, HealthChecks, Probe};
 use crate::tls::trusting;
 
 /// What became of every probe, by its name; the error says what went wrong, for people.
@@ -55,7 +60,7 @@ pub fn try_all(probes: &[Probe]) -> Results {
 fn try_one(probe: &Probe) -> Result<(), String> {
     match &probe.check {
         Check::Tcp(address) => tcp(*address, probe.timeout),
-        Check::Http { url, status } => http(url, *status, probe.timeout),
+        Check::Http { url, status } => http(url, None, *status, probe.timeout),
         Check::Ping(address) => ping(*address, probe.timeout),
         Check::Command(run) => command(run, probe.timeout),
     }
@@ -65,7 +70,33 @@ fn tcp(address: SocketAddr, timeout: Duration) -> Result<(), String> {
     TcpStream::connect_timeout(&address, timeout).map(drop).map_err(|error| format!("tcp {address}: {error}"))
 }
 
-fn http(url: &str, status: Option<u16>, timeout: Duration) -> Result<(), String> {
+/// Checks a backend once.
+pub fn check_backend(address: SocketAddr, checks: &HealthChecks) -> Result<(), String> {
+    match &checks.check {
+        HealthCheck::Tcp { .. } => tcp(address, checks.timeout),
+        HealthCheck::Http { tls, path, host, status, .. } => {
+            let scheme = if *tls { "https" } else { "http" };
+            let authority =
+                host.as_ref().map_or_else(|| address.to_string(), |host| format!("{host}:{}", address.port()));
+            http(&format!("{scheme}://{authority}{path}"), Some(address), *status, checks.timeout)
+        }
+    }
+}
+
+/// Leads every name to one address.
+#[derive(Debug)]
+struct To(SocketAddr);
+
+impl Resolver for To {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let mut found = self.empty();
+        found.push(self.0);
+        Ok(found)
+    }
+}
+
+/// Gets a page, of the server at `to` where that is given, whatever the name in `url` leads to.
+fn http(url: &str, to: Option<SocketAddr>, status: Option<u16>, timeout: Duration) -> Result<(), String> {
     let mut config = ureq::Agent::config_builder();
     if url.starts_with("https:") {
         config = config.tls_config(trusting(None).map_err(|error| format!("{url}: {error}"))?);
@@ -78,7 +109,11 @@ fn http(url: &str, status: Option<u16>, timeout: Duration) -> Result<(), String>
         // A proxy's answer says nothing about this node's routes.
         .proxy(None)
         .build();
-    let response = ureq::Agent::new_with_config(config).get(url).call().map_err(|error| format!("{url}: {error}"))?;
+    let agent = match to {
+        Some(to) => ureq::Agent::with_parts(config, DefaultConnector::default(), To(to)),
+        None => ureq::Agent::new_with_config(config),
+    };
+    let response = agent.get(url).call().map_err(|error| format!("{url}: {error}"))?;
     let got = response.status().as_u16();
     let expected = status.map_or((200..400).contains(&got), |status| got == status);
     if expected { Ok(()) } else { Err(format!("{url}: status {got}")) }

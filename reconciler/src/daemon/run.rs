@@ -25,6 +25,7 @@ use super::apply::{Proposal, apply, propose_degraded, propose_kept, summary};
 use super::attempt::{self, Axis, By, Noting, Seen, Tried};
 use super::drift_timer::DriftTimer;
 use super::follow::Follower;
+use super::health::Checks;
 use super::journal::Event;
 use super::node::{Node, NodeError};
 use super::probation::{self, Standing, Verdict};
@@ -45,6 +46,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
     let (hints, mut hinted) = mpsc::channel::<()>(1);
     let (changes, mut changed) = mpsc::channel::<Hint>(2);
     let mut runtime = Runtime::start(node, changes)?;
+    let checks = Checks::start(node)?;
     let state = State::new(&node.config.state_dir);
     let mut files = match source {
         Source::Directory(directory) => Some(FileWatch::new(directory, hints.clone())),
@@ -104,6 +106,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
                 }
                 trial.renew(node);
                 runtime.wake();
+                checks.wake()?;
             }
             error = runtime.ended() => return Err(error.unwrap_or_else(|| NodeError::State {
                 path: PathBuf::from("threads"),
@@ -112,6 +115,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
             (generation, verdict) = trial.verdict() => {
                 daemon.conclude(generation, verdict).await;
                 runtime.wake();
+                checks.wake()?;
                 schedule.hint(Instant::now());
             }
             () = tokio::time::sleep_until(schedule.next().into()) => {
@@ -126,6 +130,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
                 // What was published just now; a change before it need not prove anything any more.
                 trial.renew(node);
                 runtime.wake();
+                checks.wake()?;
                 schedule.finished(outcome, Instant::now());
                 if !ready {
                     ready = true;

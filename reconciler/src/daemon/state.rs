@@ -22,6 +22,22 @@ pub struct NextHopRecord {
     pub why: Option<String>,
 }
 
+/// What the daemon says of a backend: since when it is what it is, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BackendRecord {
+    pub id: u32,
+    pub service: String,
+    pub backend: String,
+    /// `healthy`, `unhealthy` or `unknown`.
+    pub state: String,
+    pub since_unix_ms: u64,
+    /// Of one that is unhealthy.
+    pub why: Option<String>,
+    /// How often this daemon has checked it, and when it last did.
+    pub checks: u64,
+    pub checked_unix_ms: Option<u64>,
+}
+
 /// How a device was attached, and why so. Indexes mean something until the next start of the machine, as attachments do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AttachmentRecord {
@@ -117,6 +133,36 @@ impl State {
             })
         };
         value["next_hops"].as_array().into_iter().flatten().filter_map(record).collect()
+    }
+
+    /// Records what the daemon last said of backends, and when. Not forced to the disk, as next hops are not.
+    pub fn set_backends(&self, as_of_unix_ms: u64, backends: &[BackendRecord]) -> io::Result<()> {
+        let value = json!({ "as_of_unix_ms": as_of_unix_ms, "backends": backends });
+        let new = self.write_beside("backends.json", &serde_json::to_vec(&value)?)?.1;
+        std::fs::rename(new, self.directory.join("backends.json"))
+    }
+
+    /// When the daemon last said what of backends; nothing where it never did.
+    pub fn backends(&self) -> (Option<u64>, Vec<BackendRecord>) {
+        let read = || -> Option<Value> {
+            serde_json::from_slice(&std::fs::read(self.directory.join("backends.json")).ok()?).ok()
+        };
+        let value = read().unwrap_or_default();
+        let record = |entry: &Value| {
+            let text = |key: &str| entry[key].as_str().map(str::to_owned);
+            Some(BackendRecord {
+                id: u32::try_from(entry["id"].as_u64()?).ok()?,
+                service: text("service")?,
+                backend: text("backend")?,
+                state: text("state")?,
+                since_unix_ms: entry["since_unix_ms"].as_u64()?,
+                why: text("why"),
+                checks: entry["checks"].as_u64()?,
+                checked_unix_ms: entry["checked_unix_ms"].as_u64(),
+            })
+        };
+        let records = value["backends"].as_array().into_iter().flatten().filter_map(record).collect();
+        (value["as_of_unix_ms"].as_u64(), records)
     }
 
     /// Records how a device was attached; what was recorded of the same device before is forgotten.

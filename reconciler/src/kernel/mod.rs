@@ -16,6 +16,7 @@ pub mod counters;
 pub mod ethtool;
 pub mod events;
 pub mod flows;
+pub mod health;
 pub mod image_map;
 pub mod layout;
 pub mod link;

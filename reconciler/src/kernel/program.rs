@@ -62,10 +62,13 @@ impl Entry {
 const SHARED_MAPS: [&str; 4] = ["PORTS", "PORTS_FRAGS", "PORT_LINKS", "NEIGHBOURS"];
 
 /// Maps that belong to live packets alone: the candidate has its own, beside its program.
-const LIVE_MAPS: [&str; 4] = ["DEVICES", "VLANS", "COUNTERS", "FLOWS"];
+const LIVE_MAPS: [&str; 5] = ["DEVICES", "VLANS", "COUNTERS", "FLOWS", "BACKEND_HEALTH"];
 
 /// Entries of the candidate's flow table: what tests put there.
 const CANDIDATE_FLOWS: u32 = 64;
+
+/// Backends of which the candidate can be told that they are down: tests have few. All others are up for it.
+const CANDIDATE_BACKENDS: u32 = 64;
 
 /// Maps of live packets that the candidate has only in name, with so many entries: none of its packets has an index that
 /// they hold, so it counts nothing there, and nobody listens to it.
@@ -157,6 +160,7 @@ pub struct Programs {
     candidate_devices: RefCell<Array<MapData, u64>>,
     candidate_vlans: RefCell<AyaHashMap<MapData, u64, u64>>,
     candidate_flows: RefCell<AyaHashMap<MapData, FlowKey, FlowWords>>,
+    candidate_backends: RefCell<Array<MapData, u32>>,
 }
 
 impl std::fmt::Debug for Programs {
@@ -180,6 +184,7 @@ pub(super) fn load_object(pins: &Pins, bits: u32, slot: u32) -> Result<Ebpf, Ker
     }
     if slot != LIVE {
         loader.map_max_entries("FLOWS", CANDIDATE_FLOWS);
+        loader.map_max_entries("BACKEND_HEALTH", CANDIDATE_BACKENDS);
     }
     for (name, candidate_entries) in LIVE_ONLY_MAPS {
         if slot == LIVE {
@@ -235,6 +240,8 @@ impl Programs {
         let candidate_vlans = AyaHashMap::try_from(Map::HashMap(own("VLANS")?)).map_err(KernelError::map("VLANS"))?;
         let candidate_flows =
             AyaHashMap::try_from(Map::LruHashMap(own("FLOWS")?)).map_err(KernelError::map("FLOWS"))?;
+        let candidate_backends =
+            Array::try_from(Map::Array(own("BACKEND_HEALTH")?)).map_err(KernelError::map("BACKEND_HEALTH"))?;
         let candidate_devices = Array::try_from(Map::Array(own("DEVICES")?)).map_err(KernelError::map("DEVICES"))?;
         let programs = Self {
             bits,
@@ -249,6 +256,7 @@ impl Programs {
             candidate_devices: RefCell::new(candidate_devices),
             candidate_vlans: RefCell::new(candidate_vlans),
             candidate_flows: RefCell::new(candidate_flows),
+            candidate_backends: RefCell::new(candidate_backends),
         };
         programs.set_test_ingress(0, Some(&TEST_INGRESS))?;
         Ok(programs)
@@ -363,6 +371,12 @@ impl Programs {
             },
         };
         result.map_err(KernelError::map("FLOWS"))
+    }
+
+    /// Tells the candidate that a backend is down, or no longer.
+    pub fn set_test_down(&self, backend: u32, is_down: bool) -> Result<(), KernelError> {
+        let word = if is_down { fib::service::BACKEND_DOWN } else { 0 };
+        self.candidate_backends.borrow_mut().set(backend, word, 0).map_err(KernelError::map("BACKEND_HEALTH"))
     }
 
     fn candidate_packets(&self) -> Result<Vec<u64>, KernelError> {

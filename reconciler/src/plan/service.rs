@@ -1,10 +1,11 @@
 //! Services and backends as a plan compares them.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use super::{Named, sorted};
 use crate::compile::view::{ServiceView, View};
-use crate::policy::{FlowTimeouts, OnNoBackend};
+use crate::policy::{FlowTimeouts, HealthChecks, OnNoBackend};
 
 /// Services by name. Against `before`, the words of one whose Maglev table changes say how much of it does: so many new
 /// flows go to another backend than they would have.
@@ -20,20 +21,25 @@ pub(super) fn services(view: &View, before: Option<&View>) -> Vec<Named> {
         let ports = ports.get(&service.row).map(|ports| ports.join(", ")).unwrap_or_default();
         let mut text = format!("{} {ports} by {}", service.vip, service.forwarding.as_str());
         if let Some(affinity) = service.affinity {
-            text += &format!(", affinity of source /{} or /{}", affinity.ipv4, affinity.ipv6);
+            let _ = write!(text, ", affinity of source /{} or /{}", affinity.ipv4, affinity.ipv6);
         }
         // Defaults are worth no word.
         if service.on_no_backend == OnNoBackend::Drop {
             text += ", on-no-backend drop";
         }
+        if let Some(health) = service.health {
+            let words = HealthChecks::from_text(health).map_or_else(|| health.to_owned(), |checks| checks.to_string());
+            let _ = write!(text, ", checked by {words}");
+        }
         let times = service.timeouts;
         if times != FlowTimeouts::default() {
-            text += &format!(", flows kept {} s, {} s, udp {} s", times.established_s, times.closing_s, times.udp_s);
+            let (established, closing, udp) = (times.established_s, times.closing_s, times.udp_s);
+            let _ = write!(text, ", flows kept {established} s, {closing} s, udp {udp} s");
         }
         if let Some((before, was)) = before.zip(old.get(service.name))
             && let Some(moved) = moved((before, was), (view, &service))
         {
-            text += &format!("; {moved} of its slots move");
+            let _ = write!(text, "; {moved} of its slots move");
         }
         Named { name: service.name.to_owned(), text, place: Some((service.file.to_owned(), service.line)) }
     };

@@ -604,6 +604,32 @@ of it.
 
 Wrong:  backends: [{address: 10.1.0.11, weight: 0}, {address: 10.1.0.12, weight: 0}]
 Right:  backends: [{address: 10.1.0.11, weight: 0}, {address: 10.1.0.12}]"
+
+    HealthCheck "WL1108" Error "health checks need exactly one kind of check"
+"A backend is checked by a TCP connection, or by a page that is got by HTTP or HTTPS.
+
+Wrong:  health: {tcp: {}, http: {path: /health}}
+Right:  health: {http: {path: /health}}"
+
+    HealthTimes "WL1109" Error "a health check's times cannot be"
+"A backend is checked every 100ms to 1h, and a check may take 10ms up to that interval: one begins when the one before
+has ended.
+
+Wrong:  health: {tcp: {}, interval: 1s, timeout: 2s}
+Right:  health: {tcp: {}, interval: 2s, timeout: 1s}"
+
+    HealthPort "WL1110" Error "a health check has no port"
+"Checks are made by TCP. A service with ports of UDP alone does not say at which one its backends can be checked.
+
+Wrong:  ports: [{port: 53, protocol: udp}], health: {tcp: {}}
+Right:  ports: [{port: 53, protocol: udp}], health: {tcp: {port: 53}}"
+
+    MinHealthy "WL1111" Error "so many backends cannot be healthy"
+"With fewer healthy backends than `minHealthy` all are used. It is a number, or a share from 0% to 100%, of the backends
+that take new flows. With more than there are the checks would never count.
+
+Wrong:  backends: [{address: 10.1.0.11}, {address: 10.1.0.12}], health: {tcp: {}, minHealthy: 3}
+Right:  backends: [{address: 10.1.0.11}, {address: 10.1.0.12}], health: {tcp: {}, minHealthy: \"50%\"}"
 }
 
 #[cfg(test)]

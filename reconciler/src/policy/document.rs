@@ -1133,6 +1133,10 @@ pub(super) struct ServiceSpec {
     #[serde(default)]
     #[schemars(extend("default" = "pass"))]
     pub(super) on_no_backend: OnNoBackend,
+    /// How the daemon finds out which backends serve; none is checked when left out.
+    #[serde(default)]
+    #[schemars(with = "Health")]
+    pub(super) health: Option<Health>,
     /// How long flows are known without a packet.
     #[serde(default)]
     pub(super) flow_timeouts: FlowTimeouts,
@@ -1256,6 +1260,100 @@ fn affinity_ipv4_default() -> u8 {
 
 fn affinity_ipv6_default() -> u8 {
     128
+}
+
+/// How backends are checked. Exactly one of tcp, http and https. One that fails gets no packets, neither of new flows nor of
+/// those that it has; what was never checked gets them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Health {
+    /// A connection is made.
+    #[serde(default)]
+    #[schemars(with = "TcpHealth")]
+    pub(super) tcp: Option<TcpHealth>,
+    /// A page is got.
+    #[serde(default)]
+    #[schemars(with = "HttpHealth")]
+    pub(super) http: Option<HttpHealth>,
+    /// A page is got by TLS. The certificate must be valid for `host`, or else for the backend's address, by what the node trusts.
+    #[serde(default)]
+    #[schemars(with = "HttpHealth")]
+    pub(super) https: Option<HttpHealth>,
+    /// How often each backend is checked, 100ms to 1h, such as 2s.
+    #[serde(default = "health_interval_default")]
+    #[schemars(extend("default" = "2s"))]
+    pub(super) interval: String,
+    /// How long one check may take, 10ms up to the interval, such as 1s.
+    #[serde(default = "probe_timeout_default")]
+    #[schemars(extend("default" = "1s"))]
+    pub(super) timeout: String,
+    /// Checks in a row that an unhealthy backend must pass until it gets packets again.
+    #[serde(default = "health_count_default")]
+    #[schemars(range(min = 1, max = 100), extend("default" = 2))]
+    pub(super) rise: u8,
+    /// Checks in a row that a healthy backend must fail until it gets none; those after the first failure follow at once.
+    #[serde(default = "health_count_default")]
+    #[schemars(range(min = 1, max = 100), extend("default" = 2))]
+    pub(super) fall: u8,
+    /// With fewer healthy backends than this, all are used as if none were checked: a number, or a share of those that take new
+    /// flows such as `"50%"`, rounded up. 0 when left out: `onNoBackend` says what happens when none is healthy.
+    #[serde(default)]
+    #[schemars(schema_with = "min_healthy_schema")]
+    pub(super) min_healthy: Option<MinHealthy>,
+}
+
+/// Where a connection is made to.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TcpHealth {
+    /// A port of the backend; when left out its own, or else what the service's first TCP port means at the backend.
+    #[serde(default)]
+    #[schemars(with = "u16", range(min = 1))]
+    pub(super) port: Option<u16>,
+}
+
+/// What is got of a backend, and what is expected; redirections are not followed.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct HttpHealth {
+    /// Such as `/health`.
+    #[schemars(regex(pattern = r"^/[!-~]*$"), length(max = 1024))]
+    pub(super) path: String,
+    /// A port of the backend; when left out its own, or else what the service's first TCP port means at the backend.
+    #[serde(default)]
+    #[schemars(with = "u16", range(min = 1))]
+    pub(super) port: Option<u16>,
+    /// The name that is asked for, such as `api.example.net`; the backend's address when left out.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$"), length(max = 253))]
+    pub(super) host: Option<String>,
+    /// The status that is expected; any from 200 to 399 when left out.
+    #[serde(default)]
+    #[schemars(with = "u16", range(min = 100, max = 599))]
+    pub(super) status: Option<u16>,
+}
+
+/// A number of backends, or a share of them in words.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum MinHealthy {
+    Count(u16),
+    Text(String),
+}
+
+fn min_healthy_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": ["integer", "string"], "minimum": 0, "maximum": 1024, "pattern": "^[0-9]{1,3}%$",
+        "description": "With fewer healthy backends than this, all are used as if none were checked: a number, or a share of those that take new flows such as `\"50%\"`, rounded up. 0 when left out: `onNoBackend` says what happens when none is healthy.",
+    })
+}
+
+fn health_interval_default() -> String {
+    "2s".to_owned()
+}
+
+fn health_count_default() -> u8 {
+    2
 }
 
 /// What happens to packets that no backend takes: pass to the kernel, or drop.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Faults, Span};
 use super::document::{self, Forwarding, OnNoBackend, PortRange, Protocol};
+use super::health::{HealthChecks, read_health};
 use super::quantity::duration_ms;
 use super::validate::Run;
 use super::yaml::{Node, Step};
@@ -28,6 +29,9 @@ pub struct ServicePolicy {
     pub affinity: Option<Affinity>,
     pub on_no_backend: OnNoBackend,
     pub timeouts: FlowTimeouts,
+    pub health: Option<HealthChecks>,
+    /// [`HealthChecks::text`] of it; empty where there is none.
+    pub health_text: String,
 }
 
 /// Ports of a service.
@@ -131,23 +135,27 @@ pub(super) fn read_service_policy(run: &mut Run<'_>, file: &str, root: &Node, wr
             run.claims.push(Claim { vip, port: *port, nodes: nodes.clone(), file: file.to_owned(), span: *span });
         }
     }
+    let mut numbers: Vec<ServicePort> = ports.iter().map(|(port, _)| *port).collect();
+    numbers.sort_unstable();
+    let health =
+        spec.health.as_ref().and_then(|health| read_health(file, root, &mut run.faults, health, &backends, &numbers));
     let line = root.place(&[Step::Key("metadata"), Step::Key("name")]).start.line;
     // Where one could not be read there is an error, and no `Policy` comes of it.
     let (Some(vip), Some(timeouts)) = (vip, timeouts) else { return };
-    let mut ports: Vec<ServicePort> = ports.into_iter().map(|(port, _)| port).collect();
-    ports.sort_unstable();
     run.services.push(ServicePolicy {
         name: written.metadata.name,
         owner: written.metadata.owner,
         nodes,
         origin: Origin { file: file_id, line },
         vip,
-        ports,
+        ports: numbers,
         forwarding: spec.forwarding,
         backends,
         affinity: spec.affinity.map(|affinity| Affinity { ipv4: affinity.source.ipv4, ipv6: affinity.source.ipv6 }),
         on_no_backend: spec.on_no_backend,
         timeouts,
+        health_text: health.as_ref().map(HealthChecks::text).unwrap_or_default(),
+        health,
     });
 }
 

@@ -108,6 +108,10 @@ impl<N: Node> Node for AllUp<'_, N> {
         self.0.flow(key)
     }
 
+    fn is_down(&self, backend: u32) -> bool {
+        self.0.is_down(backend)
+    }
+
     fn now_s(&self) -> u32 {
         self.0.now_s()
     }

@@ -20,6 +20,8 @@ pub struct Served<'a> {
     why: Option<Why>,
     /// The slot of Maglev's table that the packet fell on, and how many there are.
     slot: Option<(u32, u32)>,
+    /// The backend that would have the packet, and is down.
+    passed_over: Option<BackendView<'a>>,
     /// What is translated, and to what.
     translated: Option<(&'static str, String)>,
 }
@@ -47,9 +49,10 @@ impl<'a> Served<'a> {
         let service = view.services().find(|service| service.id == chosen.service())?;
         let backend = view.backends(&service).find(|backend| backend.id == chosen.backend());
         let why = backend.and_then(|_| steer.why());
+        let passed_over = view.backends(&service).find(|backend| backend.id == steer.passed_over);
         let slots = u32::try_from(view.service_slots(&service).len()).unwrap_or(u32::MAX);
-        let slot = matches!(why, Some(Why::Slot | Why::Affinity))
-            .then(|| (u32::try_from(u64::from(steer.hash) * u64::from(slots) >> 32).unwrap_or_default(), slots));
+        let slot = matches!(why, Some(Why::Slot | Why::Affinity | Why::StandIn))
+            .then(|| (u32::try_from((u64::from(steer.hash) * u64::from(slots)) >> 32).unwrap_or_default(), slots));
         let what = match steer.translated {
             translated::DESTINATION => Some("destination"),
             translated::SOURCE => Some("source"),
@@ -57,7 +60,7 @@ impl<'a> Served<'a> {
         };
         let port = u16::try_from(steer.port).ok();
         let translated = what.map(|what| (what, backend_name(ip(steer.address), port)));
-        Some(Self { service, backend, why, slot, translated })
+        Some(Self { service, backend, why, slot, passed_over, translated })
     }
 
     /// Why it is this backend, as a word for programs.
@@ -68,6 +71,7 @@ impl<'a> Served<'a> {
             Why::Affinity => "affinity",
             Why::Previous => "previous-generation",
             Why::Answer => "answer",
+            Why::StandIn => "stand-in",
         })
     }
 
@@ -83,6 +87,7 @@ impl<'a> Served<'a> {
             why: self.why_word(),
             slot: self.slot.map(|(slot, _)| slot),
             slots: self.slot.map(|(_, slots)| slots),
+            passed_over: self.passed_over.map(|backend| backend.name()),
             translated: self.translated.as_ref().map(|(what, _)| *what),
             to: self.translated.as_ref().map(|(_, to)| to.clone()),
         }
@@ -99,7 +104,11 @@ impl<'a> Served<'a> {
             service.file,
             service.line
         );
-        let Some(backend) = &self.backend else { return text + "backend   none\n" };
+        let Some(backend) = &self.backend else {
+            let down =
+                self.passed_over.map_or(String::new(), |of| format!(": {} is down, and so are all others", of.name()));
+            return text + &format!("backend   none{down}\n");
+        };
         let why = match (self.why, self.slot) {
             (Some(Why::Flow), _) => "the flow table has this flow there".to_owned(),
             (Some(Why::Previous), _) => "the generation before sent such packets there".to_owned(),
@@ -107,11 +116,20 @@ impl<'a> Served<'a> {
             (Some(Why::Affinity), Some((slot, slots))) => {
                 format!("slot {slot} of {slots} by the source address alone")
             }
+            (Some(Why::StandIn), Some((slot, slots))) => {
+                format!(
+                    "stands in for {} of slot {slot} of {slots}, which is down",
+                    self.passed_over.map_or_else(String::new, |of| of.name())
+                )
+            }
             (_, Some((slot, slots))) => format!("slot {slot} of {slots}"),
             _ => String::new(),
         };
         let drained = if backend.weight == 0 { ", being drained" } else { "" };
         let _ = write!(text, "backend   {} ×{}{drained}: {why}", backend.name(), backend.weight);
+        if let (Some(over), false) = (&self.passed_over, self.why == Some(Why::StandIn)) {
+            let _ = write!(text, "; its backend {} is down", over.name());
+        }
         if let Some((what, to)) = &self.translated {
             let _ = write!(text, "; {what} becomes {to}");
         }
@@ -136,10 +154,12 @@ pub(super) struct ServedJson<'a> {
     line: u32,
     backend: Option<String>,
     weight: Option<u16>,
-    /// `flow-table`, `maglev-slot`, `affinity`, `previous-generation` or `answer`.
+    /// `flow-table`, `maglev-slot`, `affinity`, `previous-generation`, `answer` or `stand-in`.
     why: Option<&'static str>,
     slot: Option<u32>,
     slots: Option<u32>,
+    /// The backend that would have the packet, and is down.
+    passed_over: Option<String>,
     /// `destination` or `source`, and what it becomes.
     translated: Option<&'static str>,
     to: Option<String>,

@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
+use wayleave::compile::View;
+
 use super::expect::Expect;
 use super::flow::KnownFlow;
 use super::frame::Frame;
@@ -9,6 +11,20 @@ use super::node::NodeDescription;
 
 /// What changes the finished bytes of a frame.
 const CHANGES: [&str; 4] = ["truncate", "pad", "set", "transport"];
+
+impl Case {
+    /// Ids of the backends that are down while it runs; written `SERVICE/ADDRESS`, with the port where the backend has one.
+    pub(super) fn backends_down(&self, view: &View<'_>) -> Result<Vec<u32>> {
+        let id = |name: &String| {
+            let (service, backend) = name.split_once('/').context("a backend is written SERVICE/ADDRESS")?;
+            let service =
+                view.services().find(|one| one.name == service).with_context(|| format!("no service {service}"))?;
+            let backend = view.backends(&service).find(|one| one.name() == backend);
+            Ok(backend.with_context(|| format!("no backend {name}"))?.id)
+        };
+        self.backends_down.iter().map(id).collect()
+    }
+}
 
 /// One case of a theme.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +40,8 @@ pub struct Case {
     pub frame: Frame,
     /// Next hops that are down while it runs.
     pub down: Vec<String>,
+    /// Backends that are down while it runs, as `SERVICE/ADDRESS`.
+    pub(super) backends_down: Vec<String>,
     /// What the flow table knows while it runs.
     pub(super) flows: Vec<KnownFlow>,
     pub(super) expect: Expect,
@@ -37,6 +55,7 @@ impl Case {
         let mut changes = Vec::new();
         let mut out: Option<String> = None;
         let mut down = Vec::new();
+        let mut backends_down = Vec::new();
         let mut flows = Vec::new();
         for text in body.iter().map(|text| text.trim()) {
             let first = text.split_whitespace().next().unwrap_or_default();
@@ -56,6 +75,8 @@ impl Case {
                     ensure!(node.hop(name).is_some(), "the node says nothing of the neighbour `{name}`");
                     down.push(name.to_owned());
                 }
+            } else if let Some(names) = text.strip_prefix("backends down:") {
+                backends_down.extend(names.split_whitespace().map(str::to_owned));
             } else if let Some(flow) = text.strip_prefix("flow:") {
                 flows.push(KnownFlow::read(flow)?);
             } else if CHANGES.contains(&first) {
@@ -70,6 +91,16 @@ impl Case {
         let layers = layers.context("`in:` is missing")?;
         let expect = Expect::read(&out.context("`out:` is missing")?, node)?;
         let frame = Frame::build(&layers, &changes, node.ports[ingress].mac, |name| node.mac(name))?;
-        Ok(Self { file: file.to_owned(), line, name: name.to_owned(), ingress, frame, down, flows, expect })
+        Ok(Self {
+            file: file.to_owned(),
+            line,
+            name: name.to_owned(),
+            ingress,
+            frame,
+            down,
+            backends_down,
+            flows,
+            expect,
+        })
     }
 }

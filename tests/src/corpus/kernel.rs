@@ -143,6 +143,8 @@ fn run(themes: &[Theme], program: Program, pins: &Pins) -> Result<Report> {
             for (key, entry) in flows.as_flattened() {
                 programs.set_test_flow(key, Some(entry))?;
             }
+            let down = case.backends_down(&view).with_context(place)?;
+            down.iter().try_for_each(|id| programs.set_test_down(*id, true))?;
             let got = test_run(case).with_context(place)?;
             let mut result = check(case, &theme.node, &got, &mut alike);
             let port = case.expect.port().and_then(|port| ports.iter().find(|(of_node, _)| of_node.name == port));
@@ -158,6 +160,7 @@ fn run(themes: &[Theme], program: Program, pins: &Pins) -> Result<Report> {
                 }
             }
             report.note(case, program.name(), result);
+            down.iter().try_for_each(|id| programs.set_test_down(*id, false))?;
             for (key, _) in flows.as_flattened() {
                 programs.set_test_flow(key, None)?;
             }

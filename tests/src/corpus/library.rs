@@ -18,6 +18,7 @@ struct LibraryNode {
     ingress: BTreeMap<u32, Ingress>,
     reach: BTreeMap<u32, Reach>,
     flows: BTreeMap<FlowKey, FlowWords>,
+    backends_down: Vec<u32>,
 }
 
 /// The second at which the library decides.
@@ -33,7 +34,12 @@ impl LibraryNode {
         for flow in &case.flows {
             flows.extend(flow.entries(view, NOW_S)?);
         }
-        Ok(Self { ingress: theme.node.ingress(case.ingress, |name| port_id(view, name)).collect(), reach, flows })
+        Ok(Self {
+            ingress: theme.node.ingress(case.ingress, |name| port_id(view, name)).collect(),
+            reach,
+            flows,
+            backends_down: case.backends_down(view)?,
+        })
     }
 }
 
@@ -52,6 +58,10 @@ impl Node for LibraryNode {
 
     fn flow(&self, key: &FlowKey) -> FlowWords {
         self.flows.get(key).copied().unwrap_or_default()
+    }
+
+    fn is_down(&self, backend: u32) -> bool {
+        self.backends_down.contains(&backend)
     }
 
     fn now_s(&self) -> u32 {

@@ -134,7 +134,9 @@ mod tests {
 
     fn shares(table: &[u16], count: u32) -> Vec<f64> {
         let mut shares = vec![0.0; count as usize];
-        table.iter().for_each(|backend| shares[usize::from(*backend)] += 1.0);
+        for backend in table {
+            shares[usize::from(*backend)] += 1.0;
+        }
         shares
     }
 

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 
 use fib::layout::{
     BACKEND_BYTES, SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_TRANSLATED, SERVICE_ADDRESS_VIP, SERVICE_AFFINITY_V4_AT,
-    SERVICE_AFFINITY_V6_AT, SERVICE_BYTES, SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_NAT,
-    SERVICE_PORTS_MAX,
+    SERVICE_AFFINITY_V6_AT, SERVICE_BYTES, SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_HEALTH,
+    SERVICE_FLAGS_NAT, SERVICE_HEALTH, SERVICE_PORTS_MAX,
 };
 use fib::service::{Address, mapped};
 
@@ -62,7 +62,8 @@ pub(super) fn collect<'p>(
     let mut slot_tables = SlotTables::new();
     for service in &policy.service_policies {
         let name = tables.intern(&service.name);
-        services.add(service, ids, name, policy.service_policies.len(), &mut slot_tables);
+        let health = service.health.as_ref().map_or(0, |_| tables.intern(&service.health_text) + 1);
+        services.add(service, ids, [name, health], policy.service_policies.len(), &mut slot_tables);
     }
     services.place_addresses(policy)?;
     let rows = ids.backends.values().max().map_or(0, |max| *max as usize + 1);
@@ -76,7 +77,14 @@ pub(super) fn collect<'p>(
 }
 
 impl ServiceTables {
-    fn add(&mut self, service: &ServicePolicy, ids: &Ids<'_>, name: u32, count: usize, slot_tables: &mut SlotTables) {
+    fn add(
+        &mut self,
+        service: &ServicePolicy,
+        ids: &Ids<'_>,
+        [name, health]: [u32; 2],
+        count: usize,
+        slot_tables: &mut SlotTables,
+    ) {
         let row = index(self.services.len());
         let first_backend = index(self.backends.len());
         for backend in &service.backends {
@@ -122,7 +130,8 @@ impl ServiceTables {
             bytes[at * 4..][..4].copy_from_slice(&word.to_le_bytes());
         }
         bytes[48..56].copy_from_slice(&high.to_le_bytes());
-        bytes[56..].copy_from_slice(&low.to_le_bytes());
+        bytes[56..64].copy_from_slice(&low.to_le_bytes());
+        bytes[SERVICE_HEALTH as usize..][..4].copy_from_slice(&health.to_le_bytes());
         self.services.push(bytes);
     }
 
@@ -192,7 +201,8 @@ fn flags(service: &ServicePolicy) -> u32 {
             | u32::from(affinity.ipv4) << SERVICE_AFFINITY_V4_AT
             | u32::from(affinity.ipv6) << SERVICE_AFFINITY_V6_AT
     });
-    nat | drop | affinity
+    let health = if service.health.is_some() { SERVICE_FLAGS_HEALTH } else { 0 };
+    nat | drop | affinity | health
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the image's size limit is checked before anything is written")]

@@ -1,5 +1,5 @@
 //! The policy scanned naively and the packet path agree on every packet's service and backend.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 use std::net::Ipv4Addr;
 
@@ -9,10 +9,28 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::compile::{HASH_SEED, LiveIds, NodeFacts, View, compile};
-use crate::policy::{Backend, FlowTimeouts, Origin, Protocol, Selector};
+use crate::policy::{Backend, FlowTimeouts, HealthCheck, HealthChecks, MinHealthy, Origin, Protocol, Selector};
 
 /// A node without a flow table.
 struct Nobody;
+
+/// The same, with backends that are down.
+struct Down(std::collections::BTreeSet<u32>);
+
+impl Node for Down {
+    fn ingress(&self, _tags: fib::packet::Tags) -> Option<Ingress> {
+        None
+    }
+    fn reach(&self, _id: u32) -> ReachWords {
+        [0; 4]
+    }
+    fn ask<I: Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
+        None
+    }
+    fn is_down(&self, backend: u32) -> bool {
+        self.0.contains(&backend)
+    }
+}
 
 impl Node for Nobody {
     fn ingress(&self, _tags: fib::packet::Tags) -> Option<Ingress> {
@@ -46,6 +64,8 @@ pub(in crate::compile) fn service(number: u8, vip: u8, ports: Vec<ServicePort>, 
         affinity: None,
         on_no_backend: OnNoBackend::Drop,
         timeouts: FlowTimeouts { established_s: 900, closing_s: 60, udp_s: 120 },
+        health: None,
+        health_text: String::new(),
     }
 }
 
@@ -61,12 +81,85 @@ fn policy(services: Vec<ServicePolicy>) -> Policy {
 
 /// Where the stage ends for a packet to this address and port.
 fn stage_of(view: &View<'_>, dst: [u8; 4], protocol: Protocol, sport: u16, dport: u16) -> (u32, Steer) {
+    staged(view, &Nobody, dst, protocol, (sport, dport))
+}
+
+fn staged(
+    view: &View<'_>,
+    node: &impl Node,
+    dst: [u8; 4],
+    protocol: Protocol,
+    (sport, dport): (u16, u16),
+) -> (u32, Steer) {
     let mut steer = Steer::NONE;
     let src = address(Ipv4Addr::new(198, 18, 0, 1).into());
     let dst = address(Ipv4Addr::from(dst).into());
     steer.key = flow_key(src, dst, protocol.number(), u32::from(sport) << 16 | u32::from(dport));
-    let at = stage(view.bytes(), &Nobody, &mut steer);
+    let at = stage(view.bytes(), node, &mut steer);
     (at, steer)
+}
+
+/// A service with checks and backends of these weights, and the ids of these.
+fn checked(weights: &[u16]) -> (crate::compile::Image, Vec<u32>) {
+    let ports = vec![ServicePort { protocol: Protocol::Tcp, first: 443, last: 443, target: None }];
+    let checks = HealthChecks {
+        check: HealthCheck::Tcp { port: None },
+        interval: std::time::Duration::from_secs(2),
+        timeout: std::time::Duration::from_secs(1),
+        rise: 2,
+        fall: 2,
+        min_healthy: MinHealthy::Count(0),
+    };
+    let one = ServicePolicy { health_text: checks.text(), health: Some(checks), ..service(1, 10, ports, weights) };
+    let image = compile(&policy(vec![one]), &NodeFacts::default(), &LiveIds::default()).unwrap();
+    let view = image.view().unwrap();
+    let row = view.services().next().unwrap();
+    let ids = view.backends(&row).map(|backend| backend.id).collect();
+    (image, ids)
+}
+
+#[test]
+fn only_flows_of_a_backend_that_is_down_move_and_they_are_shared_out_by_weight() {
+    let (image, ids) = checked(&[1, 1, 2, 1, 4]);
+    let view = image.view().unwrap();
+    let down = Down([ids[1], ids[4]].into());
+    let mut stand_ins = BTreeMap::<u32, u32>::new();
+    for sport in 1..=60_000 {
+        let (_, before) = staged(&view, &Nobody, [198, 51, 100, 10], Protocol::Tcp, (sport, 443));
+        let (at, after) = staged(&view, &down, [198, 51, 100, 10], Protocol::Tcp, (sport, 443));
+        assert_eq!(at, step::STEERED);
+        let (was, is) = (before.chosen().backend(), after.chosen().backend());
+        if down.is_down(was) {
+            assert_eq!((after.why(), after.passed_over), (Some(Why::StandIn), was));
+            assert!(!down.is_down(is));
+            *stand_ins.entry(is).or_default() += 1;
+        } else {
+            assert_eq!((is, after.why(), after.passed_over), (was, Some(Why::Slot), 0));
+        }
+    }
+    let all: u32 = stand_ins.values().sum();
+    // Five ninths of the flows moved, to weights of 1, 2 and 1.
+    assert!((32_000..34_700).contains(&all), "{all}");
+    for (id, share) in [(ids[0], 4), (ids[2], 2), (ids[3], 4)] {
+        let expected = all / share;
+        assert!(stand_ins[&id].abs_diff(expected) < expected / 20, "{stand_ins:?}");
+    }
+}
+
+#[test]
+fn the_only_one_that_is_up_of_as_many_as_are_tried_is_always_found() {
+    let (image, ids) = checked(&[1; fib::service::STAND_INS_MAX as usize]);
+    let view = image.view().unwrap();
+    for up in [0, 1, 31, 62, 63] {
+        let down = Down(ids.iter().enumerate().filter(|(at, _)| *at != up).map(|(_, id)| *id).collect());
+        for sport in 1..500 {
+            let (_, steer) = staged(&view, &down, [198, 51, 100, 10], Protocol::Tcp, (sport, 443));
+            assert_eq!(steer.chosen().backend(), ids[up]);
+        }
+    }
+    let down = Down(ids.iter().copied().collect());
+    let (at, _) = staged(&view, &down, [198, 51, 100, 10], Protocol::Tcp, (1, 443));
+    assert_eq!(at, step::stays(fib::Reason::NoBackendDrop));
 }
 
 /// Disjoint ranges of ports of a vip, each with a service.
@@ -134,9 +227,9 @@ fn a_flow_falls_on_the_slot_of_its_hash_and_shares_are_the_weights() {
             src: [0xc612_0001 << 32, 0],
             dst: [0xc633_640a << 32, 0],
             protocol: 6,
-            ports: u32::from(sport) << 16 | 443,
+            ports: u32::from(sport) << 16 | 0x1bb,
         };
-        let slot = u64::from(hash::flow(&flow, HASH_SEED)) * slots.len() as u64 >> 32;
+        let slot = (u64::from(hash::flow(&flow, HASH_SEED)) * slots.len() as u64) >> 32;
         let place = slots[usize::try_from(slot).unwrap()];
         assert_eq!(steer.chosen().backend(), backends[usize::from(place)].id);
         counts[usize::from(place)] += 1;

@@ -8,7 +8,7 @@ use fib::layout::{
     SERVICE_ADDRESS_FIRST_PORT, SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_VIP, SERVICE_ADDRESS_WORD,
     SERVICE_AFFINITY_V4_AT, SERVICE_AFFINITY_V6_AT, SERVICE_BACKEND_COUNT, SERVICE_BACKENDS, SERVICE_BUCKET_ENTRIES,
     SERVICE_CLOSING_S, SERVICE_ESTABLISHED_S, SERVICE_FILE, SERVICE_FLAGS, SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP,
-    SERVICE_FLAGS_NAT, SERVICE_ID, SERVICE_LINE, SERVICE_NAME, SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE,
+    SERVICE_FLAGS_NAT, SERVICE_HEALTH, SERVICE_ID, SERVICE_LINE, SERVICE_NAME, SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE,
     SERVICE_PORT_LAST, SERVICE_PORT_SERVICE, SERVICE_PORT_TARGET, SERVICE_PORTS_MAX, SERVICE_SLOT_COUNT, SERVICE_SLOTS,
     SERVICE_UDP_S, SERVICE_VIP, Section,
 };
@@ -28,6 +28,8 @@ pub struct ServiceView<'a> {
     pub on_no_backend: OnNoBackend,
     pub affinity: Option<Affinity>,
     pub timeouts: FlowTimeouts,
+    /// How backends are checked, as [`HealthChecks::text`](crate::policy::HealthChecks::text) writes it.
+    pub health: Option<&'a str>,
     pub file: &'a str,
     pub line: u32,
 }
@@ -85,6 +87,7 @@ impl<'a> View<'a> {
                 closing_s: self.u32(at + SERVICE_CLOSING_S),
                 udp_s: self.u32(at + SERVICE_UDP_S),
             },
+            health: self.u32(at + SERVICE_HEALTH).checked_sub(1).map(|health| self.string(health)),
             file: self.file(self.u32(at + SERVICE_FILE)),
             line: self.u32(at + SERVICE_LINE),
         }
@@ -172,6 +175,7 @@ impl<'a> View<'a> {
             let (backends, count) = (self.u32(at + SERVICE_BACKENDS), self.u32(at + SERVICE_BACKEND_COUNT));
             let (slots, size) = (self.u32(at + SERVICE_SLOTS), self.u32(at + SERVICE_SLOT_COUNT));
             self.u32(at + SERVICE_NAME) < self.count(Section::Strings)
+                && self.u32(at + SERVICE_HEALTH) <= self.count(Section::Strings)
                 && self.u32(at + SERVICE_FILE) < self.count(Section::Files)
                 && within(backends, count, Section::Backends)
                 && within(slots, size, Section::BackendSlots)

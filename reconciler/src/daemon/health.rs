@@ -1,0 +1,458 @@
+//! Health of services' backends: checked from a thread of its own, kept in the kernel's table beside the generation.
+//!
+//! What is checked is read from the live generation. A backend of several services with the same checks is checked once. What the
+//! table holds outlives the daemon: a new one goes on from there, and a backend that was unhealthy must pass `rise` checks as before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::compile::View;
+use crate::kernel::health::{Backends, Health, Standing};
+use crate::kernel::observe;
+use crate::policy::{HealthChecks, MinHealthy, ServicePort};
+
+use super::node::{Node, NodeError, unix_ms};
+use super::probe::check_backend;
+use super::run::chain;
+use super::state::{BackendRecord, State};
+
+/// How often the live generation's number is read, so that what another process published is followed.
+const IDLE: Duration = Duration::from_millis(500);
+/// Pause between checks after the first one that failed.
+const RETRY: Duration = Duration::from_millis(100);
+/// Checks that are made at one time.
+const CHECKERS_MAX: usize = 64;
+/// How often it is written down when backends were last checked, while nothing else is to be said.
+const RECORD_EVERY: Duration = Duration::from_secs(5);
+/// How often news are written down at most.
+const RECORD_NEWS_EVERY: Duration = Duration::from_millis(200);
+
+/// What is checked, and how.
+type Target = (SocketAddr, HealthChecks);
+
+/// The thread, seen from the daemon's own; it ends with the process.
+pub struct Checks(mpsc::Sender<Event>);
+
+enum Event {
+    /// Another generation may be live.
+    Look,
+    Checked(Arc<Target>, Result<(), String>),
+}
+
+impl Checks {
+    /// Starts it in the network namespace of the calling thread.
+    pub fn start(node: &Node) -> Result<Self, NodeError> {
+        let (events, received) = mpsc::channel();
+        let node = Node::new(node.config.clone());
+        let checker = Checker::new(node, events.clone());
+        let run = move || checker.run(&received);
+        let failed = |source| NodeError::State { path: "threads".into(), source };
+        thread::Builder::new().name("health".to_owned()).spawn(run).map_err(failed)?;
+        Ok(Self(events))
+    }
+
+    /// Asks for a look now: another generation may be live.
+    pub fn wake(&self) -> Result<(), NodeError> {
+        self.0.send(Event::Look).map_err(|_| NodeError::State {
+            path: "threads".into(),
+            source: io::Error::other("the thread that checks backends panicked"),
+        })
+    }
+}
+
+/// A service of the live generation that has checks.
+struct Service {
+    name: String,
+    min_healthy: MinHealthy,
+    backends: Vec<Backend>,
+    /// Whether all are used because too few are healthy.
+    is_open: bool,
+}
+
+struct Backend {
+    id: u32,
+    name: String,
+    weight: u16,
+    target: Arc<Target>,
+}
+
+/// What is known of a target.
+struct Memory {
+    health: Health,
+    since_unix_ms: u64,
+    /// Why it is unhealthy.
+    why: Option<String>,
+    /// Checks in a row that say otherwise.
+    streak: u8,
+    checks: u64,
+    checked_unix_ms: u64,
+    /// Since when it is being checked; `None`: it waits in the queue.
+    started: Option<Instant>,
+}
+
+struct Checker {
+    node: Node,
+    state: State,
+    events: mpsc::Sender<Event>,
+    jobs: mpsc::Sender<Arc<Target>>,
+    taken: Arc<Mutex<mpsc::Receiver<Arc<Target>>>>,
+    workers: usize,
+    /// Checks that are being made.
+    running: usize,
+    /// Targets by when they are to be checked, each once; the number tells those of one instant apart.
+    queue: BTreeMap<(Instant, u64), Arc<Target>>,
+    queued: u64,
+    /// Map of the live generation.
+    map: Option<u32>,
+    services: Vec<Service>,
+    memory: BTreeMap<Arc<Target>, Memory>,
+    recorded: Instant,
+    record_at: Option<Instant>,
+}
+
+impl Checker {
+    fn new(node: Node, events: mpsc::Sender<Event>) -> Self {
+        let state = State::new(&node.config.state_dir);
+        let (jobs, taken) = mpsc::channel();
+        let taken = Arc::new(Mutex::new(taken));
+        Self {
+            node,
+            state,
+            events,
+            jobs,
+            taken,
+            workers: 0,
+            running: 0,
+            queue: BTreeMap::new(),
+            queued: 0,
+            map: None,
+            services: Vec::new(),
+            memory: BTreeMap::new(),
+            recorded: Instant::now(),
+            record_at: None,
+        }
+    }
+
+    fn run(mut self, events: &mpsc::Receiver<Event>) {
+        let mut look_at = Instant::now();
+        loop {
+            if Instant::now() >= look_at {
+                if let Err(error) = self.look() {
+                    tracing::warn!(error = %chain(&error), "backends were not looked at");
+                    self.map = None;
+                }
+                look_at = Instant::now() + IDLE;
+            }
+            self.start_due();
+            if self.record_at.is_some_and(|at| at <= Instant::now()) {
+                self.record();
+            }
+            let due = self.queue.first_key_value().map(|((due, _), _)| *due);
+            let next = due.into_iter().chain(self.record_at).chain([look_at]).min().unwrap_or(look_at);
+            match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(Event::Look) => look_at = Instant::now(),
+                Ok(Event::Checked(target, result)) => self.checked(&target, result),
+                Err(RecvTimeoutError::Timeout) => {}
+                // Not while it holds a sender itself.
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Follows the live generation.
+    fn look(&mut self) -> Result<(), NodeError> {
+        let live = observe::live(&self.node.pins)?;
+        let map = live.as_ref().map(|live| live.image.id());
+        if map == self.map {
+            return Ok(());
+        }
+        let services = match &live {
+            Some(live) => services(&live.image.view()?),
+            None => Vec::new(),
+        };
+        if services.is_empty() {
+            (self.map, self.services) = (map, services);
+            self.memory.clear();
+            self.queue.clear();
+            return Ok(());
+        }
+        let table = Backends::open(&self.node.pins)?;
+        let records: BTreeMap<u32, BackendRecord> =
+            self.state.backends().1.into_iter().map(|record| (record.id, record)).collect();
+        let mut used = BTreeSet::new();
+        for backend in services.iter().flat_map(|service| &service.backends) {
+            used.insert(Arc::clone(&backend.target));
+            if self.memory.get(&backend.target).is_some_and(|memory| memory.health != Health::Unknown) {
+                continue;
+            }
+            let health = table.get(backend.id)?.health;
+            // Since when and why are only so where the kernel says the same.
+            let record = records.get(&backend.id).filter(|record| {
+                record.backend == backend.name && record.state == health.word() && health != Health::Unknown
+            });
+            let since_unix_ms = record.map_or_else(unix_ms, |record| record.since_unix_ms);
+            let why = record.and_then(|record| record.why.clone());
+            if let Some(memory) = self.memory.get_mut(&backend.target) {
+                (memory.health, memory.since_unix_ms, memory.why) = (health, since_unix_ms, why);
+                continue;
+            }
+            let memory = Memory { health, since_unix_ms, why, streak: 0, checks: 0, checked_unix_ms: 0, started: None };
+            self.memory.insert(Arc::clone(&backend.target), memory);
+            self.queued += 1;
+            self.queue.insert((Instant::now(), self.queued), Arc::clone(&backend.target));
+        }
+        self.memory.retain(|target, _| used.contains(target));
+        self.queue.retain(|_, target| used.contains(target));
+        self.services = services;
+        self.write(None)?;
+        self.map = map;
+        self.record();
+        Ok(())
+    }
+
+    /// Starts the checks that are due.
+    fn start_due(&mut self) {
+        let now = Instant::now();
+        while let Some(first) = self.queue.first_entry().filter(|first| first.key().0 <= now) {
+            let target = first.remove();
+            // Its service may be gone by now; or it came back while a check of it was being made.
+            let Some(memory) = self.memory.get_mut(&target).filter(|memory| memory.started.is_none()) else { continue };
+            self.running += 1;
+            if self.running > self.workers && self.workers < CHECKERS_MAX {
+                let (taken, events) = (Arc::clone(&self.taken), self.events.clone());
+                let work = move || {
+                    while let Some(target) = next(&taken) {
+                        let result = check_backend(target.0, &target.1);
+                        if events.send(Event::Checked(target, result)).is_err() {
+                            return;
+                        }
+                    }
+                };
+                match thread::Builder::new().name("check".to_owned()).spawn(work) {
+                    Ok(_) => self.workers += 1,
+                    Err(error) => tracing::warn!(%error, "no thread for a check"),
+                }
+            }
+            memory.started = Some(now);
+            let _ = self.jobs.send(target);
+        }
+    }
+
+    /// Takes what a check found.
+    fn checked(&mut self, target: &Arc<Target>, result: Result<(), String>) {
+        let now = Instant::now();
+        self.running -= 1;
+        // Its service may be gone by now.
+        let Some(memory) = self.memory.get_mut(target) else { return };
+        // One that its service left and came back to meanwhile waits in the queue.
+        let Some(started) = memory.started.take() else { return };
+        let is_news = memory.note(&target.1, result);
+        self.queued += 1;
+        self.queue.insert((due(memory, &target.1, started, now), self.queued), Arc::clone(target));
+        let soonest = self.recorded + if is_news { RECORD_NEWS_EVERY } else { RECORD_EVERY };
+        self.record_at = Some(self.record_at.map_or(soonest, |at| at.min(soonest)));
+        if is_news {
+            let (address, why) = (target.0, memory.why.as_deref().unwrap_or_default());
+            let of = self.services.iter().flat_map(|s| s.backends.iter().map(move |backend| (s, backend)));
+            for (service, backend) in of.filter(|(_, backend)| backend.target == *target) {
+                let (service, backend) = (&service.name, &backend.name);
+                match memory.health {
+                    Health::Unhealthy => tracing::warn!(service, backend, %address, why, "backend unhealthy"),
+                    health => tracing::info!(service, backend, %address, "backend {}", health.word()),
+                }
+            }
+            if let Err(error) = self.write(Some(target)) {
+                tracing::warn!(error = %chain(&error), "the health of backends was not written");
+                // The next look writes it.
+                self.map = None;
+            }
+        }
+    }
+
+    /// Writes what packets are to meet: in services with this target, or in all.
+    fn write(&mut self, target: Option<&Arc<Target>>) -> Result<(), NodeError> {
+        let mut table = Backends::open(&self.node.pins)?;
+        let concerns = |service: &&mut Service| {
+            target.is_none_or(|target| service.backends.iter().any(|backend| backend.target == *target))
+        };
+        for service in self.services.iter_mut().filter(concerns) {
+            let health = |backend: &Backend| self.memory.get(&backend.target).map_or(Health::Unknown, |m| m.health);
+            let usable: Vec<_> = service.backends.iter().filter(|backend| backend.weight > 0).map(health).collect();
+            let well = usable.iter().filter(|health| **health != Health::Unhealthy).count();
+            let is_open = well < service.min_healthy.of(usable.len());
+            if is_open != service.is_open {
+                let (service, of) = (&service.name, usable.len());
+                if is_open {
+                    tracing::error!(service, healthy = well, of, "fewer than minHealthy: all backends are used");
+                } else {
+                    tracing::info!(service, healthy = well, of, "enough backends are healthy");
+                }
+            }
+            service.is_open = is_open;
+            for backend in &service.backends {
+                let health = health(backend);
+                let standing = Standing { health, is_down: health == Health::Unhealthy && !is_open };
+                // Equal words are not written: readers on other CPUs keep the cache line.
+                if table.get(backend.id)? != standing {
+                    table.set(backend.id, standing)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves since when and why where `status` and a successor find it.
+    fn record(&mut self) {
+        let record = |service: &Service, backend: &Backend| {
+            let memory = self.memory.get(&backend.target)?;
+            Some(BackendRecord {
+                id: backend.id,
+                service: service.name.clone(),
+                backend: backend.name.clone(),
+                state: memory.health.word().to_owned(),
+                since_unix_ms: memory.since_unix_ms,
+                why: memory.why.clone(),
+                checks: memory.checks,
+                checked_unix_ms: (memory.checks > 0).then_some(memory.checked_unix_ms),
+            })
+        };
+        let all = self.services.iter().flat_map(|service| service.backends.iter().map(move |b| (service, b)));
+        let records: Vec<_> = all.filter_map(|(service, backend)| record(service, backend)).collect();
+        if let Err(error) = self.state.set_backends(unix_ms(), &records) {
+            tracing::warn!(%error, "the state directory cannot be written");
+        }
+        (self.recorded, self.record_at) = (Instant::now(), None);
+    }
+}
+
+/// Waits for the next target to be checked.
+fn next(taken: &Mutex<mpsc::Receiver<Arc<Target>>>) -> Option<Arc<Target>> {
+    taken.lock().ok()?.recv().ok()
+}
+
+/// When a target is checked next.
+fn due(memory: &Memory, checks: &HealthChecks, started: Instant, now: Instant) -> Instant {
+    let doubted = memory.health != Health::Unhealthy && memory.streak > 0;
+    let regular = started + checks.interval;
+    if doubted { regular.min(now + RETRY) } else { regular }.max(now)
+}
+
+impl Memory {
+    /// Notes a check; says whether the backend is another than before.
+    fn note(&mut self, checks: &HealthChecks, result: Result<(), String>) -> bool {
+        self.checks += 1;
+        self.checked_unix_ms = unix_ms();
+        let (found, why) = match result {
+            Ok(()) => (Health::Healthy, None),
+            Err(why) => (Health::Unhealthy, Some(why)),
+        };
+        if found == self.health {
+            self.streak = 0;
+            // The last word on why.
+            self.why = why;
+            return false;
+        }
+        self.streak = self.streak.saturating_add(1);
+        let enough = match (self.health, found) {
+            (_, Health::Unhealthy) => checks.fall,
+            (Health::Unknown, _) => 1,
+            _ => checks.rise,
+        };
+        if self.streak < enough {
+            return false;
+        }
+        (self.health, self.why, self.streak, self.since_unix_ms) = (found, why, 0, unix_ms());
+        true
+    }
+}
+
+/// Services of an image that have checks.
+fn services(view: &View<'_>) -> Vec<Service> {
+    let mut ports: BTreeMap<u32, Vec<ServicePort>> = BTreeMap::new();
+    for (service, port) in view.service_ports() {
+        ports.entry(service).or_default().push(port);
+    }
+    let service = |row: crate::compile::view::ServiceView<'_>| {
+        let checks = HealthChecks::from_text(row.health?)?;
+        let ports = ports.get(&row.row).map(Vec::as_slice).unwrap_or_default();
+        // How many must be healthy is the service's; a check is the same without.
+        let check = HealthChecks { min_healthy: MinHealthy::Count(0), ..checks.clone() };
+        let backend = |backend: crate::compile::view::BackendView<'_>| {
+            let address = check.address(backend.address, backend.port, ports)?;
+            let target = Arc::new((address, check.clone()));
+            Some(Backend { id: backend.id, name: backend.name(), weight: backend.weight, target })
+        };
+        let backends = view.backends(&row).filter_map(backend).collect();
+        Some(Service { name: row.name.to_owned(), min_healthy: checks.min_healthy, backends, is_open: false })
+    };
+    view.services().filter_map(service).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "any point in time will do to count from")]
+
+    use super::*;
+    use crate::policy::HealthCheck;
+
+    const CHECKS: HealthChecks = HealthChecks {
+        check: HealthCheck::Tcp { port: None },
+        interval: Duration::from_secs(2),
+        timeout: Duration::from_secs(1),
+        rise: 3,
+        fall: 2,
+        min_healthy: MinHealthy::Count(0),
+    };
+
+    fn memory(health: Health) -> Memory {
+        Memory { health, since_unix_ms: 0, why: None, streak: 0, checks: 0, checked_unix_ms: 0, started: None }
+    }
+
+    #[test]
+    fn a_backend_falls_after_so_many_failures_in_a_row_and_rises_after_so_many_passes() {
+        let (pass, fail) = (Ok::<(), String>(()), Err("refused".to_owned()));
+        let mut one = memory(Health::Healthy);
+        let steps = [
+            (&fail, false, Health::Healthy),
+            (&pass, false, Health::Healthy),
+            (&fail, false, Health::Healthy),
+            (&fail, true, Health::Unhealthy),
+            (&pass, false, Health::Unhealthy),
+            (&pass, false, Health::Unhealthy),
+            (&fail, false, Health::Unhealthy),
+            (&pass, false, Health::Unhealthy),
+            (&pass, false, Health::Unhealthy),
+            (&pass, true, Health::Healthy),
+        ];
+        for (number, (result, turned, health)) in steps.into_iter().enumerate() {
+            assert_eq!((one.note(&CHECKS, result.clone()), one.health), (turned, health), "step {number}");
+        }
+        assert_eq!(one.checks, 10);
+    }
+
+    #[test]
+    fn what_was_never_checked_is_healthy_at_its_first_pass() {
+        let mut one = memory(Health::Unknown);
+        assert!(one.note(&CHECKS, Ok(())));
+        assert_eq!(one.health, Health::Healthy);
+        let mut one = memory(Health::Unknown);
+        assert!(!one.note(&CHECKS, Err(String::new())));
+        assert!(one.note(&CHECKS, Err(String::new())));
+    }
+
+    #[test]
+    fn a_doubt_is_looked_into_at_once() {
+        let now = Instant::now();
+        let mut one = memory(Health::Healthy);
+        assert_eq!(due(&one, &CHECKS, now, now), now + CHECKS.interval);
+        one.note(&CHECKS, Err(String::new()));
+        assert_eq!(due(&one, &CHECKS, now, now), now + RETRY);
+        one.note(&CHECKS, Err(String::new()));
+        assert_eq!(due(&one, &CHECKS, now, now), now + CHECKS.interval, "it is out by now");
+    }
+}
