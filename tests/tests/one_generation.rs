@@ -159,7 +159,9 @@ fn no_packet_meets_a_mixture_of_filter_service_and_route() {
     require_root_and_bpf().unwrap();
     let lab = Topology::with_upstreams(3).unwrap();
     lab.fix_neighbours().unwrap();
-    let node = TestNode::router(&lab).unwrap();
+    let mut node = TestNode::router(&lab).unwrap();
+    // Every publish reads all that are retained: here the number of publishes counts.
+    node.set_spec("retain: {generations: 1}").unwrap();
     let (a, b) = (lab.upstream(0).unwrap(), lab.upstream(1).unwrap());
     // Two devices that packets come in by.
     let senders = [&lab.client, lab.upstream(2).unwrap()];

@@ -3,6 +3,7 @@
 use std::cell::{OnceCell, RefCell};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use aya::maps::{Array, HashMap as AyaHashMap, Map, MapData, PerCpuArray};
 use aya::programs::{ProgramError, ProgramFd, SchedClassifier, TestRunOptions, TestRunResult, Xdp};
@@ -122,7 +123,9 @@ pub(super) const SLOTS: u32 = 3;
 
 /// First hexadecimal digits of the object's digest: tells one version of the program from another.
 pub fn object_id() -> String {
-    blake3::hash(OBJECT).to_hex().as_str()[..16].to_owned()
+    // Every look at the pins asks for it many times, and the object is megabytes long.
+    static ID: LazyLock<String> = LazyLock::new(|| blake3::hash(OBJECT).to_hex().as_str()[..16].to_owned());
+    ID.clone()
 }
 
 /// Bytes by which a test run can make a frame longer: two VLAN tags.
