@@ -88,9 +88,9 @@ fn node<'t>(lab: &'t Topology, more: &str) -> TestNode<'t> {
     let mut routes = String::from("    - {prefix: 10.77.0.0/24, nextHops: [{name: client}]}\n");
     let mut backends = String::new();
     for (upstream, letter) in lab.upstreams.iter().zip('a'..) {
-        let _ = write!(hops, "    - {{name: {letter}, via: {}, port: uplink-{letter}}}\n", upstream.v4);
-        let _ = write!(routes, "    - {{prefix: {}/32, nextHops: [{{name: {letter}}}]}}\n", upstream.v4);
-        let _ = write!(backends, "    - {{address: {}}}\n", upstream.v4);
+        let _ = writeln!(hops, "    - {{name: {letter}, via: {}, port: uplink-{letter}}}", upstream.v4);
+        let _ = writeln!(routes, "    - {{prefix: {}/32, nextHops: [{{name: {letter}}}]}}", upstream.v4);
+        let _ = writeln!(backends, "    - {{address: {}}}", upstream.v4);
     }
     let routes = format!(
         "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {{name: backends}}\nspec:\n  nextHops:\n{hops}  routes:\n{routes}"
