@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -87,9 +88,9 @@ fn node<'t>(lab: &'t Topology, more: &str) -> TestNode<'t> {
     let mut routes = String::from("    - {prefix: 10.77.0.0/24, nextHops: [{name: client}]}\n");
     let mut backends = String::new();
     for (upstream, letter) in lab.upstreams.iter().zip('a'..) {
-        hops += &format!("    - {{name: {letter}, via: {}, port: uplink-{letter}}}\n", upstream.v4);
-        routes += &format!("    - {{prefix: {}/32, nextHops: [{{name: {letter}}}]}}\n", upstream.v4);
-        backends += &format!("    - {{address: {}}}\n", upstream.v4);
+        let _ = writeln!(hops, "    - {{name: {letter}, via: {}, port: uplink-{letter}}}", upstream.v4);
+        let _ = writeln!(routes, "    - {{prefix: {}/32, nextHops: [{{name: {letter}}}]}}", upstream.v4);
+        let _ = writeln!(backends, "    - {{address: {}}}", upstream.v4);
     }
     let routes = format!(
         "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {{name: backends}}\nspec:\n  nextHops:\n{hops}  routes:\n{routes}"
