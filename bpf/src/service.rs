@@ -261,7 +261,7 @@ fn admits_flow() -> u32 {
         write_volatile(tokens, if admitted { left - SECOND } else { left });
         write_volatile(tokens.add(1), now);
         if let Some(events) = FLOW_EVENTS.get_ptr_mut(0) {
-            let count = events.cast::<u64>().add(if admitted { 0 } else { 1 });
+            let count = events.cast::<u64>().add(usize::from(!admitted));
             write_volatile(count, read_volatile(count) + 1);
         }
         u32::from(admitted)

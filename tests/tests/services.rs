@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
@@ -120,10 +121,10 @@ fn routes(lab: &Topology) -> String {
         "    - {prefix: 10.77.0.0/24, nextHops: [{name: client}]}\n    - {prefix: \"fd77::/64\", nextHops: [{name: client6}]}\n",
     );
     for (upstream, letter) in lab.upstreams.iter().zip('a'..) {
-        hops += &format!("    - {{name: {letter}, via: {}, port: uplink-{letter}}}\n", upstream.v4);
-        hops += &format!("    - {{name: {letter}6, via: \"{}\", port: uplink-{letter}}}\n", upstream.v6);
-        routes += &format!("    - {{prefix: {}/32, nextHops: [{{name: {letter}}}]}}\n", upstream.v4);
-        routes += &format!("    - {{prefix: \"{}/128\", nextHops: [{{name: {letter}6}}]}}\n", upstream.v6);
+        writeln!(hops, "    - {{name: {letter}, via: {}, port: uplink-{letter}}}", upstream.v4).unwrap();
+        writeln!(hops, "    - {{name: {letter}6, via: \"{}\", port: uplink-{letter}}}", upstream.v6).unwrap();
+        writeln!(routes, "    - {{prefix: {}/32, nextHops: [{{name: {letter}}}]}}", upstream.v4).unwrap();
+        writeln!(routes, "    - {{prefix: \"{}/128\", nextHops: [{{name: {letter}6}}]}}", upstream.v6).unwrap();
     }
     format!(
         "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {{name: backends}}\nspec:\n  nextHops:\n{hops}  routes:\n{routes}"
@@ -282,7 +283,9 @@ fn forget_flows(node: &TestNode) -> usize {
     let map = MapData::from_pin(node.pins().join("maps/FLOWS")).unwrap();
     let mut flows: HashMap<_, FlowKey, FlowWords> = HashMap::try_from(Map::LruHashMap(map)).unwrap();
     let keys: Vec<FlowKey> = flows.keys().collect::<Result<_, _>>().unwrap();
-    keys.iter().for_each(|key| flows.remove(key).unwrap());
+    for key in &keys {
+        flows.remove(key).unwrap();
+    }
     keys.len()
 }
 
@@ -323,7 +326,7 @@ fn a_flood_of_handshakes_is_held_to_the_rate_of_new_flows() {
     node.apply().unwrap();
     let syn = |number: u32| {
         let [_, a, b, c] = number.to_be_bytes();
-        Packet::between(IpAddr::from([198, 18 | a & 1, b, c]), VIP.parse().unwrap())
+        Packet::between(IpAddr::from([198, 18 + a % 2, b, c]), VIP.parse().unwrap())
             .macs(lab.client.mac, lab.client.router_mac)
             .tcp(1024 + u16::try_from(number % 60_000).unwrap(), PORT, tcp_flags::SYN)
             .frame()

@@ -43,7 +43,9 @@ pub enum VerifyError {
     UnknownSigner { object: String, key: String },
     #[error("{object} is signed by {principal}, whose key is not valid {when}")]
     Expired { object: String, principal: String, when: String },
-    #[error("{object} is signed by {principal} with a key of the type {kind}; Ed25519, RSA and ECDSA over P-256 and P-384 are checked")]
+    #[error(
+        "{object} is signed by {principal} with a key of the type {kind}; Ed25519, RSA and ECDSA over P-256 and P-384 are checked"
+    )]
     KeyType { object: String, principal: String, kind: String },
     #[error("{object} has been tampered with: the signature by {principal} is not over its content")]
     Tampered { object: String, principal: String },
@@ -223,12 +225,14 @@ fn is_signature(signature: &SshSig, signed: &[u8]) -> Option<bool> {
         }
         KeyData::Ecdsa(key @ EcdsaPublicKey::NistP256(_)) => {
             let Some((raw, [])) = two_numbers(bytes, 32) else { return Some(false) };
-            let good = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key.as_sec1_bytes()).verify(signed, &raw).is_ok();
+            let good =
+                UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key.as_sec1_bytes()).verify(signed, &raw).is_ok();
             Some(good && made == Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 })
         }
         KeyData::Ecdsa(key @ EcdsaPublicKey::NistP384(_)) => {
             let Some((raw, [])) = two_numbers(bytes, 48) else { return Some(false) };
-            let good = UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, key.as_sec1_bytes()).verify(signed, &raw).is_ok();
+            let good =
+                UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, key.as_sec1_bytes()).verify(signed, &raw).is_ok();
             Some(good && made == Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 })
         }
         KeyData::SkEd25519(key) => {
