@@ -388,7 +388,8 @@ fn events_name_the_line_that_decided() {
         "format_version": 1, "time": dropped["time"], "verdict": "drop", "reason": "route-drop", "src": "10.77.0.2",
         "dst": "192.0.100.9", "protocol": "udp", "sport": 1024, "dport": 53, "length": FRAME_BYTES, "in_port": Value::Null,
         "device": "lan", "generation": 1, "generation_gone": false, "prefix": "192.0.100.0/24", "policy": "one",
-        "file": "one.yaml", "line": DROP_LINE, "next_hop": Value::Null,
+        "rule": Value::Null, "file": "one.yaml", "line": DROP_LINE, "next_hop": Value::Null,
+        "service": Value::Null, "backend": Value::Null,
     });
     assert_eq!(dropped, expected);
     wire.send("192.0.100.200", 1);
