@@ -46,6 +46,7 @@ impl std::iter::Sum for Count {
 
 type Counters<T> = PerCpuArray<T, [u64; 2]>;
 
+const FILTER_RULES: &str = "FILTER_COUNTERS";
 const SERVICES: &str = "SERVICE_COUNTERS";
 const BACKENDS: &str = "BACKEND_COUNTERS";
 
@@ -139,7 +140,8 @@ const ALL: u32 = 0;
 impl Objects {
     /// `None` while no program that counts them has been loaded; the first one pins them one by one.
     pub fn open(pins: &Pins) -> Result<Option<Self>, KernelError> {
-        for name in ["CARRYING", "CARRIED", "COUNTERS", "NEXT_HOP_COUNTERS", "POLICY_STAYED"] {
+        let names = ["CARRYING", "CARRIED", "COUNTERS", "NEXT_HOP_COUNTERS", "POLICY_STAYED"];
+        for name in names.into_iter().chain([FILTER_RULES, SERVICES, BACKENDS, "FLOW_EVENTS", "FLOW_LIMITS"]) {
             match restore::map(pins, name) {
                 Err(KernelError::NoMap { .. }) => return Ok(None),
                 result => drop(result?),
@@ -149,11 +151,8 @@ impl Objects {
             reasons: open(pins, "COUNTERS")?,
             policies: open(pins, "POLICY_STAYED")?,
             next_hops: open(pins, "NEXT_HOP_COUNTERS")?,
-            filter_rules: open_filter_rules(pins)?,
-            services: {
-                let map = MapData::from_pin(pins.map(SERVICES)).map_err(KernelError::map(SERVICES))?;
-                PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map(SERVICES))?
-            },
+            filter_rules: open_pairs(pins, FILTER_RULES)?,
+            services: open_pairs(pins, SERVICES)?,
             backends: open(pins, BACKENDS)?,
             carried: open_array(pins, "CARRIED")?,
             carrying: open_array(pins, "CARRYING")?,
@@ -286,9 +285,9 @@ fn open_array<T: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Array<MapD
     Array::try_from(Map::Array(map)).map_err(KernelError::map(name))
 }
 
-fn open_filter_rules(pins: &Pins) -> Result<PerCpuArray<MapData, [u64; 4]>, KernelError> {
-    let name = "FILTER_COUNTERS";
-    let map = MapData::from_pin(pins.map(name)).map_err(KernelError::map(name))?;
+/// Counters of two kinds of packets each.
+fn open_pairs(pins: &Pins, name: &'static str) -> Result<PerCpuArray<MapData, [u64; 4]>, KernelError> {
+    let map = MapData::from_fd(restore::map(pins, name)?).map_err(KernelError::map(name))?;
     PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map(name))
 }
 
