@@ -50,18 +50,7 @@ impl<'n> DriftTimer<'n> {
         let heals = self.node.config.drift.mode == DriftMode::Heal;
         let mut needs_source = false;
         let mut error = None;
-        let mut found = drift(self.node).await;
-        if found.as_ref().is_ok_and(|differences| !differences.is_empty()) {
-            // It may be a change of somebody else that is half done: what still differs when it has ended is drift.
-            found = match self.node.lock() {
-                Ok(lock) => {
-                    drop(lock);
-                    drift(self.node).await
-                }
-                Err(failed) => Err(failed),
-            };
-        }
-        match found {
+        match drift(self.node).await {
             Ok(differences) => {
                 if differences != self.told {
                     self.tell(&differences, heals);

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use fib::Reach;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::kernel::KernelError;
 use crate::kernel::attach::Hook;
 use crate::kernel::link::{Link, XdpAttachment};
 use crate::kernel::neighbour::{Neighbour, Question, ask_all};
-use crate::kernel::observe;
+use crate::kernel::observe::{self, Generation};
 use crate::kernel::tables::Tables;
 use crate::kernel::watch::Watch;
 use crate::policy::DriftMode;
@@ -131,7 +132,7 @@ struct Follower {
     state: State,
     hints: mpsc::Sender<Hint>,
     live: Option<Live>,
-    /// What `write_devices` last wrote.
+    /// What `write_devices` last wrote; `None` where it is still to write, for the live generation or for other devices.
     devices: Option<Devices>,
     /// The facts that the rules were last hinted at for.
     hinted: Option<(Devices, Vec<IpAddr>, Vec<Option<XdpAttachment>>)>,
@@ -199,9 +200,12 @@ impl Follower {
         let facts = self.node.facts().await?;
         let devices = devices(&facts);
         let mut tables = Tables::open(&self.node.pins)?;
-        if changed || self.devices.as_ref() != Some(&devices) {
+        if changed {
+            self.devices = None;
+        }
+        if self.devices.as_ref() != Some(&devices) {
             let view = generation.image.view()?;
-            write_devices(&mut tables, &view, &facts)?;
+            self.devices = self.write(&mut tables, &generation, &facts)?.then(|| devices.clone());
             let hops = view.next_hops().map(|hop| Hop {
                 id: hop.id,
                 name: format!("{}/{}", hop.policy, hop.name),
@@ -210,21 +214,35 @@ impl Follower {
             });
             self.live =
                 Some(Live { map: generation.image.id(), hops: hops.collect(), locals: view.locals().collect() });
-            self.hint(&facts, &devices)?;
-            self.devices = Some(devices);
-        } else {
-            self.hint(&facts, &devices)?;
         }
+        self.hint(&facts, &devices)?;
         self.judge(&mut tables, &facts, now).await?;
         Ok(self.next(now))
     }
 
-    /// Whether a question or the end of a grace is due.
+    /// Writes what the ports' devices are for the rules of `generation`. Whoever is publishing has the tables of his own
+    /// generation in there before it is live: `false` while the lock is his, and when he has published meanwhile.
+    fn write(&self, tables: &mut Tables, generation: &Generation, facts: &Facts) -> Result<bool, NodeError> {
+        let _lock = match self.node.pins.lock() {
+            Err(KernelError::Locked { .. }) => return Ok(false),
+            lock => lock?,
+        };
+        if observe::live(&self.node.pins)?.is_none_or(|live| live.image.id() != generation.image.id()) {
+            return Ok(false);
+        }
+        write_devices(tables, &generation.image.view()?, facts)?;
+        Ok(true)
+    }
+
+    /// Whether a write that had to wait, a question or the end of a grace is due.
     fn is_due(&self, now: Instant) -> bool {
-        self.next(now) <= now
+        self.devices.is_none() || self.next(now) <= now
     }
 
     fn next(&self, now: Instant) -> Instant {
+        if self.devices.is_none() {
+            return now + SETTLE;
+        }
         let graces = self.memory.values().filter_map(|memory| memory.kept_until);
         let questions = self.asked.values().copied();
         graces.chain(questions).chain([now + IDLE]).min().unwrap_or(now + IDLE)
