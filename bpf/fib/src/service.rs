@@ -424,7 +424,7 @@ fn locate_in<I: Image + ?Sized>(image: &I, steer: &mut Steer) -> Option<u32> {
 fn find<I: Image + ?Sized>(image: &I, address: Address) -> Option<u64> {
     const BUCKET_BYTES: u32 = SERVICE_ADDRESS_BYTES * SERVICE_BUCKET_ENTRIES;
     let table = image.head(AT_SERVICES)?;
-    let mask = image.head(Section::ServiceAddresses.at() + 4)? / SERVICE_BUCKET_ENTRIES - 1;
+    let mask = (image.head(Section::ServiceAddresses.at() + 4)? / SERVICE_BUCKET_ENTRIES).wrapping_sub(1);
     let hash = address_hash(address);
     for bucket in [hash as u32 & mask, (hash >> 32) as u32 & mask] {
         let at = table.wrapping_add(bucket.wrapping_mul(BUCKET_BYTES));
