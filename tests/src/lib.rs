@@ -25,6 +25,7 @@ mod packet;
 mod packet_socket;
 mod ping;
 mod ptrace;
+pub mod scenario;
 mod seen;
 mod sink;
 mod socket;

@@ -133,7 +133,7 @@ pub(crate) fn in_words(record: &Record) -> String {
         Standing::Pending => match record.confirm_within() {
             Some(left) => format!(
                 "generation {generation} is rolled back in {} s unless it is confirmed with `wayleave confirm`",
-                left.as_secs()
+                left.as_millis().div_ceil(1000)
             ),
             None => format!("generation {generation} is on probation"),
         },
