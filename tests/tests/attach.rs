@@ -209,7 +209,7 @@ fn filters_and_qdiscs_of_others_stay() {
     if uses_tcx {
         tc(&lab.router, "qdisc add dev lan clsact");
     }
-    let program = node.pins().join("class-20").join(format!("live-tc-{}", object_id()));
+    let program = node.pins().join("class-20").join(format!("live-routes-tc-{}", object_id()));
     let add = format!("filter add dev lan ingress prio 60000 bpf direct-action object-pinned {}", program.display());
     tc(&lab.router, &add);
     assert_eq!(filters(), ours + 1);

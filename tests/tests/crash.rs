@@ -171,14 +171,17 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     assert_eq!(fs::read_dir(node.place()).unwrap().count(), 1, "{what}: one layout");
     assert_eq!(names(""), [class.as_str(), "generation", "link", "maps", "version"], "{what}");
     let object = object_id();
-    let mut expected = OBJECTS.map(|role| format!("{role}{object}")).to_vec();
+    // Programs for routes alone, or those with every stage: never both.
+    let stages = if names(&class).contains(&format!("live-{object}")) { "" } else { "routes-" };
+    let mut expected = CANDIDATE_MAPS.map(|role| format!("{role}{object}")).to_vec();
+    expected.extend(["candidate-", "live-"].map(|role| format!("{role}{stages}{object}")));
     expected.push("GENERATIONS".to_owned());
     let interfaces = status["interfaces"].as_array().unwrap();
     let by_tc = interfaces.iter().filter(|interface| interface["mode"] == "tc").count();
     // Left for the next time where the devices have moved to XDP.
-    let has_tc = by_tc > 0 || names(&class).iter().any(|name| name.starts_with("live-tc-"));
+    let has_tc = by_tc > 0 || names(&class).iter().any(|name| name.starts_with(&format!("live-{stages}tc-")));
     if has_tc {
-        expected.push(format!("live-tc-{object}"));
+        expected.push(format!("live-{stages}tc-{object}"));
     }
     expected.sort();
     assert_eq!(names(&class), expected, "{what}");
@@ -256,16 +259,12 @@ fn lab() -> Topology {
     lab
 }
 
-/// What a class directory holds of one version of the program, in the order of names.
-const OBJECTS: [&str; 7] = [
-    "CANDIDATE_BACKEND_HEALTH-",
-    "CANDIDATE_COUNTERS-",
-    "CANDIDATE_DEVICES-",
-    "CANDIDATE_FLOWS-",
-    "CANDIDATE_VLANS-",
-    "candidate-",
-    "live-",
-];
+/// The maps that a class directory holds of one version of the program.
+const CANDIDATE_MAPS: [&str; 5] =
+    ["CANDIDATE_BACKEND_HEALTH-", "CANDIDATE_COUNTERS-", "CANDIDATE_DEVICES-", "CANDIDATE_FLOWS-", "CANDIDATE_VLANS-"];
+/// A filter that stops nothing of what the test sends.
+const FILTER: &str = "apiVersion: wayleave/v1\nkind: FilterPolicy\nmetadata: {name: edge}\nspec:\n  default: allow\n  rules:\n    \
+    - {name: telnet, protocol: tcp, ports: [23], action: deny}\n";
 const APPLY: &[&str] = &["apply", "--auto-approve"];
 
 #[test]
@@ -305,7 +304,7 @@ fn a_killed_process_leaves_the_old_or_the_new_rules() {
         node.write("probe.yaml", &rules(u32::try_from(nth).unwrap(), false)).unwrap();
         // What a program of another version would have pinned.
         let class = node.pins().join("class-20");
-        for role in OBJECTS {
+        for role in CANDIDATE_MAPS.into_iter().chain(["candidate-routes-", "live-routes-"]) {
             let other = class.join(format!("{role}0123456789abcdef"));
             fs::rename(class.join(format!("{role}{}", object_id())), other).unwrap();
         }
@@ -320,6 +319,17 @@ fn a_killed_process_leaves_the_old_or_the_new_rules() {
         fs::rename(node.pins(), node.place().join("layout-1")).unwrap();
     };
     total += kill_everywhere(&lab, &node, &scenario, change);
+
+    // Nor do the programs lose a stage.
+    let scenario = Scenario { name: "filters", arguments: APPLY, live_before: true };
+    let change = |_| {
+        node.succeed(&["detach", "--auto-approve"]).unwrap();
+        let _ = fs::remove_file(node.source().join("filter.yaml"));
+        node.apply().unwrap();
+        node.write("filter.yaml", FILTER).unwrap();
+    };
+    total += kill_everywhere(&lab, &node, &scenario, change);
+    fs::remove_file(node.source().join("filter.yaml")).unwrap();
 
     // A class never shrinks, so each round starts anew.
     fs::write(node.source().join("many.txt"), many_prefixes()).unwrap();

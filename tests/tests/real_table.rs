@@ -15,7 +15,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 use serde_json::Value;
 use wayleave::compile::Image;
-use wayleave::kernel::program::Programs;
+use wayleave::kernel::program::{Programs, Stages};
 use wayleave::kernel::publish::stage;
 use wayleave_tests::{Host, Mac, Packet, TestNode, Topology, require_root_and_bpf};
 
@@ -184,7 +184,7 @@ fn program_agrees(lab: &Topology, node: &TestNode, expected: &[Expected]) {
         let live = observed.live.as_ref().unwrap();
         let mut image = Image::copy_of(&live.image.view().unwrap());
         image.stamp(live.number + 1, live.number, 0);
-        let programs = Programs::ensure(&node.pins, observed.class_bits.unwrap()).unwrap();
+        let programs = Programs::ensure(&node.pins, observed.class_bits.unwrap(), Stages::Routes).unwrap();
         let staged = stage(&node.pins, &programs, &image).unwrap();
         let begun = Instant::now();
         for one in expected {

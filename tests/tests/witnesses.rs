@@ -12,7 +12,7 @@ use fib::{Neighbour, Reach, Reason, Verdict};
 use wayleave::compile::{Image, LiveIds, NodeFacts, compile};
 use wayleave::daemon::node::Node;
 use wayleave::kernel::check::TableNode;
-use wayleave::kernel::program::Programs;
+use wayleave::kernel::program::{Programs, Stages};
 use wayleave::kernel::publish::stage;
 use wayleave::kernel::tables::{Egress, Tables};
 use wayleave::policy::validate;
@@ -217,7 +217,8 @@ fn agree(
     let policy = validated.policy.unwrap_or_else(|| panic!("seed {seed}: {:?}", validated.diagnostics));
     let mut image: Image = compile(&policy, &NodeFacts::default(), &LiveIds::default()).unwrap();
     image.stamp(generation, 0, 0);
-    let programs = Programs::ensure(&node.pins, 20).unwrap();
+    let stages = Stages::of(&image.view().unwrap());
+    let programs = Programs::ensure(&node.pins, 20, stages).unwrap();
     let mut tables = Tables::open(&node.pins).unwrap();
     let view = image.view().unwrap();
     for hop in view.next_hops() {

@@ -12,7 +12,7 @@ use fib::{Image, Ingress, Neighbour, Reach, ReachWords};
 use crate::compile::{Image as CompiledImage, View, capacity_class};
 use crate::kernel::check::{self, TableNode, by_library, difference};
 use crate::kernel::pins::Pins;
-use crate::kernel::program::{Programs, TEST_INGRESS};
+use crate::kernel::program::{Programs, Stages, TEST_INGRESS};
 use crate::kernel::tables::Tables;
 use crate::kernel::test_run::FRAME_BYTES_MAX;
 use crate::kernel::{KernelError, publish};
@@ -92,7 +92,7 @@ pub fn run_beside(
 
 fn beside(pins: &Pins, image: &CompiledImage, facts: &Facts, tests: &[PolicyTest]) -> Result<Vec<Outcome>, NodeError> {
     let bits = capacity_class(image.bytes().len())?.trailing_zeros();
-    let programs = Programs::ensure(pins, bits)?;
+    let programs = Programs::ensure(pins, bits, Stages::of(&image.view()?))?;
     let mut image = image.clone();
     image.stamp(1, 0, 0);
     let mut tables = Tables::open(pins)?;

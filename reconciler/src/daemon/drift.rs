@@ -226,9 +226,11 @@ fn in_words(node: &Node, step: &Step, proposal: &Proposal) -> Option<Difference>
             let message = format!("left over: {name}");
             Difference::new(Kind::Leftover, name, message)
         }
-        Step::ClearCandidate { .. } | Step::RemoveClass { .. } | Step::TakeLink { .. } | Step::RemoveLayout { .. } => {
-            Difference::new(Kind::Leftover, step.to_string(), format!("left over: {step}"))
-        }
+        Step::ClearCandidate { .. }
+        | Step::RemoveClass { .. }
+        | Step::RemovePrograms { .. }
+        | Step::TakeLink { .. }
+        | Step::RemoveLayout { .. } => Difference::new(Kind::Leftover, step.to_string(), format!("left over: {step}")),
         Step::WriteTables
         | Step::RestorePins { .. }
         | Step::PinLive

@@ -7,7 +7,7 @@ use crate::compile::{Image, View};
 use crate::kernel::counters::{self, Owners};
 use crate::kernel::health::{Backends, Standing};
 use crate::kernel::observe::{Generation, Observed};
-use crate::kernel::program::Programs;
+use crate::kernel::program::{Programs, Stages};
 use crate::kernel::publish::{self, Staged, Verified};
 use crate::kernel::tables::Tables;
 use crate::kernel::{KernelError, attach, check, layout, restore};
@@ -91,10 +91,15 @@ impl<'a> Run<'a> {
             Step::RestorePins { bits } => restore::restore(pins, *bits)?,
             Step::ClearCandidate { bits } => publish::clear_candidate(pins, *bits)?,
             Step::RemovePin { path } => pins.remove(path)?,
+            Step::RemovePrograms { bits } => {
+                for name in Stages::Routes.pins() {
+                    pins.remove(&pins.class(*bits).join(name))?;
+                }
+            }
             Step::RemoveClass { bits } => pins.remove_directory(&pins.class(*bits))?,
             Step::PinLive => publish::pin_live(pins, self.live()?)?,
-            Step::LoadPrograms { bits } => {
-                let programs = Programs::ensure(pins, *bits)?;
+            Step::LoadPrograms { bits, stages } => {
+                let programs = Programs::ensure(pins, *bits, *stages)?;
                 // Steps load once; a second set would be a defect of the planner.
                 assert!(self.programs.set(programs).is_ok(), "programs are loaded once");
             }

@@ -16,7 +16,7 @@ use crate::kernel::link::{Link, XdpMode, links};
 use crate::kernel::neighbour::{Neighbour, NeighbourError, neighbours};
 use crate::kernel::observe::{LinkState, Observed, observe};
 use crate::kernel::pins::{Lock, Pins};
-use crate::kernel::program::Entry;
+use crate::kernel::program::{Entry, Stages};
 use crate::kernel::tables::Tables;
 use crate::kernel::xdp_features::all_xdp_features;
 use crate::policy::{self, Diagnostic, Guard, NodeConfig, PolicyTest, Probe};
@@ -271,6 +271,8 @@ impl Node {
             retained: observed.retained.iter().map(|g| (g.number, g.image.capacity())).collect(),
             links: observed.links.iter().map(|link| Held { mode: mode_of(link, facts), link: link.clone() }).collect(),
             programs: observed.programs.clone(),
+            stages: observed.stages.clone(),
+            live_stages: live.as_ref().map(Stages::of).unwrap_or_default(),
             layouts: observed.layouts.clone(),
             strays: observed.strays.clone(),
             lost: observed.lost.clone(),
@@ -293,6 +295,7 @@ impl Node {
         Ok(Wanted {
             digest: image.digest().0,
             class_bits: capacity_class(image.bytes().len())?.trailing_zeros(),
+            stages: Stages::of(&image.view()?),
             attachments: attachments(&facts.ports)?,
             retain_generations: self.config.retain_generations.into(),
             retain_bytes: self.config.retain_memory_bytes,

@@ -6,7 +6,7 @@ use fib::{Image, Ingress, Neighbour, ReachWords};
 use crate::compile::{View, capacity_class};
 use crate::kernel::check::{TableNode, by_library, difference};
 use crate::kernel::image_map::ImageMap;
-use crate::kernel::program::{Programs, TestRunOutcome};
+use crate::kernel::program::{Programs, Stages, TestRunOutcome};
 use crate::kernel::tables::Tables;
 use crate::kernel::test_run::run_once;
 
@@ -40,14 +40,19 @@ pub fn run(
     let _lock = node.lock()?;
     let observed = node.observe()?;
     let (Some(live), Some(live_bits)) = (&observed.live, observed.class_bits) else { return Ok(None) };
+    // The live programs' own, where they will do.
+    let has = observed.stages.last().copied().unwrap_or_default();
     let Some(candidate) = candidate else {
-        return over(node, &live.image, live_bits, ingress, vids, frame).map(Some);
+        return over(node, &live.image, (live_bits, has), ingress, vids, frame).map(Some);
     };
+    let stages = has.max(Stages::of(candidate));
     let bits = capacity_class(candidate.bytes().len())?.trailing_zeros().max(live_bits);
     let image = ImageMap::create(candidate.bytes(), 1 << bits)?;
-    let result = over(node, &image, bits, ingress, vids, frame);
+    let result = over(node, &image, (bits, stages), ingress, vids, frame);
     if bits != live_bits {
         node.pins.remove_directory(&node.pins.class(bits))?;
+    } else if stages != has {
+        stages.pins().try_for_each(|name| node.pins.remove(&node.pins.class(bits).join(name)))?;
     }
     result.map(Some)
 }
@@ -55,12 +60,12 @@ pub fn run(
 fn over(
     node: &Node,
     image: &ImageMap,
-    bits: u32,
+    (bits, stages): (u32, Stages),
     ingress: &Ingress,
     vids: u32,
     frame: &[u8],
 ) -> Result<Trial, NodeError> {
-    let programs = Programs::ensure(&node.pins, bits)?;
+    let programs = Programs::ensure(&node.pins, bits, stages)?;
     let tables = Tables::open(&node.pins)?;
     let by_program = run_once(&programs, image, ingress, vids, frame)?;
     let asked = At { ingress, vids, tables: TableNode(&tables) };

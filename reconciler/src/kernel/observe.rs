@@ -3,7 +3,7 @@
 //! Reads only. What it finds beside the live state (a candidate, an image that was never published, another class's
 //! programs) is the trace of a process that was killed; [`Observed::strays`] names it for the next apply to remove.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use super::attach::{self, Facts, Hook};
 use super::image_map::ImageMap;
 use super::layout::{self, OtherLayout};
 use super::pins::{Pins, names};
-use super::program::{CANDIDATE, Entry, LIVE, object_id};
+use super::program::{CANDIDATE, Entry, LIVE, Stages, object_id};
 use super::{KernelError, restore, sys};
 
 /// One generation that the kernel holds.
@@ -61,6 +61,8 @@ pub struct Observed {
     pub links: Vec<LinkState>,
     /// Ids of the programs that should be attached, for the hooks that they are loaded for.
     pub programs: BTreeMap<Entry, u32>,
+    /// What these programs can do; both kinds are there while a node changes from one to the other.
+    pub stages: BTreeSet<Stages>,
     /// Layouts of other versions, oldest first.
     pub layouts: Vec<OtherLayout>,
     pub strays: Vec<Stray>,
@@ -220,12 +222,18 @@ fn observe_programs(pins: &Pins, observed: &mut Observed) -> Result<(), KernelEr
         let class = pins.class(bits);
         let object = object_id();
         for name in names(&class)? {
-            if let Some(entry) = Entry::ALL.into_iter().find(|entry| entry.live_pin() == name) {
-                if let Some(program) = sys::pinned(&class.join(&name))? {
-                    observed.programs.insert(entry, sys::program_id(program.as_fd())?);
-                }
+            let found = Stages::ALL.into_iter().find(|stages| stages.pins().any(|pin| pin == name));
+            observed.stages.extend(found);
+            if found.is_some() {
+                // Those that can do most are the ones to be attached.
             } else if name != "GENERATIONS" && !name.ends_with(&object) {
                 observed.strays.push(Stray::Pin(class.join(name)));
+            }
+        }
+        let Some(stages) = observed.stages.last() else { return Ok(()) };
+        for entry in Entry::ALL {
+            if let Some(program) = sys::pinned(&class.join(entry.live_pin(*stages)))? {
+                observed.programs.insert(entry, sys::program_id(program.as_fd())?);
             }
         }
     }

@@ -11,7 +11,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::image_map::ImageMap;
 use super::pins::Pins;
-use super::program::{ENTRY, Programs};
+use super::program::{ENTRY, Programs, Stages};
 use super::{KernelError, sys};
 
 /// A capability that wayleave needs, and what for.
@@ -81,7 +81,7 @@ pub fn program() -> Result<(), KernelError> {
         mount("bpf", &place, "bpf", MountFlags::empty(), None).map_err(unusable)?;
         let pins = Pins::new(&place.join("probe"));
         pins.create()?;
-        let programs = Programs::ensure(&pins, CAPACITY_MIN.trailing_zeros())?;
+        let programs = Programs::ensure(&pins, CAPACITY_MIN.trailing_zeros(), Stages::All)?;
         let ran = programs.test_run(&[0; 64])?;
         if ran.reason == Reason::NoGeneration as u32 {
             return Ok(());

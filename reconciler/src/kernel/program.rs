@@ -10,7 +10,10 @@ use aya::programs::{ProgramError, ProgramFd, SchedClassifier, TestRunOptions, Te
 use aya::{Ebpf, EbpfLoader, TestRun as _};
 use aya_obj::programs::XdpAttachType;
 use fib::Reason;
-use fib::service::{FlowKey, FlowWords};
+use fib::filter::has_filters;
+use fib::service::{FlowKey, FlowWords, has_services};
+
+use crate::compile::View;
 
 use super::pins::Pins;
 use super::{KernelError, counters, sys};
@@ -49,13 +52,51 @@ impl Entry {
     }
 
     /// Name of the live instance's pin, in its class.
-    pub(super) fn live_pin(self) -> String {
+    pub(super) fn live_pin(self, stages: Stages) -> String {
         let kind = match self {
             Self::Xdp => "",
             Self::XdpFrags => "frags-",
             Self::Tc => "tc-",
         };
-        format!("live-{kind}{}", object_id())
+        format!("live-{}{kind}{}", stages.prefix(), object_id())
+    }
+}
+
+/// What a program can do with a packet beside routing it.
+///
+/// The verifier follows filters and services ten times as long as routes, so programs have them only where an image does. A node
+/// that had them once keeps programs that have them: with those for routes alone, no packet of an image with filters or
+/// services may be decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stages {
+    #[default]
+    Routes,
+    All,
+}
+
+impl Stages {
+    pub const ALL: [Self; 2] = [Self::Routes, Self::All];
+
+    /// What an image needs.
+    pub fn of(view: &View<'_>) -> Self {
+        if has_filters(view.bytes()) || has_services(view.bytes()) { Self::All } else { Self::Routes }
+    }
+
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Routes => "routes-",
+            Self::All => "",
+        }
+    }
+
+    /// Name of the pin of the instance under test.
+    fn candidate_pin(self) -> String {
+        format!("candidate-{}{}", self.prefix(), object_id())
+    }
+
+    /// Names of all pins of programs.
+    pub fn pins(self) -> impl Iterator<Item = String> {
+        Entry::ALL.into_iter().map(move |entry| entry.live_pin(self)).chain([self.candidate_pin()])
     }
 }
 
@@ -98,8 +139,8 @@ pub(super) fn map_names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Where the instance under test and its own maps are pinned.
-pub(super) fn candidate_pins(pins: &Pins, bits: u32) -> impl Iterator<Item = PathBuf> {
-    let program = pins.class(bits).join(format!("candidate-{}", object_id()));
+pub(super) fn candidate_pins(pins: &Pins, bits: u32, stages: Stages) -> impl Iterator<Item = PathBuf> {
+    let program = pins.class(bits).join(stages.candidate_pin());
     [program].into_iter().chain(LIVE_MAPS.map(|name| Programs::candidate_map(pins, bits, name)))
 }
 
@@ -149,6 +190,7 @@ pub struct TestRunOutcome {
 /// Both instances of the program for one capacity class.
 pub struct Programs {
     pub(super) bits: u32,
+    pub(super) stages: Stages,
     generations: OwnedFd,
     pins: Pins,
     live: OwnedFd,
@@ -168,15 +210,17 @@ pub struct Programs {
 
 impl std::fmt::Debug for Programs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Programs").field("bits", &self.bits).finish_non_exhaustive()
+        f.debug_struct("Programs").field("bits", &self.bits).field("stages", &self.stages).finish_non_exhaustive()
     }
 }
 
 /// Makes the object's maps and programs for a slot of a class; no program is loaded yet.
-pub(super) fn load_object(pins: &Pins, bits: u32, slot: u32) -> Result<Ebpf, KernelError> {
+pub(super) fn load_object(pins: &Pins, bits: u32, stages: Stages, slot: u32) -> Result<Ebpf, KernelError> {
     let capacity = 1u32 << bits;
+    let has_all = u32::from(stages == Stages::All);
     let mut loader = EbpfLoader::new();
     loader.override_global("SLOT", &slot, true).override_global("CAPACITY", &capacity, true);
+    loader.override_global("STAGES", &has_all, true);
     loader.map_pin_path(GENERATIONS, pins.generations(bits));
     for name in SHARED_MAPS {
         loader.map_pin_path(name, pins.map(name));
@@ -220,7 +264,7 @@ fn load(object: &mut Ebpf, entry: Entry) -> Result<&ProgramFd, KernelError> {
 
 impl Programs {
     /// Opens the pinned instances of a class, or makes its outer map and loads and pins them.
-    pub fn ensure(pins: &Pins, bits: u32) -> Result<Self, KernelError> {
+    pub fn ensure(pins: &Pins, bits: u32, stages: Stages) -> Result<Self, KernelError> {
         let class = pins.class(bits);
         std::fs::create_dir_all(&class).map_err(|source| KernelError::Directory { path: class.clone(), source })?;
         let generations = if let Some(generations) = sys::pinned(&pins.generations(bits))? {
@@ -233,8 +277,8 @@ impl Programs {
         };
         // Opened in this order, so that a kill between two pins leaves something that the next start completes.
         let mut object = None;
-        let live = Self::live(pins, bits, Entry::Xdp, &mut object)?;
-        let candidate = Self::candidate(pins, bits)?;
+        let live = Self::live(pins, bits, stages, Entry::Xdp, &mut object)?;
+        let candidate = Self::candidate(pins, bits, stages)?;
         let own = |name: &'static str| {
             MapData::from_pin(Self::candidate_map(pins, bits, name)).map_err(KernelError::map(name))
         };
@@ -248,6 +292,7 @@ impl Programs {
         let candidate_devices = Array::try_from(Map::Array(own("DEVICES")?)).map_err(KernelError::map("DEVICES"))?;
         let programs = Self {
             bits,
+            stages,
             generations,
             pins: pins.clone(),
             live,
@@ -270,24 +315,30 @@ impl Programs {
         pins.class(bits).join(format!("CANDIDATE_{name}-{}", object_id()))
     }
 
-    fn candidate(pins: &Pins, bits: u32) -> Result<Xdp, KernelError> {
-        let path = pins.class(bits).join(format!("candidate-{}", object_id()));
+    fn candidate(pins: &Pins, bits: u32, stages: Stages) -> Result<Xdp, KernelError> {
+        let path = pins.class(bits).join(stages.candidate_pin());
         if !path.exists() {
-            let mut object = load_object(pins, bits, CANDIDATE)?;
+            let mut object = load_object(pins, bits, stages, CANDIDATE)?;
             sys::pin(load(&mut object, Entry::Xdp)?.as_fd(), &path)?;
         }
         Xdp::from_pin(&path, XdpAttachType::Interface).map_err(KernelError::program("open"))
     }
 
     /// Opens the live instance for a hook; loads and pins it where it is not there yet.
-    fn live(pins: &Pins, bits: u32, entry: Entry, object: &mut Option<Ebpf>) -> Result<OwnedFd, KernelError> {
-        let path = pins.class(bits).join(entry.live_pin());
+    fn live(
+        pins: &Pins,
+        bits: u32,
+        stages: Stages,
+        entry: Entry,
+        object: &mut Option<Ebpf>,
+    ) -> Result<OwnedFd, KernelError> {
+        let path = pins.class(bits).join(entry.live_pin(stages));
         if let Some(program) = sys::pinned(&path)? {
             return Ok(program);
         }
         let object = match object {
             Some(object) => object,
-            None => object.insert(load_object(pins, bits, LIVE)?),
+            None => object.insert(load_object(pins, bits, stages, LIVE)?),
         };
         sys::pin(load(object, entry)?.as_fd(), &path)?;
         sys::pinned(&path)?.ok_or(KernelError::NoProgram { name: entry.name() })
@@ -305,7 +356,7 @@ impl Programs {
             Entry::Tc => &self.live_tc,
         };
         if cell.get().is_none() {
-            let program = Self::live(&self.pins, self.bits, entry, &mut self.live_object.borrow_mut())?;
+            let program = Self::live(&self.pins, self.bits, self.stages, entry, &mut self.live_object.borrow_mut())?;
             let _ = cell.set(program);
         }
         cell.get().map(OwnedFd::as_fd).ok_or(KernelError::NoProgram { name: entry.name() })

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use super::pins::{Pins, names};
-use super::program::{Entry, LIVE, candidate_pins, load_object, map_names};
+use super::program::{Entry, LIVE, Stages, candidate_pins, load_object, map_names};
 use super::sys::{self, GENERATIONS};
 use super::{KernelError, attach};
 
@@ -94,11 +94,17 @@ pub(super) fn lost(pins: &Pins, bits: u32) -> Result<Vec<PathBuf>, KernelError> 
     let mut paths = vec![pins.generations(bits)];
     paths.extend(map_names().map(|name| pins.map(name)));
     // Another version's program has another name, and is loaded anyway.
-    if pins.class(bits).join(Entry::Xdp.live_pin()).exists() {
-        paths.extend(candidate_pins(pins, bits));
+    if let Some(stages) = stages(pins, bits) {
+        paths.extend(candidate_pins(pins, bits, stages));
     }
     paths.retain(|path| !path.exists());
     Ok(paths)
+}
+
+/// What the live programs of this version can do.
+fn stages(pins: &Pins, bits: u32) -> Option<Stages> {
+    let is_there = |stages: &Stages| pins.class(bits).join(Entry::Xdp.live_pin(*stages)).exists();
+    Stages::ALL.into_iter().rev().find(is_there)
 }
 
 /// Pins again what [`lost`] found. What no program uses yet holds nothing, and is made anew.
@@ -113,11 +119,12 @@ pub fn restore(pins: &Pins, bits: u32) -> Result<(), KernelError> {
         }
     }
     if map_names().any(|name| !pins.map(name).exists()) {
-        load_object(pins, bits, LIVE)?;
+        load_object(pins, bits, Stages::Routes, LIVE)?;
     }
-    if candidate_pins(pins, bits).any(|path| !path.exists()) {
+    let stages = stages(pins, bits).unwrap_or_default();
+    if candidate_pins(pins, bits, stages).any(|path| !path.exists()) {
         // The instance under test and its maps belong together: all are made anew with the programs.
-        for path in candidate_pins(pins, bits) {
+        for path in Stages::ALL.into_iter().flat_map(|stages| candidate_pins(pins, bits, stages)) {
             pins.remove(&path)?;
         }
     }

@@ -51,7 +51,7 @@ pub struct OtherHooks {
 impl OtherHooks {
     /// Loads them beside the candidate of `programs`.
     pub fn load(pins: &Pins, programs: &Programs) -> Result<Self, KernelError> {
-        let mut object = load_object(pins, programs.bits, CANDIDATE)?;
+        let mut object = load_object(pins, programs.bits, programs.stages, CANDIDATE)?;
         let frags = object.program_mut(FRAGS).ok_or(KernelError::NoProgram { name: FRAGS })?;
         let frags: &mut Xdp = frags.try_into().map_err(KernelError::program("find"))?;
         frags.load().map_err(KernelError::program("load"))?;

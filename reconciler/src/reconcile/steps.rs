@@ -4,7 +4,7 @@
 //! argument of the whole system: everything that can fail comes before [`Step::Publish`], and what comes after it only
 //! frees memory. A kill between any two steps leaves the old generation live, or the new one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use crate::kernel::attach::{Hook, Mode, Target};
 use crate::kernel::layout::OtherLayout;
 use crate::kernel::link::Link;
 use crate::kernel::observe::{LinkState, Stray};
-use crate::kernel::program::Entry;
+use crate::kernel::program::{Entry, Stages};
 
 /// A port of this node and the device that carries it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +87,10 @@ pub struct Found {
     pub links: Vec<Held>,
     /// Ids of the current version of the programs in the current class, as far as they are loaded.
     pub programs: BTreeMap<Entry, u32>,
+    /// What the programs can do that are loaded; both kinds while the node changes from one to the other.
+    pub stages: BTreeSet<Stages>,
+    /// What the live image needs.
+    pub live_stages: Stages,
     /// Older layouts, oldest first.
     pub layouts: Vec<OtherLayout>,
     pub strays: Vec<Stray>,
@@ -108,6 +112,8 @@ pub struct Wanted {
     pub digest: [u8; 32],
     /// The capacity class that the image needs.
     pub class_bits: u32,
+    /// What the image needs of the programs.
+    pub stages: Stages,
     pub attachments: Vec<Attachment>,
     /// How many generations to keep, the live one included.
     pub retain_generations: usize,
@@ -126,12 +132,14 @@ pub enum Step {
     ClearCandidate { bits: u32 },
     /// Remove a pin that a killed process or an older version left.
     RemovePin { path: PathBuf },
+    /// Remove the programs for routes alone, which those with every stage have replaced.
+    RemovePrograms { bits: u32 },
     /// Remove the programs and the outer map of a class that is no longer used.
     RemoveClass { bits: u32 },
     /// Make sure that the live generation has its pin.
     PinLive,
     /// Make the outer map and load both instances of the program, where they are not there yet.
-    LoadPrograms { bits: u32 },
+    LoadPrograms { bits: u32, stages: Stages },
     /// Copy the live generation into the larger class, so that programs can move there without a change of rules.
     CopyLive { from: u32, to: u32 },
     /// Give a link the current program, in one step.
@@ -164,7 +172,11 @@ impl fmt::Display for Step {
             Self::RemovePin { path } => write!(f, "remove the stray pin {}", path.display()),
             Self::RemoveClass { bits } => write!(f, "remove the unused class {bits}"),
             Self::PinLive => write!(f, "keep the live generation"),
-            Self::LoadPrograms { bits } => write!(f, "load the programs for images of {} bytes", 1u64 << bits),
+            Self::LoadPrograms { bits, stages } => {
+                let with = if *stages == Stages::All { ", with filters and services" } else { "" };
+                write!(f, "load the programs for images of {} bytes{with}", 1u64 << bits)
+            }
+            Self::RemovePrograms { bits } => write!(f, "remove the programs for routes alone of class {bits}"),
             Self::CopyLive { from, to } => write!(f, "copy the live generation from class {from} to class {to}"),
             Self::UpdateLink { link } => write!(f, "replace the program on {}", link.device),
             Self::TakeLink { device, .. } => write!(f, "replace the program of the older layout on {device}"),
@@ -207,7 +219,10 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
     let class_changes = found.class_bits.is_some_and(|from| from != bits);
     // The class that a killed process was about to enter is entered now: a stray no more.
     leaving.retain(|stray| *stray != bits);
-    let program_changes = class_changes || !found.programs.contains_key(&Entry::Xdp);
+    // Nor do the programs lose a stage: the live image and those before it may need it.
+    let stages = found.stages.last().copied().unwrap_or_default().max(found.live_stages).max(wanted.stages);
+    let program_changes = class_changes || !found.stages.contains(&stages) || !found.programs.contains_key(&Entry::Xdp);
+    let replaced = !class_changes && stages == Stages::All && found.stages.contains(&Stages::Routes);
 
     let mut keep: Vec<&Held> = Vec::new();
     let mut detach: Vec<&LinkState> = Vec::new();
@@ -261,6 +276,7 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
         || found.live_unpinned
         || !steps.is_empty()
         || !leaving.is_empty()
+        || replaced
         || !found.layouts.is_empty();
     let moves =
         !(updates.is_empty() && takes.is_empty() && attaches.is_empty() && before.is_empty() && after.is_empty());
@@ -271,7 +287,7 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
     if found.live != 0 {
         steps.push(Step::PinLive);
     }
-    steps.push(Step::LoadPrograms { bits });
+    steps.push(Step::LoadPrograms { bits, stages });
     if let (true, Some(from)) = (class_changes, found.class_bits) {
         // Under somebody else's map nothing is live that could be copied.
         if found.live != 0 {
@@ -293,6 +309,7 @@ pub fn steps(found: &Found, wanted: &Wanted) -> Vec<Step> {
     // This layout's program decides by this layout's generation, which is complete now.
     steps.append(&mut takes);
     steps.extend(after.into_iter().map(|link| Step::Detach { link: link.clone() }));
+    steps.extend(replaced.then_some(Step::RemovePrograms { bits }));
     leaving.sort_unstable();
     leaving.dedup();
     steps.extend(leaving.into_iter().map(|bits| Step::RemoveClass { bits }));
@@ -346,6 +363,7 @@ mod tests {
         Wanted {
             digest: [digest; 32],
             class_bits: 20,
+            stages: Stages::Routes,
             attachments: attachments.to_vec(),
             retain_generations: 3,
             retain_bytes: None,
@@ -361,6 +379,8 @@ mod tests {
             retained: vec![(6, 1 << 20), (5, 1 << 20)],
             links: vec![link("lan", 3, 40)],
             programs: [(Entry::Xdp, 40), (Entry::XdpFrags, 41), (Entry::Tc, 42)].into(),
+            stages: [Stages::Routes].into(),
+            live_stages: Stages::Routes,
             layouts: vec![],
             strays: vec![],
             lost: Vec::new(),
@@ -434,6 +454,48 @@ mod tests {
                 "retire generation 5",
             ],
         );
+    }
+
+    #[test]
+    fn programs_get_filters_and_services_before_the_first_rules_that_have_them() {
+        let mut wanted = wanted(2, &[port("lan", 3)]);
+        wanted.stages = Stages::All;
+        let steps = [
+            "keep the live generation",
+            "load the programs for images of 1048576 bytes, with filters and services",
+            "replace the program on lan0",
+            "write ports and neighbours",
+            "stage generation 8",
+            "verify generation 8 in the kernel",
+            "publish generation 8",
+            "remove the programs for routes alone of class 20",
+            "retire generation 5",
+        ];
+        check(&running(), &wanted, &steps);
+        // Killed when they had been loaded, or when the links had them.
+        let mut found = running();
+        found.stages.insert(Stages::All);
+        found.programs = [(Entry::Xdp, 50)].into();
+        check(&found, &wanted, &steps);
+        found.links = vec![link("lan", 3, 50)];
+        check(&found, &wanted, &[&steps[..2], &steps[3..]].concat());
+    }
+
+    #[test]
+    fn programs_keep_the_stages_that_an_image_in_the_kernel_may_need() {
+        let mut found = running();
+        found.stages = [Stages::All].into();
+        check(&found, &wanted(1, &[port("lan", 3)]), &[]);
+        let steps = |found: &Found| {
+            let steps = steps(found, &wanted(2, &[port("lan", 3)]));
+            steps.iter().map(ToString::to_string).find(|step| step.starts_with("load"))
+        };
+        let all = Some("load the programs for images of 1048576 bytes, with filters and services".to_owned());
+        assert_eq!(steps(&found), all);
+        // Another version has pinned none of this one's, and what is live has filters until the publish.
+        (found.programs, found.stages) = Default::default();
+        found.live_stages = Stages::All;
+        assert_eq!(steps(&found), all);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The corpus, decided by the loaded program under `BPF_PROG_TEST_RUN`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
@@ -7,7 +8,7 @@ use fib::{Reason, Verdict};
 use wayleave::compile::capacity_class;
 use wayleave::kernel::flows::now_s;
 use wayleave::kernel::pins::Pins;
-use wayleave::kernel::program::{Programs, TestRunOutcome};
+use wayleave::kernel::program::{Programs, Stages, TestRunOutcome};
 use wayleave::kernel::publish::stage;
 use wayleave::kernel::tables::{Egress, Tables};
 use wayleave::kernel::test_run::{FRAME_BYTES_MAX, OtherHooks};
@@ -91,20 +92,23 @@ pub fn run_in_kernel(themes: &[Theme], program: Program, directory: &Path) -> Re
 fn run(themes: &[Theme], program: Program, pins: &Pins) -> Result<Report> {
     let mut report = Report::default();
     // Loading them is the most work of a run.
-    let mut others: Option<(u32, OtherHooks)> = None;
+    let mut others: BTreeMap<(u32, Stages), OtherHooks> = BTreeMap::new();
     for (generation, theme) in (1..).zip(themes) {
         let mut image = theme.image.clone();
         image.stamp(generation, 0, 0);
         let bits = capacity_class(image.bytes().len())?.trailing_zeros();
-        let programs = Programs::ensure(pins, bits)?;
-        if program != Program::Xdp && others.as_ref().is_none_or(|(of, _)| *of != bits) {
-            others = Some((bits, OtherHooks::load(pins, &programs)?));
+        // As on a node: the programs have the stages that the image needs, and no more.
+        let stages = Stages::of(&image.view()?);
+        let programs = Programs::ensure(pins, bits, stages)?;
+        if program != Program::Xdp && !others.contains_key(&(bits, stages)) {
+            others.insert((bits, stages), OtherHooks::load(pins, &programs)?);
         }
+        let others = others.get(&(bits, stages));
         let test_run = |case: &Case| {
             let frame = &case.frame.bytes;
-            let ran = match (program, &others) {
-                (Program::Frags, Some((_, others))) => others.test_run_frags(&programs, frame)?,
-                (Program::Tc, Some((_, others))) => others.test_run_tc(&programs, frame)?,
+            let ran = match (program, others) {
+                (Program::Frags, Some(others)) => others.test_run_frags(&programs, frame)?,
+                (Program::Tc, Some(others)) => others.test_run_tc(&programs, frame)?,
                 _ => programs.test_run(frame)?,
             };
             outcome(program, ran)
