@@ -15,6 +15,7 @@ pub mod view;
 mod write;
 
 use std::net::IpAddr;
+use std::sync::OnceLock;
 
 use ::fib::layout::{
     AT_CREATED_UNIX_MS, AT_DIGEST, AT_GENERATION, AT_PARENT, CAPACITY_MAX, CAPACITY_MIN, REVISION_BYTES_MAX,
@@ -26,6 +27,7 @@ use filter::Filters;
 pub use group::{MEMBERS_MAX, SLOTS_MAX};
 pub use ids::LiveIds;
 use tables::{TARGET_LOCAL, Tables};
+use view::Checked;
 pub use view::{Digest, ImageError, View};
 use write::{Contents, Lookup};
 
@@ -56,15 +58,25 @@ pub enum CompileError {
 }
 
 /// The bytes of a generation, exactly as long as they need to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Image {
     bytes: Vec<u8>,
+    /// Of the rules, which never change.
+    checked: OnceLock<Checked>,
 }
+
+impl PartialEq for Image {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Image {}
 
 impl Image {
     /// The bytes that a view looks at, to be published again.
     pub fn copy_of(view: &View<'_>) -> Self {
-        Self { bytes: view.bytes().to_vec() }
+        Self { bytes: view.bytes().to_vec(), checked: OnceLock::new() }
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -89,8 +101,9 @@ impl Image {
         }
     }
 
+    /// Checked the first time only.
     pub fn view(&self) -> Result<View<'_>, ImageError> {
-        View::new(&self.bytes)
+        View::once(&self.bytes, &self.checked)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rows in, bytes out: the only code that writes an image.
 
 use std::net::IpAddr;
+use std::sync::OnceLock;
 
 use fib::layout::{
     AT_DIGEST, AT_FILTER, AT_HASH_SEED, AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION,
@@ -145,7 +146,7 @@ fn begin(revision: &str, lookup: &Lookup, sections: &Sections) -> Vec<u8> {
 fn finish(mut bytes: Vec<u8>) -> Image {
     let digest = blake3::hash(&bytes[RULES_START as usize..]);
     put(&mut bytes, AT_DIGEST, digest.as_bytes());
-    Image { bytes }
+    Image { bytes, checked: OnceLock::new() }
 }
 
 /// Where every section stands.

@@ -2,7 +2,9 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
+use crate::compile::view::Checked;
 use crate::compile::{ImageError, View};
 
 use super::{KernelError, sys};
@@ -13,6 +15,7 @@ pub struct ImageMap {
     map: OwnedFd,
     id: u32,
     bytes: memmap2::Mmap,
+    checked: OnceLock<Checked>,
 }
 
 impl ImageMap {
@@ -36,7 +39,7 @@ impl ImageMap {
             return Err(KernelError::NotFrozen { id });
         }
         let bytes = sys::map_read(map.as_fd(), capacity)?;
-        Ok(Self { map, id, bytes })
+        Ok(Self { map, id, bytes, checked: OnceLock::new() })
     }
 
     pub(super) fn from_pin(path: &Path) -> Result<Option<Self>, KernelError> {
@@ -65,8 +68,8 @@ impl ImageMap {
         self.bytes.len()
     }
 
-    /// The image, read from kernel memory.
+    /// The image, read from kernel memory; checked the first time only, since nobody can write a frozen map.
     pub fn view(&self) -> Result<View<'_>, ImageError> {
-        View::new(&self.bytes)
+        View::once(&self.bytes, &self.checked)
     }
 }

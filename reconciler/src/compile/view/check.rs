@@ -1,6 +1,7 @@
 //! The checks that make a [`View`] of bytes.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use fib::image::Image as _;
 use fib::layout::{
@@ -12,9 +13,25 @@ use fib::layout::{
 };
 
 use super::routes::Lengths;
-use super::{ImageError, Target, View};
+use super::{Checked, ImageError, Target, View};
 
 pub(super) fn view(bytes: &[u8]) -> Result<View<'_>, ImageError> {
+    let nothing = Checked { targets: Arc::default(), v4_lengths: Lengths::default(), v6_lengths: Lengths::default() };
+    let mut view = again(bytes, nothing)?;
+    headers(&view)?;
+    small_tables(&view)?;
+    view.check_services()?;
+    view.targets = targets(&view)?.into();
+    v4_fib(&view)?;
+    v6_fib(&view)?;
+    super::filter::check(&view)?;
+    view.v4_lengths = view.check_v4_routes()?;
+    view.v6_lengths = view.check_v6_routes()?;
+    Ok(view)
+}
+
+/// The view of bytes whose tables were checked before.
+pub(super) fn again(bytes: &[u8], checked: Checked) -> Result<View<'_>, ImageError> {
     let bytes = identity(bytes)?;
     let revision_bytes = bytes.u32(AT_REVISION_BYTES).unwrap_or(u32::MAX);
     if revision_bytes > REVISION_BYTES_MAX {
@@ -22,24 +39,9 @@ pub(super) fn view(bytes: &[u8]) -> Result<View<'_>, ImageError> {
     }
     let revision = text(bytes, AT_REVISION, revision_bytes)?;
     sections(bytes)?;
-    let mut view = View {
-        bytes,
-        text: "",
-        revision,
-        targets: Vec::new(),
-        v4_lengths: Lengths::default(),
-        v6_lengths: Lengths::default(),
-    };
+    let Checked { targets, v4_lengths, v6_lengths } = checked;
+    let mut view = View { bytes, text: "", revision, targets, v4_lengths, v6_lengths };
     view.text = text(bytes, view.at(Section::Text, 0), view.count(Section::Text))?;
-    headers(&view)?;
-    small_tables(&view)?;
-    view.check_services()?;
-    view.targets = targets(&view)?;
-    v4_fib(&view)?;
-    v6_fib(&view)?;
-    super::filter::check(&view)?;
-    view.v4_lengths = view.check_v4_routes()?;
-    view.v6_lengths = view.check_v6_routes()?;
     Ok(view)
 }
 

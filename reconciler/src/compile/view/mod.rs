@@ -10,6 +10,7 @@ mod services;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, OnceLock};
 
 use fib::image::Image as _;
 use fib::layout::{
@@ -67,7 +68,15 @@ pub struct View<'a> {
     text: &'a str,
     revision: &'a str,
     /// Decoded, by target index.
-    targets: Vec<Target>,
+    targets: Arc<[Target]>,
+    v4_lengths: Lengths,
+    v6_lengths: Lengths,
+}
+
+/// What the checks of an image leave, so that bytes which stay as they are need not be checked again.
+#[derive(Clone, Debug)]
+pub(crate) struct Checked {
+    targets: Arc<[Target]>,
     v4_lengths: Lengths,
     v6_lengths: Lengths,
 }
@@ -124,6 +133,17 @@ impl<'a> View<'a> {
     /// The image at the start of `bytes`; what follows its end is ignored.
     pub fn new(bytes: &'a [u8]) -> Result<Self, ImageError> {
         check::view(bytes)
+    }
+
+    /// The view of bytes that do not change once they were checked, of which `checked` remembers it.
+    pub(crate) fn once(bytes: &'a [u8], checked: &OnceLock<Checked>) -> Result<Self, ImageError> {
+        if let Some(checked) = checked.get() {
+            return check::again(bytes, checked.clone());
+        }
+        let view = check::view(bytes)?;
+        let Self { targets, v4_lengths, v6_lengths, .. } = &view;
+        let _ = checked.set(Checked { targets: Arc::clone(targets), v4_lengths: *v4_lengths, v6_lengths: *v6_lengths });
+        Ok(view)
     }
 
     /// Computes the digest of the rules and compares it with the one stored.
