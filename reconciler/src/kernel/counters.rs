@@ -13,6 +13,7 @@
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 
 use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use fib::Reason;
@@ -22,7 +23,7 @@ use crate::compile::View;
 use super::KernelError;
 use super::flows::ServiceCount;
 use super::pins::Pins;
-use super::restore;
+use super::{restore, sys};
 
 /// What one counter holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,11 +87,12 @@ pub struct Objects {
     /// Packets that met a policy and were not forwarded.
     policies: Counters<MapData>,
     next_hops: Counters<MapData>,
-    filter_rules: PerCpuArray<MapData, [u64; 4]>,
+    /// This and what follows is there once a program has counted it: nodes of which no image had filters or services have none.
+    filter_rules: Option<PerCpuArray<MapData, [u64; 4]>>,
     /// Packets to services and their answers.
-    services: PerCpuArray<MapData, [u64; 4]>,
+    services: Option<PerCpuArray<MapData, [u64; 4]>>,
     /// Packets that were sent to backends.
-    backends: Counters<MapData>,
+    backends: Option<Counters<MapData>>,
     carried: Array<MapData, [u64; 2]>,
     carrying: Array<MapData, CarryingWords>,
 }
@@ -141,7 +143,7 @@ impl Objects {
     /// `None` while no program that counts them has been loaded; the first one pins them one by one.
     pub fn open(pins: &Pins) -> Result<Option<Self>, KernelError> {
         let names = ["CARRYING", "CARRIED", "COUNTERS", "NEXT_HOP_COUNTERS", "POLICY_STAYED"];
-        for name in names.into_iter().chain([FILTER_RULES, SERVICES, BACKENDS, "FLOW_EVENTS", "FLOW_LIMITS"]) {
+        for name in names.into_iter().chain(["FLOW_EVENTS", "FLOW_LIMITS"]) {
             match restore::map(pins, name) {
                 Err(KernelError::NoMap { .. }) => return Ok(None),
                 result => drop(result?),
@@ -151,9 +153,9 @@ impl Objects {
             reasons: open(pins, "COUNTERS")?,
             policies: open(pins, "POLICY_STAYED")?,
             next_hops: open(pins, "NEXT_HOP_COUNTERS")?,
-            filter_rules: open_pairs(pins, FILTER_RULES)?,
-            services: open_pairs(pins, SERVICES)?,
-            backends: open(pins, BACKENDS)?,
+            filter_rules: open_of_stage(pins, FILTER_RULES)?,
+            services: open_of_stage(pins, SERVICES)?,
+            backends: open_of_stage(pins, BACKENDS)?,
             carried: open_array(pins, "CARRIED")?,
             carrying: open_array(pins, "CARRYING")?,
         }))
@@ -190,42 +192,38 @@ impl Objects {
 
     /// Packets that the filter rule with this id matched, and those among them that its limit dropped.
     pub fn filter_rule(&self, id: u32) -> Result<(Count, Count), KernelError> {
-        let values = self.filter_rules.get(&id, 0).map_err(KernelError::map("FILTER_COUNTERS"))?;
+        let Some(map) = &self.filter_rules else { return Ok(Default::default()) };
+        let values = map.get(&id, 0).map_err(KernelError::map(FILTER_RULES))?;
         let count = |at: usize| values.iter().map(|words| Count { packets: words[at], bytes: words[at + 1] }).sum();
         Ok((count(0), count(2)))
     }
 
     /// Starts a filter rule's counters anew. No generation that packets meet may use the id, and the caller holds the lock.
     pub fn clear_filter_rule(&mut self, id: u32) -> Result<(), KernelError> {
-        let failed = |source| KernelError::Cpus { source };
-        let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(source))?;
-        let zeros = PerCpuValues::try_from(vec![[0; 4]; cpus]).map_err(failed)?;
-        self.filter_rules.set(id, zeros, 0).map_err(KernelError::map("FILTER_COUNTERS"))
+        self.filter_rules.as_mut().map_or(Ok(()), |map| clear(map, FILTER_RULES, id))
     }
 
     /// Packets to the service with this id, whatever became of them, and its answers.
     pub fn service(&self, id: u32) -> Result<ServiceCount, KernelError> {
-        let values = self.services.get(&id, 0).map_err(KernelError::map(SERVICES))?;
+        let Some(map) = &self.services else { return Ok(ServiceCount::default()) };
+        let values = map.get(&id, 0).map_err(KernelError::map(SERVICES))?;
         let sum = |at: usize| values.iter().map(|v| Count { packets: v[at], bytes: v[at + 1] }).sum();
         Ok(ServiceCount { to: sum(0), answers: sum(2) })
     }
 
     /// Packets that were sent to the backend with this id.
     pub fn backend(&self, id: u32) -> Result<Count, KernelError> {
-        sum(&self.backends, BACKENDS, id)
+        self.backends.as_ref().map_or(Ok(Count::default()), |map| sum(map, BACKENDS, id))
     }
 
     /// Starts a service's counters anew; no generation that packets meet may use the id.
     pub fn clear_service(&mut self, id: u32) -> Result<(), KernelError> {
-        let failed = |source| KernelError::Cpus { source };
-        let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(source))?;
-        let zeros = PerCpuValues::try_from(vec![[0; 4]; cpus]).map_err(failed)?;
-        self.services.set(id, zeros, 0).map_err(KernelError::map(SERVICES))
+        self.services.as_mut().map_or(Ok(()), |map| clear(map, SERVICES, id))
     }
 
     /// Starts a backend's counter anew, as above.
     pub fn clear_backend(&mut self, id: u32) -> Result<(), KernelError> {
-        clear(&mut self.backends, BACKENDS, id)
+        self.backends.as_mut().map_or(Ok(()), |map| clear(map, BACKENDS, id))
     }
 
     fn carried(&self, policy: u32) -> Result<Count, KernelError> {
@@ -285,10 +283,17 @@ fn open_array<T: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Array<MapD
     Array::try_from(Map::Array(map)).map_err(KernelError::map(name))
 }
 
-/// Counters of two kinds of packets each.
-fn open_pairs(pins: &Pins, name: &'static str) -> Result<PerCpuArray<MapData, [u64; 4]>, KernelError> {
-    let map = MapData::from_fd(restore::map(pins, name)?).map_err(KernelError::map(name))?;
-    PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(KernelError::map(name))
+/// `None` where the program has the map only in name, with one entry, or where no program has it.
+fn open_of_stage<T: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Option<PerCpuArray<MapData, T>>, KernelError> {
+    let map = match restore::map(pins, name) {
+        Err(KernelError::NoMap { .. }) => return Ok(None),
+        map => map?,
+    };
+    if sys::map_entries(map.as_fd())? == 1 {
+        return Ok(None);
+    }
+    let map = MapData::from_fd(map).map_err(KernelError::map(name))?;
+    PerCpuArray::try_from(Map::PerCpuArray(map)).map(Some).map_err(KernelError::map(name))
 }
 
 fn open(pins: &Pins, name: &'static str) -> Result<Counters<MapData>, KernelError> {
@@ -301,9 +306,16 @@ fn sum<T: Borrow<MapData>>(map: &Counters<T>, name: &'static str, id: u32) -> Re
     Ok(values.iter().map(|&[packets, bytes]| Count { packets, bytes }).sum())
 }
 
-fn clear(map: &mut Counters<MapData>, name: &'static str, id: u32) -> Result<(), KernelError> {
+fn clear<const WORDS: usize>(
+    map: &mut PerCpuArray<MapData, [u64; WORDS]>,
+    name: &'static str,
+    id: u32,
+) -> Result<(), KernelError>
+where
+    [u64; WORDS]: aya::Pod,
+{
     let failed = |source| KernelError::Cpus { source };
     let cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(source))?;
-    let zeros = PerCpuValues::try_from(vec![[0, 0]; cpus]).map_err(failed)?;
+    let zeros = PerCpuValues::try_from(vec![[0; WORDS]; cpus]).map_err(failed)?;
     map.set(id, zeros, 0).map_err(KernelError::map(name))
 }

@@ -92,9 +92,10 @@ pub(super) fn lost(pins: &Pins, bits: u32) -> Result<Vec<PathBuf>, KernelError> 
         return Ok(Vec::new());
     }
     let mut paths = vec![pins.generations(bits)];
-    paths.extend(map_names().map(|name| pins.map(name)));
+    let stages = stages(pins, bits);
+    paths.extend(map_names(stages.unwrap_or_default()).map(|name| pins.map(name)));
     // Another version's program has another name, and is loaded anyway.
-    if let Some(stages) = stages(pins, bits) {
+    if let Some(stages) = stages {
         paths.extend(candidate_pins(pins, bits, stages));
     }
     paths.retain(|path| !path.exists());
@@ -112,16 +113,16 @@ pub fn restore(pins: &Pins, bits: u32) -> Result<(), KernelError> {
     let class = pins.class(bits);
     std::fs::create_dir_all(&class).map_err(|source| KernelError::Directory { path: class.clone(), source })?;
     let programs = programs(pins, Some(bits))?;
-    let maps = map_names().map(|name| (name, pins.map(name)));
+    let stages = stages(pins, bits).unwrap_or_default();
+    let maps = map_names(stages).map(|name| (name, pins.map(name)));
     for (name, path) in maps.chain([(GENERATIONS, pins.generations(bits))]).filter(|(_, path)| !path.exists()) {
         if let Some(map) = map_of(&programs, name)? {
             sys::pin(map.as_fd(), &path)?;
         }
     }
-    if map_names().any(|name| !pins.map(name).exists()) {
-        load_object(pins, bits, Stages::Routes, LIVE)?;
+    if map_names(stages).any(|name| !pins.map(name).exists()) {
+        load_object(pins, bits, stages, LIVE)?;
     }
-    let stages = stages(pins, bits).unwrap_or_default();
     if candidate_pins(pins, bits, stages).any(|path| !path.exists()) {
         // The instance under test and its maps belong together: all are made anew with the programs.
         for path in Stages::ALL.into_iter().flat_map(|stages| candidate_pins(pins, bits, stages)) {
