@@ -9,8 +9,9 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
+use fib::icmp;
 use fib::layout::{BACKEND_IDS_MAX, SERVICE_IDS_MAX};
-use fib::packet::{self, Tags};
+use fib::packet::{self, Packet, Tags};
 use fib::service::{self, Chosen, FlowKey, FlowWords, Steer, step};
 use fib::verdict::serve_read;
 use fib::{Image, Ingress, Met, Neighbour, Node, ReachWords};
@@ -75,11 +76,14 @@ pub(crate) fn steer() -> Option<*mut Steer> {
 #[inline(always)]
 pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: *mut Steer) -> u32 {
     let mut at = read::<H>(context, steer);
+    if at == step::ICMP {
+        at = read_icmp::<H>(context, steer);
+    }
     if at == step::TO_SERVICE {
         at = locate(image, steer);
     }
     if at == step::FROM_BACKEND {
-        return answer(steer);
+        at = answer(steer);
     }
     if at == step::TO_SERVICE {
         at = known(image, steer);
@@ -97,7 +101,17 @@ pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: 
     if at == step::BEGUN || at == step::REFRESH {
         at = keep(image, steer, at);
     }
-    at
+    forgotten(at, steer)
+}
+
+/// The same number, of which the verifier forgets what it knows: it would follow the rest of the program for each one apart.
+#[inline(always)]
+fn forgotten(at: u32, steer: *mut Steer) -> u32 {
+    // SAFETY: the entry belongs to this CPU while the program runs.
+    unsafe {
+        write_volatile(&raw mut (*steer).at, at);
+        read_volatile(&raw const (*steer).at)
+    }
 }
 
 /// Reads the packet. Not inlined, as the others: images without services never come here.
@@ -108,11 +122,23 @@ fn read<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
     let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
     // SAFETY: the entry belongs to this CPU while the program runs; so everywhere below.
     let steer = unsafe { &mut *steer };
-    match serve_read(&frame, &link, &node, steer) {
-        Ok(true) => step::TO_SERVICE,
-        Ok(false) => step::UNSERVED,
-        Err(reason) => step::stays(reason),
-    }
+    serve_read(&frame, &link, &node, steer)
+}
+
+/// Reads what a packet of ICMP quotes.
+#[inline(never)]
+fn read_icmp<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
+    let frame = H::of(through_memory(context));
+    let Ok(link) = packet::link(&frame) else { return step::UNSERVED };
+    // SAFETY: as in `read`.
+    icmp::read(&frame.after(link.tag_bytes), unsafe { &mut *steer })
+}
+
+/// The same pointer: the compiler would otherwise hand over the frame's pointers as they stand in the context, cut to 32 bits.
+#[inline(always)]
+fn through_memory<T>(context: *mut T) -> *mut T {
+    // SAFETY: a local variable.
+    unsafe { read_volatile(&raw const context) }
 }
 
 #[inline(never)]
@@ -269,14 +295,38 @@ fn admits_flow() -> u32 {
 }
 
 /// Changes the packet as the stage found. 0: it could not be changed.
-#[inline(never)]
-pub(crate) fn translate<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
-    // Through memory: the compiler would otherwise hand over the frame's pointers as they stand in the context, cut to 32 bits.
-    // SAFETY: a local variable.
-    let context = unsafe { read_volatile(&raw const context) };
-    let mut frame = H::of(context);
+#[inline(always)]
+pub(crate) fn translate<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
     // SAFETY: the entry belongs to this CPU while the program runs.
-    u32::from(service::translate(&mut frame, unsafe { &*steer }).is_some())
+    let (translated, quoted) = unsafe { ((*steer).translated, (*steer).quoted) };
+    if translated == service::translated::NOTHING {
+        1
+    } else if quoted == 0 {
+        translate_segment::<H>(context, steer)
+    } else {
+        translate_addresses::<H>(context, steer) & translate_quoted::<H>(context, steer)
+    }
+}
+
+#[inline(never)]
+fn translate_segment<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(service::translate_segment(&mut frame, unsafe { &*steer }).is_some())
+}
+
+#[inline(never)]
+fn translate_addresses<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(icmp::translate_addresses(&mut frame, unsafe { &mut *steer }).is_some())
+}
+
+#[inline(never)]
+fn translate_quoted<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(icmp::translate_quoted(&mut frame, unsafe { &*steer }).is_some())
 }
 
 /// Counts a packet that met a service: for it, and for its backend where the packet goes to it. Returns both.
@@ -302,7 +352,7 @@ pub(crate) fn count(steer: *const Steer, bytes: u32, goes_on: u32) -> u32 {
 
 /// Translates a packet that the kernel routes on, where it must; counts it. Returns service and backend for its event.
 #[inline(always)]
-pub(crate) fn stays<H: Hook>(context: *mut H::Context, steer: *const Steer, at: u32, met: Met, bytes: u32) -> u32 {
+pub(crate) fn stays<H: Hook>(context: *mut H::Context, steer: *mut Steer, at: u32, met: Met, bytes: u32) -> u32 {
     // SAFETY: the entry belongs to this CPU while the program runs.
     if at == step::UNSERVED || unsafe { (*steer).chosen } == 0 {
         return 0;

@@ -12,8 +12,9 @@ use crate::frame::{Headers, reads_headers, writes_headers};
 use crate::hook::Hook;
 use crate::maps::PORT_LINKS;
 
-/// Bytes at the front that are made readable: Ethernet, IPv6 with some extension headers, ports.
-const HEADER_BYTES: u32 = 128;
+/// Bytes at the front that are made readable: Ethernet, IPv6 with some extension headers, ports; of an ICMP error, as much of
+/// the packet that it quotes.
+const HEADER_BYTES: u32 = 192;
 const TCP: u8 = 6;
 /// Words of a TCP header stand in the high four bits of its 13th byte.
 const TCP_WORDS_AT: u32 = 12;

@@ -17,6 +17,7 @@ extern crate std;
 pub mod event;
 pub mod filter;
 pub mod hash;
+pub mod icmp;
 pub mod image;
 pub mod layout;
 pub mod lookup;

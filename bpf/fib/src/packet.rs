@@ -170,6 +170,7 @@ const VID_MASK: u32 = 0x0fff;
 
 /// Protocol numbers of the IANA registry.
 pub(crate) const HOP_BY_HOP: u8 = 0;
+pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub(crate) const ROUTING: u8 = 43;
@@ -177,6 +178,7 @@ pub(crate) const FRAGMENT: u8 = 44;
 /// RFC 8200, section 4.5.
 pub(crate) const FRAGMENT_BYTES: u32 = 8;
 pub(crate) const AUTHENTICATION: u8 = 51;
+pub const ICMPV6: u8 = 58;
 pub(crate) const DESTINATION_OPTIONS: u8 = 60;
 const DCCP: u8 = 33;
 const SCTP: u8 = 132;

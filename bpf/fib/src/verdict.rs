@@ -11,7 +11,7 @@ use crate::layout::{
 };
 use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse_route, ports_v4};
 use crate::service::{self, FlowKey, FlowWords, Steer, step};
-use crate::{hash, lookup};
+use crate::{hash, icmp, lookup};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -489,25 +489,22 @@ fn decide_steered<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     node: &N,
     steer: &mut Steer,
 ) -> Decision {
-    let at = match serve_read(packet, link, node, steer) {
-        Ok(true) => service::stage(image, node, steer),
-        Ok(false) => step::UNSERVED,
-        Err(reason) => step::stays(reason),
-    };
+    let mut at = serve_read(packet, link, node, steer);
+    if at == step::ICMP {
+        at = icmp::read(&packet.after(link.tag_bytes), steer);
+    }
+    if at == step::TO_SERVICE {
+        at = service::stage(image, node, steer);
+    }
     decide_served(image, packet, link, node, at, steer.route)
 }
 
-/// What the service stage reads of a packet; `false`: it is none for services.
+/// What the service stage reads of a packet, as [`service::read`] says it.
 #[inline(always)]
-pub fn serve_read<P: Packet + ?Sized, N: Node>(
-    packet: &P,
-    link: &Link,
-    node: &N,
-    steer: &mut Steer,
-) -> Result<bool, Reason> {
-    let Some(ingress) = node.ingress(link.tags) else { return Ok(false) };
+pub fn serve_read<P: Packet + ?Sized, N: Node>(packet: &P, link: &Link, node: &N, steer: &mut Steer) -> u32 {
+    let Some(ingress) = node.ingress(link.tags) else { return step::UNSERVED };
     if !node.takes(&ingress, destination_mac(packet)) {
-        return Ok(false);
+        return step::UNSERVED;
     }
     service::read(&packet.after(link.tag_bytes), link.ethertype, steer)
 }

@@ -82,7 +82,7 @@ pub fn by_library(
         }
     }
     if fib::service::is_translated(&steer, reason) {
-        fib::service::translate(&mut frame, &steer);
+        fib::service::translate(&mut frame, &mut steer);
     }
     let action = match reason.verdict() {
         Verdict::Drop => XDP_DROP,

@@ -482,6 +482,11 @@ pub(super) struct TestPacket {
     #[serde(default)]
     #[schemars(with = "u32", range(min = 20, max = 65_575))]
     pub(super) length: Option<u32>,
+    /// The packet is an ICMP error (fragmentation needed or packet too big) that quotes this one, as in
+    /// `"tcp 198.51.100.10:443 198.18.0.1:40000"`: source and destination of the packet that could not be delivered.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 128))]
+    pub(super) about: Option<String>,
     /// The port that it comes in by. A node without this port leaves the case out.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), length(min = 1, max = 63))]

@@ -145,6 +145,7 @@ impl Reader<'_> {
             dport: written.dport,
             ttl: written.ttl,
             length: written.length,
+            about: written.about.as_deref(),
         };
         match PacketDescription::new(&fields) {
             Ok(packet) => Some(packet),

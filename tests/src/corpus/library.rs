@@ -92,7 +92,7 @@ pub fn run_library(themes: &[Theme]) -> Result<Report> {
                 }
             }
             if fib::service::is_translated(&steer, reason) {
-                fib::service::translate(&mut frame, &steer).context("the frame cannot be translated")?;
+                fib::service::translate(&mut frame, &mut steer).context("the frame cannot be translated")?;
             }
             let frame = frame.bytes().to_vec();
             let outcome = Outcome { verdict: reason.verdict(), reason, frame, is_tag_beside: false };
