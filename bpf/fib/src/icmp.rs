@@ -12,13 +12,16 @@
 //! Either way the quoted packet turned around is one that would go to the VIP or come from the backend: with its key the stage
 //! finds the flow as it does for any packet of it. What is found stands in the `Steer`; errors begin no flow and keep none alive.
 
+use crate::image::Image;
+use crate::layout::{SERVICE_ADDRESS_ECHO, SERVICE_ADDRESS_VIP};
 use crate::packet::{
     AUTHENTICATION, DESTINATION_OPTIONS, ETHERNET_BYTES, FRAGMENT, FRAGMENT_BYTES, Packet, PacketMut, ROUTING, TCP,
     UDP, be64, link,
 };
 use crate::service::{
-    Address, Difference, Steer, TCP_CHECKSUM_AT, UDP_CHECKSUM_AT, flow_key, is_v4, mapped, step, translated,
+    Address, Difference, Steer, TCP_CHECKSUM_AT, UDP_CHECKSUM_AT, find, flow_key, is_v4, mapped, step, translated,
 };
+use crate::verdict::Reason;
 
 /// Bytes of the ICMP header; what is quoted follows it.
 pub const HEADER_BYTES: u32 = 8;
@@ -34,8 +37,16 @@ const ERRORS_V4: u64 = 1 << 3 | 1 << 11 | 1 << 12;
 /// RFC 4443: destination unreachable, packet too big, time exceeded, parameter problem.
 const ERRORS_V6: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4;
 
+/// Type and code of errors that answers are: port unreachable.
+pub(crate) const ERROR_V4_PORT_UNREACHABLE: u16 = 3 << 8 | 3;
+pub(crate) const ERROR_V6_PORT_UNREACHABLE: u16 = 1 << 8 | 4;
+
+/// Types of echo requests.
+const ECHO_V4: u16 = 8;
+const ECHO_V6: u16 = 128;
+
 /// Reads an ICMP packet that [`crate::service::read`] has come to: [`step::TO_SERVICE`] with the key of the quoted packet turned
-/// around, or [`step::UNSERVED`].
+/// around, [`step::ECHO`], or [`step::UNSERVED`].
 #[inline(always)]
 pub fn read<P: Packet + ?Sized>(headers: &P, steer: &mut Steer) -> u32 {
     read_in(headers, steer).unwrap_or(step::UNSERVED)
@@ -51,14 +62,22 @@ fn read_in<P: Packet + ?Sized>(headers: &P, steer: &mut Steer) -> Option<u32> {
         return None;
     }
     let icmp = L3 + steer.transport;
+    let packet_end = end(headers, L3, is_v4)?;
+    if icmp + HEADER_BYTES > packet_end {
+        return None;
+    }
     let kind = headers.be16(icmp)? >> 8;
+    if kind == if is_v4 { ECHO_V4 } else { ECHO_V6 } {
+        // Where there are options or extension headers they would have to be answered, too.
+        return (steer.transport == if is_v4 { V4_BYTES } else { V6_BYTES }).then_some(step::ECHO);
+    }
     let errors = if is_v4 { ERRORS_V4 } else { ERRORS_V6 };
     if kind > 63 || errors >> kind & 1 == 0 {
         return None;
     }
     let quoted = quoted(headers, icmp + HEADER_BYTES, is_v4)?;
     // An error is sent to the source of what it quotes: another one is made up.
-    if quoted.transport + QUOTED_BYTES_MIN > end(headers, L3, is_v4)? || quoted.src != steer.destination() {
+    if quoted.transport + QUOTED_BYTES_MIN > packet_end || quoted.src != steer.destination() {
         return None;
     }
     let ports = headers.be32(quoted.transport)?.rotate_left(16);
@@ -67,9 +86,21 @@ fn read_in<P: Packet + ?Sized>(headers: &P, steer: &mut Steer) -> Option<u32> {
     Some(step::TO_SERVICE)
 }
 
+/// What becomes of an echo request: whether its destination is a VIP that answers.
+#[inline(always)]
+pub fn echo<I: Image + ?Sized>(image: &I, steer: &Steer) -> u32 {
+    match find(image, steer.destination()) {
+        Some(word) if word & SERVICE_ADDRESS_VIP != 0 && word & SERVICE_ADDRESS_ECHO != 0 => {
+            step::stays(Reason::EchoAnswered)
+        }
+        Some(_) => step::UNSERVED,
+        None => step::stays(Reason::BadImage),
+    }
+}
+
 /// Where an IP packet whose header stands at `l3` ends.
 #[inline(always)]
-fn end<P: Packet + ?Sized>(packet: &P, l3: u32, is_v4: bool) -> Option<u32> {
+pub(crate) fn end<P: Packet + ?Sized>(packet: &P, l3: u32, is_v4: bool) -> Option<u32> {
     let bytes = if is_v4 { u32::from(packet.be16(l3 + 2)?) } else { V6_BYTES + u32::from(packet.be16(l3 + 4)?) };
     Some(l3 + bytes)
 }

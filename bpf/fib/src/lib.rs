@@ -14,6 +14,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod answer;
 pub mod event;
 pub mod filter;
 pub mod hash;

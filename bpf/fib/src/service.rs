@@ -21,8 +21,8 @@ use crate::layout::{
     BACKEND_SLOT_BYTES, BACKEND_WEIGHT, SERVICE_ADDRESS_BYTES, SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_TRANSLATED,
     SERVICE_ADDRESS_VIP, SERVICE_ADDRESS_WORD, SERVICE_AFFINITY_V4_AT, SERVICE_AFFINITY_V6_AT, SERVICE_BACKEND_COUNT,
     SERVICE_BACKENDS, SERVICE_BUCKET_ENTRIES, SERVICE_BYTES, SERVICE_CLOSING_S, SERVICE_ESTABLISHED_S, SERVICE_FLAGS,
-    SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_HEALTH, SERVICE_FLAGS_NAT, SERVICE_ID,
-    SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE, SERVICE_PORT_BYTES, SERVICE_PORT_LAST, SERVICE_PORT_SERVICE,
+    SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_HEALTH, SERVICE_FLAGS_NAT, SERVICE_FLAGS_REJECT,
+    SERVICE_ID, SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE, SERVICE_PORT_BYTES, SERVICE_PORT_LAST, SERVICE_PORT_SERVICE,
     SERVICE_PORT_TARGET, SERVICE_PORTS_MAX, SERVICE_SLOT_COUNT, SERVICE_SLOTS, SERVICE_UDP_S, Section,
 };
 use crate::packet::{ETHERNET_BYTES, ICMP, ICMPV6, Packet, PacketMut, Parsed, TCP, UDP, link, parse};
@@ -271,13 +271,19 @@ impl Steer {
         Chosen(self.chosen)
     }
 
+    /// Whether the packet, or the one that it quotes, is one of TCP.
+    #[inline(always)]
+    pub const fn is_tcp(&self) -> bool {
+        self.protocol() == TCP
+    }
+
     #[inline(always)]
     pub(crate) const fn protocol(&self) -> u8 {
         (self.key[4] >> 32) as u8
     }
 
     #[inline(always)]
-    const fn ports(&self) -> u32 {
+    pub(crate) const fn ports(&self) -> u32 {
         self.key[4] as u32
     }
 
@@ -329,6 +335,8 @@ pub mod step {
     pub const DOWN: u32 = 8;
     /// Of ICMP: whether it is an error about a packet of a service is not read yet.
     pub const ICMP: u32 = 9;
+    /// An echo request, to a VIP or any other address.
+    pub const ECHO: u32 = 10;
     const STAYS: u32 = 1 << 8;
 
     /// It goes no further, for this reason.
@@ -444,7 +452,7 @@ fn locate_in<I: Image + ?Sized>(image: &I, steer: &mut Steer) -> Option<u32> {
 
 /// What the table of service addresses holds of an address; 0: nothing.
 #[inline(always)]
-fn find<I: Image + ?Sized>(image: &I, address: Address) -> Option<u64> {
+pub(crate) fn find<I: Image + ?Sized>(image: &I, address: Address) -> Option<u64> {
     const BUCKET_BYTES: u32 = SERVICE_ADDRESS_BYTES * SERVICE_BUCKET_ENTRIES;
     let table = image.head(AT_SERVICES)?;
     let mask = image.head(Section::ServiceAddresses.at() + 4)? / SERVICE_BUCKET_ENTRIES - 1;
@@ -578,7 +586,7 @@ fn pick_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -
     }
     steer.backend = slot(image, steer.service, steer.hash)?;
     if steer.backend == 0 {
-        return Some(none_takes_it(flags));
+        return Some(none_takes_it(flags, steer));
     }
     if flags & SERVICE_FLAGS_HEALTH != 0 {
         let id = image.u32(steer.backend.wrapping_add(BACKEND_ID))?;
@@ -591,8 +599,16 @@ fn pick_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -
 }
 
 #[inline(always)]
-const fn none_takes_it(flags: u32) -> u32 {
-    step::stays(if flags & SERVICE_FLAGS_DROP != 0 { Reason::NoBackendDrop } else { Reason::NoBackend })
+const fn none_takes_it(flags: u32, steer: &Steer) -> u32 {
+    // Nobody answers an error (RFC 1122 section 3.2.2) or a reset (RFC 9293 section 3.10.7.1).
+    let is_answered = steer.quoted == 0 && steer.flags & tcp::RST == 0;
+    step::stays(if flags & SERVICE_FLAGS_REJECT != 0 {
+        if is_answered { Reason::NoBackendReject } else { Reason::NoBackendDrop }
+    } else if flags & SERVICE_FLAGS_DROP != 0 {
+        Reason::NoBackendDrop
+    } else {
+        Reason::NoBackend
+    })
 }
 
 /// Draws from Maglev's table before backends are tried in order: with half of the weight down, fewer than one flow in 10^7
@@ -638,7 +654,7 @@ fn stand_in_for<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Ste
             return Some(step::PICKED);
         }
     }
-    Some(none_takes_it(image.u32(steer.service.wrapping_add(SERVICE_FLAGS))?))
+    Some(none_takes_it(image.u32(steer.service.wrapping_add(SERVICE_FLAGS))?, steer))
 }
 
 /// A flow to the backend that was picked.
@@ -845,7 +861,8 @@ pub fn choice_of<I: Image + ?Sized>(image: &I, steer: &Steer) -> Option<u32> {
 /// kernel must answer the sender, it gets the packet as the sender made it.
 #[inline(always)]
 pub const fn is_translated_for(reason: u8) -> bool {
-    const AS_IT_CAME: u64 = Reason::DROPS | 1 << Reason::TtlExpired as u8 | 1 << Reason::OverMtu as u8;
+    const AS_IT_CAME: u64 =
+        Reason::DROPS | Reason::ANSWERS | 1 << Reason::TtlExpired as u8 | 1 << Reason::OverMtu as u8;
     AS_IT_CAME >> (reason & 63) & 1 == 0
 }
 
@@ -920,6 +937,23 @@ impl Difference {
     pub const fn replace32(&mut self, old: u32, new: u32) {
         self.replace16((old >> 16) as u16, (new >> 16) as u16);
         self.replace16(old as u16, new as u16);
+    }
+
+    /// Words that were not there before.
+    #[inline(always)]
+    pub const fn add32(&mut self, word: u32) {
+        self.0 += (word >> 16) + (word & 0xffff);
+    }
+
+    /// The same for an address of either family.
+    #[inline(always)]
+    pub(crate) const fn add_address(&mut self, address: Address) {
+        if !is_v4(address) {
+            self.add32((address[0] >> 32) as u32);
+            self.add32(address[0] as u32);
+            self.add32((address[1] >> 32) as u32);
+        }
+        self.add32(address[1] as u32);
     }
 
     /// Both.

@@ -162,6 +162,7 @@ impl Reader<'_> {
             TestVerdict::Forward => Verdict::Forward,
             TestVerdict::Pass => Verdict::Pass,
             TestVerdict::Drop => Verdict::Drop,
+            TestVerdict::Answer => Verdict::Answer,
         });
         let list = |names: Option<Names>| match names {
             None => Vec::new(),

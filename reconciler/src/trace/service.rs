@@ -37,6 +37,10 @@ pub(super) fn ends_there(reason: Reason) -> bool {
             | Reason::ServiceFragment
             | Reason::NewFlowRate
             | Reason::FlowCollision
+            | Reason::EchoAnswered
+            | Reason::NoBackendReject
+            | Reason::AnswerRate
+            | Reason::NoAnswer
     )
 }
 

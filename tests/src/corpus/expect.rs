@@ -135,8 +135,11 @@ impl Expect {
             ensure!(fields.is_empty(), "what the packet becomes stands in `becomes:`");
             let (reason, hops) = match words[..] {
                 ["pass", "translated", name] => (reason(Verdict::Pass, name)?, Vec::new()),
+                ["answer", name] => (reason(Verdict::Answer, name)?, Vec::new()),
                 ["forward", port, hop] => (Reason::Forwarded, vec![Self::hop(&[port, hop], node)?]),
-                _ => bail!("`{text}`: with `becomes:` stands `forward PORT NEXT-HOP` or `pass translated REASON`"),
+                _ => bail!(
+                    "`{text}`: with `becomes:` stands `forward PORT NEXT-HOP`, `pass translated REASON` or `answer REASON`"
+                ),
             };
             return Ok(Self::Becomes { reason, hops, packet });
         }
@@ -207,6 +210,11 @@ pub(super) fn check(case: &Case, node: &NodeDescription, got: &Outcome, alike: &
         Expect::Becomes { reason, hops, packet } => {
             let outside = 14 + 4 * case.frame.tags();
             let mut expected = match hops.first() {
+                None if reason.verdict() == Verdict::Answer => {
+                    let macs = case.frame.bytes.get(..12).ok_or("the frame has no MAC addresses")?;
+                    let (to, from) = macs.split_at(6);
+                    [from, to, &case.frame.bytes[12..outside - 2]].concat()
+                }
                 None => case.frame.bytes[..outside - 2].to_vec(),
                 Some((port, hop)) => {
                     let (Some(port), Some(to)) = (node.port(port), node.mac(hop)) else {

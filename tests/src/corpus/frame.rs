@@ -300,7 +300,11 @@ impl Layer {
             "tcp" => {
                 let ports = ports(words)?;
                 let flags = words.number("flags")?.unwrap_or(0x10);
-                let mut rest = vec![0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff];
+                let (seq, ack) = (words.number("seq")?.unwrap_or(1_u32), words.number("ack")?.unwrap_or(0_u32));
+                let window: u16 = words.number("window")?.unwrap_or(0xffff);
+                let mut rest = [seq.to_be_bytes(), ack.to_be_bytes()].concat();
+                rest.extend([0x50, flags]);
+                rest.extend(window.to_be_bytes());
                 rest.extend([0; 4]);
                 bytes(6, vec![("tcp ports", ports), ("tcp header", rest)])
             }
