@@ -68,8 +68,9 @@ fn read_in<P: Packet + ?Sized>(headers: &P, steer: &mut Steer) -> Option<u32> {
     }
     let kind = headers.be16(icmp)? >> 8;
     if kind == if is_v4 { ECHO_V4 } else { ECHO_V6 } {
-        // Where there are options or extension headers they would have to be answered, too.
-        return (steer.transport == if is_v4 { V4_BYTES } else { V6_BYTES }).then_some(step::ECHO);
+        // Options and extension headers would have to be answered, too; and not every driver sends what lies in several buffers.
+        let is_bare = steer.transport == if is_v4 { V4_BYTES } else { V6_BYTES };
+        return (is_bare && !headers.is_scattered()).then_some(step::ECHO);
     }
     let errors = if is_v4 { ERRORS_V4 } else { ERRORS_V6 };
     if kind > 63 || errors >> kind & 1 == 0 {

@@ -298,7 +298,7 @@ fn translation_there_and_back_is_none() {
     ]
     .concat();
     let mut steer = Steer::NONE;
-    assert_eq!(read(&frame[..], 0x0800, &mut steer), fib::service::step::TO_SERVICE);
+    assert_eq!(read(&frame[..], 0x0800, &mut steer), step::TO_SERVICE);
     steer.translated = fib::service::translated::DESTINATION;
     steer.address = address(Ipv4Addr::new(10, 1, 0, 11).into());
     steer.port = 8099;
