@@ -12,7 +12,7 @@ use aya_ebpf::{
 use fib::answer;
 use fib::icmp;
 use fib::layout::{BACKEND_IDS_MAX, SERVICE_IDS_MAX};
-use fib::packet::{self, Packet, Tags};
+use fib::packet::{self, Tags};
 use fib::service::{self, Chosen, FlowKey, FlowWords, Steer, step};
 use fib::verdict::serve_read;
 use fib::{Image, Ingress, Met, Neighbour, Node, ReachWords, Reason};

@@ -380,6 +380,20 @@ fn a_trace_names_service_backend_and_why() {
     let answer = ["trace", "--src", &name, "--dst", "10.77.0.2", "--sport", "8099", "--dport", &port];
     let text = node.succeed(&answer).unwrap().stdout;
     assert!(text.contains(&format!("source becomes {VIP}:443")), "{text}");
+    // Errors about both, from a router before the client and from one before the backend.
+    let about = format!("tcp {VIP}:443 10.77.0.2:{port}");
+    let text = node.succeed(&["trace", "--src", "203.0.113.1", "--dst", VIP, "--about", &about]).unwrap().stdout;
+    assert!(text.contains("an error about a packet from it") && text.contains("has this flow there"), "{text}");
+    assert!(text.contains(&format!("destination and quoted source become {name}:8099")), "{text}");
+    let about = format!("tcp 10.77.0.2:{port} {name}:8099");
+    let error = ["trace", "--src", &name, "--dst", "10.77.0.2", "--about", &about, "--format", "json"];
+    let json = node.succeed(&error).unwrap();
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(
+        (json["service"]["icmp_error"].as_bool(), json["service"]["translated"].as_str()),
+        (Some(true), Some("source"))
+    );
+    assert_eq!(json["service"]["to"], format!("{VIP}:443"), "{json:#}");
 }
 
 #[test]
