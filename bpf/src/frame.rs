@@ -1,6 +1,8 @@
 //! Frames in kernel memory: bounds-checked access to headers, for both kinds of context.
 
-use core::ptr::{read_volatile, write_volatile};
+use core::ptr::{null_mut, read_volatile, write_volatile};
+
+use aya_ebpf::helpers::bpf_csum_diff;
 
 /// The readable part of a frame: from `data` up to `end`.
 #[derive(Clone, Copy)]
@@ -71,6 +73,33 @@ impl Headers {
         Some(())
     }
 
+    /// As `fib::Packet::sum`, by the kernel's helper: a loop of reads would be followed turn by turn, and the compiler would
+    /// calculate with the frame's end in it. In pieces of a constant length each, since so the verifier knows their ends.
+    #[inline(always)]
+    pub(crate) fn sum(&self, at: u32, bytes: u32) -> Option<u16> {
+        let (mut at, mut sum) = (at, 0);
+        self.add::<128>(&mut at, bytes, &mut sum)?;
+        self.add::<64>(&mut at, bytes, &mut sum)?;
+        self.add::<32>(&mut at, bytes, &mut sum)?;
+        self.add::<16>(&mut at, bytes, &mut sum)?;
+        self.add::<8>(&mut at, bytes, &mut sum)?;
+        self.add::<4>(&mut at, bytes, &mut sum)?;
+        let folded = (sum & 0xffff) + (sum >> 16);
+        Some((((folded & 0xffff) + (folded >> 16)) as u16).to_be())
+    }
+
+    /// Adds `BYTES` from `at` on, where `bytes` has this bit.
+    #[inline(always)]
+    fn add<const BYTES: usize>(&self, at: &mut u32, bytes: u32, sum: &mut u32) -> Option<()> {
+        if bytes & BYTES as u32 != 0 {
+            let piece = self.at::<[u8; BYTES]>(*at)?;
+            // SAFETY: `at` returns only pointers whose whole target lies before the end of the frame.
+            *sum = unsafe { bpf_csum_diff(null_mut(), 0, piece.cast(), BYTES as u32, *sum) } as u32;
+            *at += BYTES as u32;
+        }
+        Some(())
+    }
+
     /// The frame without its first `bytes`.
     #[inline(always)]
     pub(crate) fn after(&self, bytes: u32) -> Self {
@@ -93,6 +122,10 @@ macro_rules! reads_headers {
         #[inline(always)]
         fn first_le64(&self) -> Option<u64> {
             self.headers.first_le64()
+        }
+        #[inline(always)]
+        fn sum(&self, at: u32, bytes: u32) -> Option<u16> {
+            self.headers.sum(at, bytes)
         }
         #[inline(always)]
         fn after(&self, bytes: u32) -> impl Packet {

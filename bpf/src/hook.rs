@@ -40,6 +40,8 @@ pub(crate) trait Hook: PacketMut + Sized {
     fn ingress_device(&self) -> u32;
     /// Copies the frame's first `bytes` (1 to `fib::event::CAPTURE_MAX`), wherever they lie; `false`: they were not read.
     fn copy(&self, to: *mut u8, bytes: u32) -> bool;
+    /// The action that sends the frame back by the device that it came in by.
+    fn send_back(&self) -> i32;
     /// The action that sends the frame out by a port; touches no byte of it. `None`: the port has no device.
     fn redirect(&self, port: u32) -> Option<i32>;
 }
@@ -113,7 +115,7 @@ fn run_served<H: Hook>(context: *mut H::Context, image: &KernelImage, bytes: u32
     let at = service::stage::<H>(context, image.bytes(), steer);
     let frame = H::of(context);
     let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
-    let met = match packet::link(&frame) {
+    let mut met = match packet::link(&frame) {
         Ok(link) => {
             // SAFETY: the entry belongs to this CPU while the program runs.
             let route = unsafe { (*steer).route };
@@ -125,6 +127,9 @@ fn run_served<H: Hook>(context: *mut H::Context, image: &KernelImage, bytes: u32
         }
         Err(reason) => Met::only(reason),
     };
+    if Reason::ANSWERS >> (met.reason() & 63) & 1 != 0 {
+        met = met.because_of(service::answer_packet::<H>(context, steer, met.reason()));
+    }
     let chosen = service::stays::<H>(context, steer, at, met, bytes);
     stay::<H>(context, met.word(), bytes, image.u64(AT_GENERATION).unwrap_or(0), chosen)
 }
@@ -202,6 +207,8 @@ fn stay<H: Hook>(context: *mut H::Context, met: u64, bytes: u32, generation: u64
     events::offer::<H>(context, met, generation, count, chosen);
     if Reason::DROPS >> (met.reason() & 63) & 1 != 0 {
         H::DROP
+    } else if Reason::ANSWERS >> (met.reason() & 63) & 1 != 0 {
+        H::of(context).send_back()
     } else if met.reason() == Reason::NoRoom as u8 {
         H::GIVE_UP
     } else {

@@ -9,11 +9,13 @@ use aya_ebpf::{
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
+use fib::answer;
+use fib::icmp;
 use fib::layout::{BACKEND_IDS_MAX, SERVICE_IDS_MAX};
 use fib::packet::{self, Tags};
 use fib::service::{self, Chosen, FlowKey, FlowWords, Steer, step};
 use fib::verdict::serve_read;
-use fib::{Image, Ingress, Met, Neighbour, Node, ReachWords};
+use fib::{Image, Ingress, Met, Neighbour, Node, ReachWords, Reason};
 
 use crate::hook::{Hook, slot};
 use crate::image::KernelImage;
@@ -75,11 +77,17 @@ pub(crate) fn steer() -> Option<*mut Steer> {
 #[inline(always)]
 pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: *mut Steer) -> u32 {
     let mut at = read::<H>(context, steer);
+    if at == step::ICMP {
+        at = read_icmp::<H>(context, steer);
+    }
+    if at == step::ECHO {
+        at = echo(image, steer);
+    }
     if at == step::TO_SERVICE {
         at = locate(image, steer);
     }
     if at == step::FROM_BACKEND {
-        return answer(steer);
+        at = from_backend(steer);
     }
     if at == step::TO_SERVICE {
         at = known(image, steer);
@@ -97,7 +105,17 @@ pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: 
     if at == step::BEGUN || at == step::REFRESH {
         at = keep(image, steer, at);
     }
-    at
+    forgotten(at, steer)
+}
+
+/// The same number, of which the verifier forgets what it knows: it would follow the rest of the program for each one apart.
+#[inline(always)]
+fn forgotten(at: u32, steer: *mut Steer) -> u32 {
+    // SAFETY: the entry belongs to this CPU while the program runs.
+    unsafe {
+        write_volatile(&raw mut (*steer).at, at);
+        read_volatile(&raw const (*steer).at)
+    }
 }
 
 /// Reads the packet. Not inlined, as the others: images without services never come here.
@@ -108,11 +126,29 @@ fn read<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
     let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
     // SAFETY: the entry belongs to this CPU while the program runs; so everywhere below.
     let steer = unsafe { &mut *steer };
-    match serve_read(&frame, &link, &node, steer) {
-        Ok(true) => step::TO_SERVICE,
-        Ok(false) => step::UNSERVED,
-        Err(reason) => step::stays(reason),
-    }
+    serve_read(&frame, &link, &node, steer)
+}
+
+/// Reads what a packet of ICMP quotes.
+#[inline(never)]
+fn read_icmp<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
+    let frame = H::of(through_memory(context));
+    let Ok(link) = packet::link(&frame) else { return step::UNSERVED };
+    // SAFETY: as in `read`.
+    icmp::read(&frame.after(link.tag_bytes), unsafe { &mut *steer })
+}
+
+/// The same pointer: the compiler would otherwise hand over the frame's pointers as they stand in the context, cut to 32 bits.
+#[inline(always)]
+fn through_memory<T>(context: *mut T) -> *mut T {
+    // SAFETY: a local variable.
+    unsafe { read_volatile(&raw const context) }
+}
+
+#[inline(never)]
+fn echo(image: *const u8, steer: *const Steer) -> u32 {
+    // SAFETY: as in `read`.
+    icmp::echo(&KernelImage::again(image), unsafe { &*steer })
 }
 
 #[inline(never)]
@@ -152,7 +188,7 @@ fn keep(image: *const u8, steer: *mut Steer, at: u32) -> u32 {
 }
 
 #[inline(never)]
-fn answer(steer: *mut Steer) -> u32 {
+fn from_backend(steer: *mut Steer) -> u32 {
     // SAFETY: as in `read`.
     service::answer(&FlowNode, unsafe { &mut *steer })
 }
@@ -234,6 +270,87 @@ fn previous_choice(steer: *mut Steer) {
     steer.previous = service::choice_of(&image, steer).unwrap_or(0);
 }
 
+/// Errors and resets that a CPU answers with, a second; so many at once, too. As many as Linux sends of errors.
+const ANSWERS_MAX: u64 = 1000;
+
+/// The token bucket of each CPU for them: tokens in billionths, and when they were counted.
+#[btf_map]
+static ANSWER_TOKENS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
+
+/// Takes a token for an answer; 0: there is none.
+#[inline(never)]
+fn admits_answer() -> u32 {
+    if slot() != LIVE {
+        return 1;
+    }
+    let Some(tokens) = ANSWER_TOKENS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the entry is this CPU's, of two words.
+    u32::from(unsafe { take(tokens.cast::<u64>(), ANSWERS_MAX, ANSWERS_MAX) })
+}
+
+/// Takes a token from a bucket of two words: of a second's `rate`, but never more than `burst`.
+///
+/// # Safety
+/// Nobody else uses the words meanwhile.
+#[inline(always)]
+unsafe fn take(tokens: *mut u64, burst: u64, rate: u64) -> bool {
+    // SAFETY: as above.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        let mut passed = now.wrapping_sub(read_volatile(tokens.add(1)));
+        if passed > SECOND {
+            passed = SECOND;
+        }
+        // Of a second: no more than 2^20 a second, so that the product stays below 2^64.
+        let mut left = read_volatile(tokens).wrapping_add(passed.wrapping_mul(rate));
+        let most = burst.wrapping_mul(SECOND);
+        if left > most {
+            left = most;
+        }
+        let admitted = left >= SECOND;
+        write_volatile(tokens, if admitted { left - SECOND } else { left });
+        write_volatile(tokens.add(1), now);
+        admitted
+    }
+}
+
+/// Answers a packet that ended for this reason; returns the number of the reason for which it ends now.
+#[inline(always)]
+pub(crate) fn answer_packet<H: Hook>(context: *mut H::Context, steer: *const Steer, reason: u8) -> u8 {
+    let made = if reason == Reason::EchoAnswered as u8 {
+        answer_echo::<H>(context, steer)
+    } else if admits_answer() == 0 {
+        return Reason::AnswerRate as u8;
+    // SAFETY: the entry belongs to this CPU while the program runs.
+    } else if unsafe { (*steer).is_tcp() } {
+        answer_reset::<H>(context, steer)
+    } else {
+        answer_unreachable::<H>(context, steer)
+    };
+    if made == 0 { Reason::NoAnswer as u8 } else { reason }
+}
+
+#[inline(never)]
+fn answer_echo<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(answer::echo(&mut frame, unsafe { &*steer }).is_some())
+}
+
+#[inline(never)]
+fn answer_reset<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(answer::reset(&mut frame, unsafe { &*steer }).is_some())
+}
+
+#[inline(never)]
+fn answer_unreachable<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(answer::unreachable(&mut frame, unsafe { &*steer }).is_some())
+}
+
 /// Takes a token; 0: there is none.
 #[inline(never)]
 fn admits_flow() -> u32 {
@@ -246,20 +363,7 @@ fn admits_flow() -> u32 {
             // Nobody has set a limit yet.
             return 1;
         }
-        let now = bpf_ktime_get_ns();
-        let mut passed = now.wrapping_sub(read_volatile(tokens.add(1)));
-        if passed > SECOND {
-            passed = SECOND;
-        }
-        // Of a second: no more than 2^20 a second, so that the product stays below 2^64.
-        let mut left = read_volatile(tokens).wrapping_add(passed.wrapping_mul(read_volatile(limits.add(1))));
-        let most = burst.wrapping_mul(SECOND);
-        if left > most {
-            left = most;
-        }
-        let admitted = left >= SECOND;
-        write_volatile(tokens, if admitted { left - SECOND } else { left });
-        write_volatile(tokens.add(1), now);
+        let admitted = take(tokens, burst, read_volatile(limits.add(1)));
         if let Some(events) = FLOW_EVENTS.get_ptr_mut(0) {
             let count = events.cast::<u64>().add(usize::from(!admitted));
             write_volatile(count, read_volatile(count) + 1);
@@ -269,14 +373,38 @@ fn admits_flow() -> u32 {
 }
 
 /// Changes the packet as the stage found. 0: it could not be changed.
-#[inline(never)]
-pub(crate) fn translate<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
-    // Through memory: the compiler would otherwise hand over the frame's pointers as they stand in the context, cut to 32 bits.
-    // SAFETY: a local variable.
-    let context = unsafe { read_volatile(&raw const context) };
-    let mut frame = H::of(context);
+#[inline(always)]
+pub(crate) fn translate<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
     // SAFETY: the entry belongs to this CPU while the program runs.
-    u32::from(service::translate(&mut frame, unsafe { &*steer }).is_some())
+    let (translated, quoted) = unsafe { ((*steer).translated, (*steer).quoted) };
+    if translated == service::translated::NOTHING {
+        1
+    } else if quoted == 0 {
+        translate_segment::<H>(context, steer)
+    } else {
+        translate_addresses::<H>(context, steer) & translate_quoted::<H>(context, steer)
+    }
+}
+
+#[inline(never)]
+fn translate_segment<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(service::translate_segment(&mut frame, unsafe { &*steer }).is_some())
+}
+
+#[inline(never)]
+fn translate_addresses<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(icmp::translate_addresses(&mut frame, unsafe { &mut *steer }).is_some())
+}
+
+#[inline(never)]
+fn translate_quoted<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(icmp::translate_quoted(&mut frame, unsafe { &*steer }).is_some())
 }
 
 /// Counts a packet that met a service: for it, and for its backend where the packet goes to it. Returns both.
@@ -302,7 +430,7 @@ pub(crate) fn count(steer: *const Steer, bytes: u32, goes_on: u32) -> u32 {
 
 /// Translates a packet that the kernel routes on, where it must; counts it. Returns service and backend for its event.
 #[inline(always)]
-pub(crate) fn stays<H: Hook>(context: *mut H::Context, steer: *const Steer, at: u32, met: Met, bytes: u32) -> u32 {
+pub(crate) fn stays<H: Hook>(context: *mut H::Context, steer: *mut Steer, at: u32, met: Met, bytes: u32) -> u32 {
     // SAFETY: the entry belongs to this CPU while the program runs.
     if at == step::UNSERVED || unsafe { (*steer).chosen } == 0 {
         return 0;

@@ -2,7 +2,8 @@
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+    bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use fib::packet::{ETHERNET_BYTES, Link, Parsed, Tags};
 use fib::service::Difference;
@@ -12,8 +13,9 @@ use crate::frame::{Headers, reads_headers, writes_headers};
 use crate::hook::Hook;
 use crate::maps::PORT_LINKS;
 
-/// Bytes at the front that are made readable: Ethernet, IPv6 with some extension headers, ports.
-const HEADER_BYTES: u32 = 128;
+/// Bytes at the front that are made readable: Ethernet, IPv6 with some extension headers, ports; of an ICMP error, as much of
+/// the packet that it quotes.
+const HEADER_BYTES: u32 = 192;
 const TCP: u8 = 6;
 /// Words of a TCP header stand in the high four bits of its 13th byte.
 const TCP_WORDS_AT: u32 = 12;
@@ -73,6 +75,26 @@ impl PacketMut for SkbFrame {
     #[inline(always)]
     fn move_head(&mut self, _bytes: i32) -> Option<()> {
         None
+    }
+
+    #[inline(always)]
+    fn shorten(&mut self, bytes: u32) -> Option<()> {
+        // SAFETY: the context is valid while the program runs; the pointers into the frame are read anew.
+        if bytes > self.length() || unsafe { bpf_skb_change_tail(self.context, bytes, 0) } != 0 {
+            return None;
+        }
+        self.headers = headers(self.context);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn add_room(&mut self, bytes: u32) -> Option<()> {
+        // SAFETY: the context is valid while the program runs; the pointers into the frame are read anew.
+        if unsafe { bpf_skb_change_head(self.context, bytes, 0) } != 0 {
+            return None;
+        }
+        self.headers = headers(self.context);
+        Some(())
     }
 
     /// By the kernel's helper, which knows what is left of a checksum that the device will complete.
@@ -154,6 +176,11 @@ impl Hook for SkbFrame {
     fn copy(&self, to: *mut u8, bytes: u32) -> bool {
         // SAFETY: the context is valid while the program runs; the caller has room for so many bytes.
         unsafe { bpf_skb_load_bytes(self.context.cast(), 0, to.cast(), bytes) == 0 }
+    }
+    #[inline(always)]
+    fn send_back(&self) -> i32 {
+        // SAFETY: no pointers are involved.
+        unsafe { bpf_redirect(self.ingress_device(), 0) as i32 }
     }
     #[inline(always)]
     fn redirect(&self, port: u32) -> Option<i32> {

@@ -1,7 +1,9 @@
 //! The XDP side: the frame as the driver hands it over, and the ways out of it.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
-use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
+use aya_ebpf::helpers::{
+    bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+};
 use fib::{Packet, PacketMut};
 
 use crate::frame::{Headers, reads_headers, writes_headers};
@@ -53,6 +55,17 @@ impl<const FRAGS: bool> PacketMut for XdpFrame<FRAGS> {
         self.headers = headers(self.context);
         Some(())
     }
+
+    #[inline(always)]
+    fn shorten(&mut self, bytes: u32) -> Option<()> {
+        let more = bytes.wrapping_sub(self.length()).cast_signed();
+        // SAFETY: the context is valid while the program runs; the pointers into the frame are read anew.
+        if more > 0 || unsafe { bpf_xdp_adjust_tail(self.context, more) } != 0 {
+            return None;
+        }
+        self.headers = headers(self.context);
+        Some(())
+    }
 }
 
 impl<const FRAGS: bool> Hook for XdpFrame<FRAGS> {
@@ -76,6 +89,12 @@ impl<const FRAGS: bool> Hook for XdpFrame<FRAGS> {
     fn copy(&self, to: *mut u8, bytes: u32) -> bool {
         // SAFETY: the context is valid while the program runs; the caller has room for so many bytes.
         unsafe { bpf_xdp_load_bytes(self.context, 0, to.cast(), bytes) == 0 }
+    }
+    #[inline(always)]
+    fn send_back(&self) -> i32 {
+        // Not XDP_TX: a veth whose peer has no program keeps such frames until others come (`veth_xdp_flush`).
+        // SAFETY: no pointers are involved.
+        unsafe { bpf_redirect(self.ingress_device(), 0) as i32 }
     }
     #[inline(always)]
     fn redirect(&self, port: u32) -> Option<i32> {

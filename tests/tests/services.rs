@@ -380,6 +380,20 @@ fn a_trace_names_service_backend_and_why() {
     let answer = ["trace", "--src", &name, "--dst", "10.77.0.2", "--sport", "8099", "--dport", &port];
     let text = node.succeed(&answer).unwrap().stdout;
     assert!(text.contains(&format!("source becomes {VIP}:443")), "{text}");
+    // Errors about both, from a router before the client and from one before the backend.
+    let about = format!("tcp {VIP}:443 10.77.0.2:{port}");
+    let text = node.succeed(&["trace", "--src", "203.0.113.1", "--dst", VIP, "--about", &about]).unwrap().stdout;
+    assert!(text.contains("an error about a packet from it") && text.contains("has this flow there"), "{text}");
+    assert!(text.contains(&format!("destination and quoted source become {name}:8099")), "{text}");
+    let about = format!("tcp 10.77.0.2:{port} {name}:8099");
+    let error = ["trace", "--src", &name, "--dst", "10.77.0.2", "--about", &about, "--format", "json"];
+    let json = node.succeed(&error).unwrap();
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(
+        (json["service"]["icmp_error"].as_bool(), json["service"]["translated"].as_str()),
+        (Some(true), Some("source"))
+    );
+    assert_eq!(json["service"]["to"], format!("{VIP}:443"), "{json:#}");
 }
 
 #[test]
@@ -394,6 +408,117 @@ fn what_no_backend_takes_passes_or_is_dropped_and_is_counted() {
         node.apply().unwrap();
         assert!(Client::connect(&lab, VIP).is_err());
         assert!(node.counters().unwrap().get(reason) > 0, "{word}");
+    }
+}
+
+/// A client's datagram to port 53 of a vip; what its socket says within two seconds.
+fn datagram(lab: &Topology, vip: &str) -> std::io::Result<usize> {
+    let to = SocketAddr::new(vip.parse().unwrap(), 53);
+    let from = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = lab.client.namespace.enter(|| UdpSocket::bind(from)).unwrap()?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(2 * SECOND))?;
+    socket.send(b"who")?;
+    socket.recv(&mut [0; 64])
+}
+
+#[test]
+fn what_no_backend_takes_is_rejected_and_the_vip_answers_pings() {
+    let lab = lab();
+    for attach in ["native", "tc", "generic"] {
+        let mut node = TestNode::router(&lab).unwrap();
+        for port in ["lan", "uplink-a", "uplink-b", "uplink-c"] {
+            node.set_attach(port, attach).unwrap();
+        }
+        node.write("routes.yaml", &routes(&lab)).unwrap();
+        let ports = "{port: 443}, {port: 53, protocol: udp}";
+        for (name, vip, backend) in
+            [("four", VIP, lab.upstreams[0].v4.to_string()), ("six", VIP6, lab.upstreams[0].v6.to_string())]
+        {
+            let drained = [format!("{backend} weight=0")];
+            let more = "  onNoBackend: reject\n  echo: answer\n";
+            node.write(&format!("{name}.yaml"), &service(name, vip, "nat", ports, &drained, more)).unwrap();
+        }
+        node.apply().unwrap();
+        for vip in [VIP, VIP6] {
+            let refused = Client::connect(&lab, vip).err().map(|error| error.kind());
+            assert_eq!(refused, Some(std::io::ErrorKind::ConnectionRefused), "{attach} {vip}: a reset");
+            let refused = datagram(&lab, vip).err().map(|error| error.kind());
+            assert_eq!(refused, Some(std::io::ErrorKind::ConnectionRefused), "{attach} {vip}: port unreachable");
+            let answer = wayleave_tests::ping(&lab.client.namespace, vip.parse().unwrap(), 2 * SECOND).unwrap();
+            assert!(answer.is_some(), "{attach} {vip}: a ping");
+        }
+        let counters = node.counters().unwrap();
+        assert_eq!(
+            (counters.get("answer/no-backend-reject"), counters.get("answer/echo-answered")),
+            (4, 2),
+            "{attach}"
+        );
+    }
+}
+
+/// Handshakes as fast as this machine sends them, to a service without backends: no more are answered than a CPU may.
+#[test]
+fn a_flood_is_not_answered_above_the_rate() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    let drained = [format!("{} weight=0", lab.upstreams[0].v4)];
+    node.write("api.yaml", &service("api", VIP, "nat", NAT_PORT, &drained, "  onNoBackend: reject\n")).unwrap();
+    node.apply().unwrap();
+    let syn = |number: u16| {
+        Packet::between(lab.client.v4.into(), VIP.parse().unwrap())
+            .macs(lab.client.mac, lab.client.router_mac)
+            .tcp(1024 + number, PORT, tcp_flags::SYN)
+            .frame()
+    };
+    let started = Instant::now();
+    let flood = Blaster::frames(&lab.client.namespace, "eth0", (0..60_000).map(syn).collect(), None).unwrap();
+    thread::sleep(2 * SECOND);
+    let sent = flood.stop().unwrap();
+    let seconds = started.elapsed().as_secs() + 1;
+    let counters = node.counters().unwrap();
+    let (answered, dropped) = (counters.get("answer/no-backend-reject"), counters.get("drop/answer-rate"));
+    println!("{sent} handshakes in {:?}: {answered} answered, {dropped} not", started.elapsed());
+    let cpus = u64::try_from(thread::available_parallelism().unwrap().get()).unwrap();
+    // What a CPU may answer at once is as much as it may in a second.
+    assert!((1..=1000 * cpus * (seconds + 1)).contains(&answered), "{answered} answered");
+    assert!(dropped > answered, "the flood was above the rate: {dropped} dropped");
+}
+
+#[test]
+fn errors_reach_the_client_and_the_backend() {
+    let lab = lab();
+    for attach in ["native", "tc", "generic"] {
+        let mut node = TestNode::router(&lab).unwrap();
+        for port in ["lan", "uplink-a", "uplink-b", "uplink-c"] {
+            node.set_attach(port, attach).unwrap();
+        }
+        node.write("routes.yaml", &routes(&lab)).unwrap();
+        let port = "{port: 53, protocol: udp, targetPort: 5399}";
+        let upstream = &lab.upstreams[0];
+        for (name, vip, backend) in [("four", VIP, upstream.v4.to_string()), ("six", VIP6, upstream.v6.to_string())] {
+            node.write(&format!("{name}.yaml"), &service(name, vip, "nat", port, &[backend], "")).unwrap();
+        }
+        node.apply().unwrap();
+        for (vip, own) in [(VIP, IpAddr::from(upstream.v4)), (VIP6, upstream.v6.into())] {
+            // Nobody listens there: the backend says so about its own address and port, and the client knows neither.
+            let refused = datagram(&lab, vip).err().map(|error| error.kind());
+            assert_eq!(refused, Some(std::io::ErrorKind::ConnectionRefused), "{attach} {vip}: at the client");
+            // The client goes before the answer comes: its error is about a packet of the vip.
+            let server = upstream.namespace.enter(|| UdpSocket::bind(SocketAddr::new(own, 5399))).unwrap().unwrap();
+            server.set_read_timeout(Some(2 * SECOND)).unwrap();
+            let to = SocketAddr::new(vip.parse().unwrap(), 53);
+            let from = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let client = lab.client.namespace.enter(|| UdpSocket::bind(from)).unwrap().unwrap();
+            client.send_to(b"who", to).unwrap();
+            let (_, peer) = server.recv_from(&mut [0; 64]).unwrap();
+            drop(client);
+            server.connect(peer).unwrap();
+            server.send(b"too late").unwrap();
+            let refused = server.recv(&mut [0; 64]).err().map(|error| error.kind());
+            assert_eq!(refused, Some(std::io::ErrorKind::ConnectionRefused), "{attach} {vip}: at the backend");
+        }
     }
 }
 

@@ -281,6 +281,9 @@ pub const SERVICE_ADDRESS_VIP: u64 = 1 << 48;
 /// The address is a backend's whose answers are translated back.
 pub const SERVICE_ADDRESS_TRANSLATED: u64 = 1 << 49;
 
+/// Pings of the VIP are answered.
+pub const SERVICE_ADDRESS_ECHO: u64 = 1 << 50;
+
 /// Ports of a VIP: first and last u32 (protocol in bits 16 to 23, port below), service u32, target u32: the backend's port
 /// for the first one, 0: as it came, then the rows to go on with, u32 each and counted from 1: for ports before and after these;
 /// 0: there are none. Sorted and disjoint within a VIP; the search begins in the middle.
@@ -320,6 +323,10 @@ pub const SERVICE_FLAGS_DROP: u32 = 1 << 1;
 pub const SERVICE_FLAGS_AFFINITY: u32 = 1 << 2;
 /// Backends that are down are passed over.
 pub const SERVICE_FLAGS_HEALTH: u32 = 1 << 3;
+/// Packets that no backend takes are answered by a reset or an error; not with [`SERVICE_FLAGS_DROP`].
+pub const SERVICE_FLAGS_REJECT: u32 = 1 << 4;
+/// Pings of the VIP are answered, whichever of its services says so.
+pub const SERVICE_FLAGS_ECHO: u32 = 1 << 5;
 pub const SERVICE_AFFINITY_V4_AT: u32 = 8;
 pub const SERVICE_AFFINITY_V6_AT: u32 = 16;
 /// Service ids index the kernel's counter array: id 0 is never given out.

@@ -14,9 +14,11 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod answer;
 pub mod event;
 pub mod filter;
 pub mod hash;
+pub mod icmp;
 pub mod image;
 pub mod layout;
 pub mod lookup;

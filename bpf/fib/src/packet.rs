@@ -30,6 +30,18 @@ pub trait Packet {
     fn is_scattered(&self) -> bool {
         false
     }
+    /// One's-complement sum of network-order 16 bits (RFC 1071) over `bytes` from `at`: a multiple of four, no more than
+    /// [`SUM_BYTES_MAX`].
+    #[inline(always)]
+    fn sum(&self, at: u32, bytes: u32) -> Option<u16> {
+        let mut sum = Difference(0);
+        for word in 0..SUM_BYTES_MAX / 4 {
+            if word * 4 < bytes {
+                sum.add32(self.be32(at + word * 4)?);
+            }
+        }
+        Some(sum.folded())
+    }
     /// Bytes of the largest IP packet that leaves when this one is sent: less than all where the kernel has merged
     /// segments that it will divide again.
     #[inline(always)]
@@ -46,6 +58,15 @@ pub trait PacketMut: Packet {
     fn set_macs(&mut self, destination: u64, source: u64) -> Option<()>;
     /// Takes bytes away from the front (`bytes` > 0) or adds room there; `None`: nothing has changed.
     fn move_head(&mut self, bytes: i32) -> Option<()>;
+
+    /// Cuts the frame off behind its first `bytes`, which is no more than it has; `None`: nothing has changed.
+    fn shorten(&mut self, bytes: u32) -> Option<()>;
+
+    /// Adds room at the front, for a header; what lies in it and the MAC addresses are undefined. `None`: nothing has changed.
+    #[inline(always)]
+    fn add_room(&mut self, bytes: u32) -> Option<()> {
+        self.move_head(-bytes.cast_signed())
+    }
 
     /// Gives the frame other VLAN tags; returns the bytes of those that lie in the frame afterwards. The MAC addresses
     /// are undefined then: the caller writes them.
@@ -153,8 +174,13 @@ impl PacketMut for [u8] {
     fn move_head(&mut self, _bytes: i32) -> Option<()> {
         None
     }
+    fn shorten(&mut self, bytes: u32) -> Option<()> {
+        (bytes == self.length()).then_some(())
+    }
 }
 
+/// Most bytes that [`Packet::sum`] takes.
+pub const SUM_BYTES_MAX: u32 = 128;
 /// Ethernet header, RFC 894.
 pub const ETHERNET_BYTES: u32 = 14;
 const AT_ETHERTYPE: u32 = 12;
@@ -170,6 +196,7 @@ const VID_MASK: u32 = 0x0fff;
 
 /// Protocol numbers of the IANA registry.
 pub(crate) const HOP_BY_HOP: u8 = 0;
+pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub(crate) const ROUTING: u8 = 43;
@@ -177,6 +204,7 @@ pub(crate) const FRAGMENT: u8 = 44;
 /// RFC 8200, section 4.5.
 pub(crate) const FRAGMENT_BYTES: u32 = 8;
 pub(crate) const AUTHENTICATION: u8 = 51;
+pub const ICMPV6: u8 = 58;
 pub(crate) const DESTINATION_OPTIONS: u8 = 60;
 const DCCP: u8 = 33;
 const SCTP: u8 = 132;
@@ -256,6 +284,13 @@ pub struct Parsed {
 #[inline(always)]
 pub fn destination_mac<P: Packet + ?Sized>(packet: &P) -> Option<u64> {
     Some(packet.first_le64()? & MAC_MASK)
+}
+
+/// The frame's source MAC, likewise.
+#[inline(always)]
+pub fn source_mac<P: Packet + ?Sized>(packet: &P) -> Option<u64> {
+    let mac = u64::from(packet.be16(6)?) << 32 | u64::from(packet.be32(8)?);
+    Some(mac.swap_bytes() >> 16)
 }
 
 /// Reads the link layer, or says why the frame is not for the routes.

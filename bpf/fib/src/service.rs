@@ -8,21 +8,24 @@
 //! Where a service has health checks, a backend that is down ([`Node::is_down`]) is passed over, by new flows and by those that
 //! it has: they go to a stand-in ([`stand_in`]), and no flow of another backend moves.
 //!
+//! An ICMP error goes where the flow goes of the packet that it quotes ([`crate::icmp`]).
+//!
 //! What is found is a [`Steer`]: the route stage looks its address up, and [`translate`] changes the packet once it is known
 //! that it leaves. A packet that does not leave is not changed, where the kernel must answer its sender.
 
 use crate::hash;
+use crate::icmp;
 use crate::image::Image;
 use crate::layout::{
     AT_HASH_SEED, AT_SERVICES, BACKEND_BYTES, BACKEND_ID, BACKEND_PORT, BACKEND_ROW_BYTES, BACKEND_SERVICE,
     BACKEND_SLOT_BYTES, BACKEND_WEIGHT, SERVICE_ADDRESS_BYTES, SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_TRANSLATED,
     SERVICE_ADDRESS_VIP, SERVICE_ADDRESS_WORD, SERVICE_AFFINITY_V4_AT, SERVICE_AFFINITY_V6_AT, SERVICE_BACKEND_COUNT,
     SERVICE_BACKENDS, SERVICE_BUCKET_ENTRIES, SERVICE_BYTES, SERVICE_CLOSING_S, SERVICE_ESTABLISHED_S, SERVICE_FLAGS,
-    SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_HEALTH, SERVICE_FLAGS_NAT, SERVICE_ID,
-    SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE, SERVICE_PORT_BYTES, SERVICE_PORT_LAST, SERVICE_PORT_SERVICE,
+    SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_HEALTH, SERVICE_FLAGS_NAT, SERVICE_FLAGS_REJECT,
+    SERVICE_ID, SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE, SERVICE_PORT_BYTES, SERVICE_PORT_LAST, SERVICE_PORT_SERVICE,
     SERVICE_PORT_TARGET, SERVICE_PORTS_MAX, SERVICE_SLOT_COUNT, SERVICE_SLOTS, SERVICE_UDP_S, Section,
 };
-use crate::packet::{ETHERNET_BYTES, Packet, PacketMut, Parsed, TCP, UDP, link, parse};
+use crate::packet::{ETHERNET_BYTES, ICMP, ICMPV6, Packet, PacketMut, Parsed, TCP, UDP, link, parse};
 use crate::verdict::{Node, Reason};
 
 /// An address of either family in two numeric words, IPv4 mapped into IPv6 (RFC 4291 section 2.5.5.2).
@@ -205,8 +208,13 @@ pub struct Steer {
     pub chosen: u32,
     /// Number of a [`Why`].
     pub why: u32,
-    /// Bytes from the IP header to the transport header.
+    /// Bytes from the IP header to the transport header; of an ICMP error, to its own header.
     pub transport: u32,
+    /// Of an ICMP error: bytes from the IP header to the transport header that it quotes; 0: the packet is none.
+    pub quoted: u32,
+    /// While an ICMP error is translated: [`Difference`] of what its checksum covers, and of what the quoted one covers.
+    pub(crate) message: u32,
+    pub(crate) segment: u32,
     /// What Maglev's table was asked with; 0: it was not.
     pub hash: u32,
     /// Flags of the TCP header as [`tcp`] has them.
@@ -222,6 +230,8 @@ pub struct Steer {
     now_s: u32,
     /// Id of the backend that would have the packet, and is down; 0: none is.
     pub passed_over: u32,
+    /// One of [`step`], where a program keeps it here.
+    pub at: u32,
 }
 
 impl Steer {
@@ -238,6 +248,9 @@ impl Steer {
         chosen: 0,
         why: 0,
         transport: 0,
+        quoted: 0,
+        message: 0,
+        segment: 0,
         hash: 0,
         flags: 0,
         previous: 0,
@@ -247,6 +260,7 @@ impl Steer {
         target: 0,
         now_s: 0,
         passed_over: 0,
+        at: step::UNSERVED,
     };
 
     pub fn why(&self) -> Option<Why> {
@@ -257,23 +271,29 @@ impl Steer {
         Chosen(self.chosen)
     }
 
+    /// Whether the packet, or the one that it quotes, is one of TCP.
     #[inline(always)]
-    const fn protocol(&self) -> u8 {
+    pub const fn is_tcp(&self) -> bool {
+        self.protocol() == TCP
+    }
+
+    #[inline(always)]
+    pub(crate) const fn protocol(&self) -> u8 {
         (self.key[4] >> 32) as u8
     }
 
     #[inline(always)]
-    const fn ports(&self) -> u32 {
+    pub(crate) const fn ports(&self) -> u32 {
         self.key[4] as u32
     }
 
     #[inline(always)]
-    const fn source(&self) -> Address {
+    pub(crate) const fn source(&self) -> Address {
         [self.key[0], self.key[1]]
     }
 
     #[inline(always)]
-    const fn destination(&self) -> Address {
+    pub(crate) const fn destination(&self) -> Address {
         [self.key[2], self.key[3]]
     }
 }
@@ -286,9 +306,9 @@ pub mod tcp {
     pub const ACK: u32 = 16;
 }
 const TCP_FLAGS_AT: u32 = 12;
-const TCP_CHECKSUM_AT: u32 = 16;
+pub(crate) const TCP_CHECKSUM_AT: u32 = 16;
 const TCP_BYTES: u32 = 20;
-const UDP_CHECKSUM_AT: u32 = 6;
+pub(crate) const UDP_CHECKSUM_AT: u32 = 6;
 const UDP_BYTES: u32 = 8;
 
 /// How often the flow table is told of a flow that goes on.
@@ -313,6 +333,10 @@ pub mod step {
     /// A backend was picked; the one that would be is down.
     pub const PICKED: u32 = 7;
     pub const DOWN: u32 = 8;
+    /// Of ICMP: whether it is an error about a packet of a service is not read yet.
+    pub const ICMP: u32 = 9;
+    /// An echo request, to a VIP or any other address.
+    pub const ECHO: u32 = 10;
     const STAYS: u32 = 1 << 8;
 
     /// It goes no further, for this reason.
@@ -334,17 +358,19 @@ pub fn has_services<I: Image + ?Sized>(image: &I) -> bool {
     image.head(AT_SERVICES).is_some_and(|at| at != 0)
 }
 
-/// What is read of the packet: enough for [`stage`]. `false`: it is none of TCP and UDP, or the route stage says what is wrong
-/// with it.
+/// What is read of the packet: enough for [`stage`]. Gives one of [`step`]: `TO_SERVICE` or `ICMP` for what the stage looks at;
+/// `UNSERVED` for other protocols, and where the route stage says what is wrong with the packet.
 #[inline(always)]
-pub fn read<P: Packet + ?Sized>(headers: &P, ethertype: u16, steer: &mut Steer) -> Result<bool, Reason> {
-    let Ok(parsed) = parse(headers, ethertype) else { return Ok(false) };
+pub fn read<P: Packet + ?Sized>(headers: &P, ethertype: u16, steer: &mut Steer) -> u32 {
+    let Ok(parsed) = parse(headers, ethertype) else { return step::UNSERVED };
     let Parsed { family, flow, header_bytes, .. } = parsed;
-    if flow.protocol != TCP && flow.protocol != UDP {
-        return Ok(false);
+    let is_icmp = flow.protocol == if family == 4 { ICMP } else { ICMPV6 };
+    if flow.protocol != TCP && flow.protocol != UDP && !is_icmp {
+        return step::UNSERVED;
     }
     steer.key = flow_key(mapped(family, flow.src), mapped(family, flow.dst), flow.protocol, flow.ports);
     steer.transport = header_bytes;
+    steer.quoted = 0;
     steer.flags = 0;
     steer.chosen = 0;
     steer.why = Why::Slot as u32;
@@ -352,17 +378,22 @@ pub fn read<P: Packet + ?Sized>(headers: &P, ethertype: u16, steer: &mut Steer) 
     steer.passed_over = 0;
     steer.hash = 0;
     steer.translated = translated::NOTHING;
+    if is_icmp {
+        return step::ICMP;
+    }
     if flow.ports != 0 {
         let at = ETHERNET_BYTES + header_bytes;
         // The whole header must be readable, so that a translation that has begun can be completed.
         if flow.protocol == TCP {
-            headers.be16(at + TCP_BYTES - 2).ok_or(Reason::Malformed)?;
-            steer.flags = u32::from(headers.be16(at + TCP_FLAGS_AT).ok_or(Reason::Malformed)?) & 0x1ff;
-        } else {
-            headers.be16(at + UDP_BYTES - 2).ok_or(Reason::Malformed)?;
+            let (Some(_), Some(flags)) = (headers.be16(at + TCP_BYTES - 2), headers.be16(at + TCP_FLAGS_AT)) else {
+                return step::stays(Reason::Malformed);
+            };
+            steer.flags = u32::from(flags) & 0x1ff;
+        } else if headers.be16(at + UDP_BYTES - 2).is_none() {
+            return step::stays(Reason::Malformed);
         }
     }
-    Ok(true)
+    step::TO_SERVICE
 }
 
 /// The stage for a packet that [`read`] has taken: where it ends, as one of [`step`].
@@ -421,7 +452,7 @@ fn locate_in<I: Image + ?Sized>(image: &I, steer: &mut Steer) -> Option<u32> {
 
 /// What the table of service addresses holds of an address; 0: nothing.
 #[inline(always)]
-fn find<I: Image + ?Sized>(image: &I, address: Address) -> Option<u64> {
+pub(crate) fn find<I: Image + ?Sized>(image: &I, address: Address) -> Option<u64> {
     const BUCKET_BYTES: u32 = SERVICE_ADDRESS_BYTES * SERVICE_BUCKET_ENTRIES;
     let table = image.head(AT_SERVICES)?;
     let mask = (image.head(Section::ServiceAddresses.at() + 4)? / SERVICE_BUCKET_ENTRIES).wrapping_sub(1);
@@ -555,7 +586,7 @@ fn pick_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -
     }
     steer.backend = slot(image, steer.service, steer.hash)?;
     if steer.backend == 0 {
-        return Some(none_takes_it(flags));
+        return Some(none_takes_it(flags, steer));
     }
     if flags & SERVICE_FLAGS_HEALTH != 0 {
         let id = image.u32(steer.backend.wrapping_add(BACKEND_ID))?;
@@ -568,8 +599,16 @@ fn pick_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -
 }
 
 #[inline(always)]
-const fn none_takes_it(flags: u32) -> u32 {
-    step::stays(if flags & SERVICE_FLAGS_DROP != 0 { Reason::NoBackendDrop } else { Reason::NoBackend })
+const fn none_takes_it(flags: u32, steer: &Steer) -> u32 {
+    // Nobody answers an error (RFC 1122 section 3.2.2) or a reset (RFC 9293 section 3.10.7.1).
+    let is_answered = steer.quoted == 0 && steer.flags & tcp::RST == 0;
+    step::stays(if flags & SERVICE_FLAGS_REJECT != 0 {
+        if is_answered { Reason::NoBackendReject } else { Reason::NoBackendDrop }
+    } else if flags & SERVICE_FLAGS_DROP != 0 {
+        Reason::NoBackendDrop
+    } else {
+        Reason::NoBackend
+    })
 }
 
 /// Draws from Maglev's table before backends are tried in order: with half of the weight down, fewer than one flow in 10^7
@@ -615,7 +654,7 @@ fn stand_in_for<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Ste
             return Some(step::PICKED);
         }
     }
-    Some(none_takes_it(image.u32(steer.service.wrapping_add(SERVICE_FLAGS))?))
+    Some(none_takes_it(image.u32(steer.service.wrapping_add(SERVICE_FLAGS))?, steer))
 }
 
 /// A flow to the backend that was picked.
@@ -643,6 +682,10 @@ fn begin_in<I: Image + ?Sized>(image: &I, steer: &mut Steer) -> Option<u32> {
 /// Tells the flow table of a flow that begins ([`step::BEGUN`]) or goes on, and of its answers.
 #[inline(always)]
 pub fn keep<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer, at: u32) -> u32 {
+    if steer.quoted != 0 {
+        // An error begins no flow and keeps none alive: whoever can guess its addresses can send one.
+        return step::STEERED;
+    }
     let is_nat = steer.translated != translated::NOTHING;
     if at == step::BEGUN && !node.admits_flow() {
         return if is_nat { step::stays(Reason::NewFlowRate) } else { step::STEERED };
@@ -686,7 +729,8 @@ pub fn answer<N: Node>(node: &N, steer: &mut Steer) -> u32 {
     steer.route = plain(steer.destination());
     let state = FlowEntry::state_of(words);
     let now = next_state(state, steer.protocol() == TCP, steer.flags);
-    if now != state || steer.now_s.wrapping_sub(words[1] as u32) >= REFRESH_S {
+    let is_news = now != state || steer.now_s.wrapping_sub(words[1] as u32) >= REFRESH_S;
+    if is_news && steer.quoted == 0 {
         steer.entry = words;
         steer.entry[1] = FlowEntry::second_word(steer.now_s, now, FlowEntry::FROM_BACKEND, steer.port);
         node.keep(&steer.key, &steer.entry);
@@ -817,7 +861,8 @@ pub fn choice_of<I: Image + ?Sized>(image: &I, steer: &Steer) -> Option<u32> {
 /// kernel must answer the sender, it gets the packet as the sender made it.
 #[inline(always)]
 pub const fn is_translated_for(reason: u8) -> bool {
-    const AS_IT_CAME: u64 = Reason::DROPS | 1 << Reason::TtlExpired as u8 | 1 << Reason::OverMtu as u8;
+    const AS_IT_CAME: u64 =
+        Reason::DROPS | Reason::ANSWERS | 1 << Reason::TtlExpired as u8 | 1 << Reason::OverMtu as u8;
     AS_IT_CAME >> (reason & 63) & 1 == 0
 }
 
@@ -828,11 +873,20 @@ pub const fn is_translated(steer: &Steer, reason: Reason) -> bool {
 
 /// Changes address, port and checksums (RFC 1624) of a frame as `steer` says. `None` before the first write: the frame is not
 /// what [`read`] took.
-#[inline(always)]
-pub fn translate<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer) -> Option<()> {
-    if steer.translated == translated::NOTHING {
-        return Some(());
+pub fn translate<P: PacketMut + ?Sized>(packet: &mut P, steer: &mut Steer) -> Option<()> {
+    match (steer.translated, steer.quoted) {
+        (translated::NOTHING, _) => Some(()),
+        (_, 0) => translate_segment(packet, steer),
+        _ => {
+            icmp::translate_addresses(packet, steer)?;
+            icmp::translate_quoted(packet, steer)
+        }
     }
+}
+
+/// The same of a packet that is no ICMP error.
+#[inline(always)]
+pub fn translate_segment<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer) -> Option<()> {
     let link = link(packet).ok()?;
     let l3 = ETHERNET_BYTES + link.tag_bytes;
     let is_source = steer.translated == translated::SOURCE;
@@ -871,7 +925,7 @@ pub fn translate<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer) -> Option
 
 /// What words that were replaced change of a checksum: their one's-complement sum, RFC 1624.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Difference(u32);
+pub struct Difference(pub(crate) u32);
 
 impl Difference {
     #[inline(always)]
@@ -883,6 +937,23 @@ impl Difference {
     pub const fn replace32(&mut self, old: u32, new: u32) {
         self.replace16((old >> 16) as u16, (new >> 16) as u16);
         self.replace16(old as u16, new as u16);
+    }
+
+    /// Words that were not there before.
+    #[inline(always)]
+    pub const fn add32(&mut self, word: u32) {
+        self.0 += (word >> 16) + (word & 0xffff);
+    }
+
+    /// The same for an address of either family.
+    #[inline(always)]
+    pub(crate) const fn add_address(&mut self, address: Address) {
+        if !is_v4(address) {
+            self.add32((address[0] >> 32) as u32);
+            self.add32(address[0] as u32);
+            self.add32((address[1] >> 32) as u32);
+        }
+        self.add32(address[1] as u32);
     }
 
     /// Both.

@@ -11,7 +11,7 @@ use crate::layout::{
 };
 use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse_route, ports_v4};
 use crate::service::{self, FlowKey, FlowWords, Steer, step};
-use crate::{hash, lookup};
+use crate::{hash, icmp, lookup};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Verdict {
     /// Goes on to the kernel's network stack, untouched.
     Pass,
     Drop,
+    /// Is answered in the place of a service: the answer leaves by the device that the packet came in by.
+    Answer,
 }
 
 macro_rules! reasons {
@@ -40,6 +42,10 @@ macro_rules! reasons {
             /// Numbers of the reasons for which packets are dropped, as bits.
             pub const DROPS: u64 =
                 0 $(| if matches!(Self::$variant.verdict(), Verdict::Drop) { 1 << $number } else { 0 })*;
+
+            /// The same of those for which they are answered.
+            pub const ANSWERS: u64 =
+                0 $(| if matches!(Self::$variant.verdict(), Verdict::Answer) { 1 << $number } else { 0 })*;
 
             /// The reason with this number.
             pub const fn of(number: u8) -> Option<Self> {
@@ -113,6 +119,14 @@ reasons! {
     NewFlowRate = 27, Drop, "new-flow-rate";
     /// Another flow of the same client uses this port at the same backend: answers could not be told apart.
     FlowCollision = 28, Drop, "flow-collision";
+    /// A ping of a vip, which a service of it answers.
+    EchoAnswered = 29, Answer, "echo-answered";
+    /// No backend of the service takes new flows, and the service says `onNoBackend: reject`.
+    NoBackendReject = 30, Answer, "no-backend-reject";
+    /// The same, but more of them than are answered.
+    AnswerRate = 31, Drop, "answer-rate";
+    /// The answer could not be made: the frame has no room for it, or its headers do not lie in one piece.
+    NoAnswer = 32, Drop, "no-answer";
 }
 
 /// Room for reasons in the counter array.
@@ -319,7 +333,8 @@ impl Met {
 
     /// The same with the reason of this number.
     #[inline(always)]
-    const fn because_of(self, reason: u8) -> Self {
+    #[must_use]
+    pub const fn because_of(self, reason: u8) -> Self {
         Self(self.0 & !Self::REASON_MASK | reason as u64)
     }
 
@@ -489,25 +504,25 @@ fn decide_steered<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     node: &N,
     steer: &mut Steer,
 ) -> Decision {
-    let at = match serve_read(packet, link, node, steer) {
-        Ok(true) => service::stage(image, node, steer),
-        Ok(false) => step::UNSERVED,
-        Err(reason) => step::stays(reason),
-    };
+    let mut at = serve_read(packet, link, node, steer);
+    if at == step::ICMP {
+        at = icmp::read(&packet.after(link.tag_bytes), steer);
+    }
+    if at == step::ECHO {
+        at = icmp::echo(image, steer);
+    }
+    if at == step::TO_SERVICE {
+        at = service::stage(image, node, steer);
+    }
     decide_served(image, packet, link, node, at, steer.route)
 }
 
-/// What the service stage reads of a packet; `false`: it is none for services.
+/// What the service stage reads of a packet, as [`service::read`] says it.
 #[inline(always)]
-pub fn serve_read<P: Packet + ?Sized, N: Node>(
-    packet: &P,
-    link: &Link,
-    node: &N,
-    steer: &mut Steer,
-) -> Result<bool, Reason> {
-    let Some(ingress) = node.ingress(link.tags) else { return Ok(false) };
+pub fn serve_read<P: Packet + ?Sized, N: Node>(packet: &P, link: &Link, node: &N, steer: &mut Steer) -> u32 {
+    let Some(ingress) = node.ingress(link.tags) else { return step::UNSERVED };
     if !node.takes(&ingress, destination_mac(packet)) {
-        return Ok(false);
+        return step::UNSERVED;
     }
     service::read(&packet.after(link.tag_bytes), link.ethertype, steer)
 }

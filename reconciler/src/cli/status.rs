@@ -177,6 +177,7 @@ fn services(view: &View<'_>, objects: Option<&counters::Objects>, runtime: &Runt
         let mut row = json!({
             "service": service.name, "vip": service.vip, "ports": ports.remove(&service.row).unwrap_or_default(),
             "forwarding": service.forwarding.as_str(), "on_no_backend": service.on_no_backend.as_str(),
+            "echo": service.echo.as_str(),
             "file": service.file, "line": service.line,
         });
         if let Some(objects) = objects {
@@ -296,6 +297,7 @@ fn verdict(verdict: Verdict) -> &'static str {
         Verdict::Forward => "forward",
         Verdict::Pass => "pass",
         Verdict::Drop => "drop",
+        Verdict::Answer => "answer",
     }
 }
 

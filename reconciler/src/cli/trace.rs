@@ -35,9 +35,9 @@ pub(crate) struct Args {
     src: Option<IpAddr>,
     #[arg(long, requires = "src")]
     dst: Option<IpAddr>,
-    /// tcp, udp, icmp or a number
-    #[arg(long, default_value = "tcp")]
-    protocol: String,
+    /// tcp, udp, icmp or a number; tcp when left out
+    #[arg(long)]
+    protocol: Option<String>,
     #[arg(long)]
     sport: Option<u16>,
     #[arg(long)]
@@ -48,8 +48,11 @@ pub(crate) struct Args {
     /// Bytes of the IP packet; just its headers when left out
     #[arg(long)]
     length: Option<u32>,
+    /// The packet is an ICMP error that quotes this one, as in "tcp 198.51.100.10:443 198.18.0.1:40000"
+    #[arg(long, requires = "dst", value_name = "PROTOCOL SOURCE DESTINATION", conflicts_with_all = ["sport", "dport"])]
+    about: Option<String>,
     /// Read one JSON packet a line, write one JSON trace a line
-    #[arg(long, conflicts_with_all = ["src", "sport", "dport", "ttl", "length"])]
+    #[arg(long, conflicts_with_all = ["src", "sport", "dport", "ttl", "length", "about"])]
     stdin: bool,
     /// Whose rules: `live` and `candidate` (what the config's source would become) ask this node, as root; a directory or a
     /// git revision is compiled, offline and without root
@@ -241,11 +244,12 @@ fn answer(
     let packet = PacketDescription::new(&Fields {
         src: args.src,
         dst: args.dst,
-        protocol: Some(&args.protocol),
+        protocol: args.protocol.as_deref(),
         sport: args.sport,
         dport: args.dport,
         ttl: args.ttl,
         length: args.length,
+        about: args.about.as_deref(),
     })?;
     let trace = trace(view, packet, asked)?;
     let trial = match kernel {

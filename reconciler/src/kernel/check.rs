@@ -82,12 +82,15 @@ pub fn by_library(
         }
     }
     if fib::service::is_translated(&steer, reason) {
-        fib::service::translate(&mut frame, &steer);
+        fib::service::translate(&mut frame, &mut steer);
+    }
+    if reason.verdict() == Verdict::Answer {
+        reason = fib::answer::answer(&mut frame, &steer, reason);
     }
     let action = match reason.verdict() {
         Verdict::Drop => XDP_DROP,
         Verdict::Pass => XDP_PASS,
-        Verdict::Forward => XDP_REDIRECT,
+        Verdict::Forward | Verdict::Answer => XDP_REDIRECT,
     };
     Ok(TestRunOutcome { action, reason: reason as u32, frame: frame.bytes().to_vec() })
 }

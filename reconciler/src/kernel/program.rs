@@ -181,8 +181,8 @@ pub fn object_id() -> String {
     ID.clone()
 }
 
-/// Bytes by which a test run can make a frame longer: two VLAN tags.
-const TAGS_BYTES_MAX: usize = 8;
+/// Bytes by which a test run can make a frame longer: the headers of IPv6 and ICMP, and two VLAN tags.
+const ROOM_BYTES_MAX: usize = 40 + 8 + 8;
 
 /// The port that test runs come in by: the address of the loopback device is all zeros.
 pub const TEST_INGRESS: fib::Ingress = fib::Ingress { mac: 0, port: 0 };
@@ -397,8 +397,8 @@ impl Programs {
         run: impl FnOnce(TestRunOptions<'_>) -> Result<TestRunResult, ProgramError>,
     ) -> Result<TestRunOutcome, KernelError> {
         let before = self.candidate_packets()?;
-        // Room for the tags of the egress port.
-        let mut out = vec![0; frame.len() + TAGS_BYTES_MAX];
+        // Room for the tags of the egress port, or for the headers of an answer.
+        let mut out = vec![0; frame.len() + ROOM_BYTES_MAX];
         let options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), repeat: 1, ..TestRunOptions::default() };
         let result = run(options).map_err(KernelError::program("test"))?;

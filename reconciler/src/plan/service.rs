@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::{Named, sorted};
 use crate::compile::view::{ServiceView, View};
-use crate::policy::{FlowTimeouts, HealthChecks, OnNoBackend};
+use crate::policy::{Echo, FlowTimeouts, HealthChecks, OnNoBackend};
 
 /// Services by name. Against `before`, the words of one whose Maglev table changes say how much of it does: so many new
 /// flows go to another backend than they would have.
@@ -24,8 +24,11 @@ pub(super) fn services(view: &View, before: Option<&View>) -> Vec<Named> {
             let _ = write!(text, ", affinity of source /{} or /{}", affinity.ipv4, affinity.ipv6);
         }
         // Defaults are worth no word.
-        if service.on_no_backend == OnNoBackend::Drop {
-            text += ", on-no-backend drop";
+        if service.on_no_backend != OnNoBackend::default() {
+            let _ = write!(text, ", on-no-backend {}", service.on_no_backend.as_str());
+        }
+        if service.echo != Echo::default() {
+            let _ = write!(text, ", echo {}", service.echo.as_str());
         }
         if let Some(health) = service.health {
             let words = HealthChecks::from_text(health).map_or_else(|| health.to_owned(), |checks| checks.to_string());

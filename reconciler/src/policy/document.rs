@@ -482,6 +482,11 @@ pub(super) struct TestPacket {
     #[serde(default)]
     #[schemars(with = "u32", range(min = 20, max = 65_575))]
     pub(super) length: Option<u32>,
+    /// The packet is an ICMP error (fragmentation needed or packet too big) that quotes this one, as in
+    /// `"tcp 198.51.100.10:443 198.18.0.1:40000"`: source and destination of the packet that could not be delivered.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1, max = 128))]
+    pub(super) about: Option<String>,
     /// The port that it comes in by. A node without this port leaves the case out.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), length(min = 1, max = 63))]
@@ -527,13 +532,14 @@ pub(super) struct Expect {
     pub(super) backend: Option<Names>,
 }
 
-/// What becomes of a packet: sent to a next hop, left to the kernel, or dropped.
+/// What becomes of a packet: sent to a next hop, left to the kernel, dropped, or answered in the place of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum TestVerdict {
     Forward,
     Pass,
     Drop,
+    Answer,
 }
 
 /// One name or several.
@@ -1133,6 +1139,10 @@ pub(super) struct ServiceSpec {
     #[serde(default)]
     #[schemars(extend("default" = "pass"))]
     pub(super) on_no_backend: OnNoBackend,
+    /// What happens to pings of the vip. It answers them when one of its services says so.
+    #[serde(default)]
+    #[schemars(extend("default" = "pass"))]
+    pub(super) echo: Echo,
     /// How the daemon finds out which backends serve; none is checked when left out.
     #[serde(default)]
     #[schemars(with = "Health")]
@@ -1356,13 +1366,15 @@ fn health_count_default() -> u8 {
     2
 }
 
-/// What happens to packets that no backend takes: pass to the kernel, or drop.
+/// What happens to packets that no backend takes: pass to the kernel, drop, or reject, by a TCP reset or an ICMP error from the
+/// vip, of which every CPU sends at most 1,000 a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnNoBackend {
     #[default]
     Pass,
     Drop,
+    Reject,
 }
 
 impl OnNoBackend {
@@ -1371,6 +1383,27 @@ impl OnNoBackend {
         match self {
             Self::Pass => "pass",
             Self::Drop => "drop",
+            Self::Reject => "reject",
+        }
+    }
+}
+
+/// What happens to ICMP echo requests: pass to the routes and the kernel as any other packet, or answer in the place of the
+/// backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Echo {
+    #[default]
+    Pass,
+    Answer,
+}
+
+impl Echo {
+    /// As documents and command output write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Answer => "answer",
         }
     }
 }

@@ -30,7 +30,9 @@ use std::net::IpAddr;
 
 pub use codes::Code;
 pub use diagnostic::{Diagnostic, Position, Related, Severity, Span};
-pub use document::{Attach, DriftMode, FilterAction, Forwarding, Guard, OnAllDown, OnNoBackend, Protocol, WindowKind};
+pub use document::{
+    Attach, DriftMode, Echo, FilterAction, Forwarding, Guard, OnAllDown, OnNoBackend, Protocol, WindowKind,
+};
 pub use filter_policy::{FilterPolicy, FilterRule, PortRange, RateLimit, RuleAction, TcpFlags};
 pub use health::{HealthCheck, HealthChecks, MinHealthy};
 pub use node::{Drift, Guards, NodeConfig, Port, Probation, Webhook, check_ports, node_config};

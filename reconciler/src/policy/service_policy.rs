@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Faults, Span};
-use super::document::{self, Forwarding, OnNoBackend, PortRange, Protocol};
+use super::document::{self, Echo, Forwarding, OnNoBackend, PortRange, Protocol};
 use super::health::{HealthChecks, read_health};
 use super::quantity::duration_ms;
 use super::validate::Run;
@@ -28,6 +28,7 @@ pub struct ServicePolicy {
     pub backends: Vec<Backend>,
     pub affinity: Option<Affinity>,
     pub on_no_backend: OnNoBackend,
+    pub echo: Echo,
     pub timeouts: FlowTimeouts,
     pub health: Option<HealthChecks>,
     /// [`HealthChecks::text`] of it; empty where there is none.
@@ -153,6 +154,7 @@ pub(super) fn read_service_policy(run: &mut Run<'_>, file: &str, root: &Node, wr
         backends,
         affinity: spec.affinity.map(|affinity| Affinity { ipv4: affinity.source.ipv4, ipv6: affinity.source.ipv6 }),
         on_no_backend: spec.on_no_backend,
+        echo: spec.echo,
         timeouts,
         health_text: health.as_ref().map(HealthChecks::text).unwrap_or_default(),
         health,

@@ -145,6 +145,7 @@ impl Reader<'_> {
             dport: written.dport,
             ttl: written.ttl,
             length: written.length,
+            about: written.about.as_deref(),
         };
         match PacketDescription::new(&fields) {
             Ok(packet) => Some(packet),
@@ -161,6 +162,7 @@ impl Reader<'_> {
             TestVerdict::Forward => Verdict::Forward,
             TestVerdict::Pass => Verdict::Pass,
             TestVerdict::Drop => Verdict::Drop,
+            TestVerdict::Answer => Verdict::Answer,
         });
         let list = |names: Option<Names>| match names {
             None => Vec::new(),

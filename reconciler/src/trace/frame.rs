@@ -59,6 +59,13 @@ impl PacketMut for Frame {
         }
         Some(())
     }
+    fn shorten(&mut self, bytes: u32) -> Option<()> {
+        if bytes as usize > self.0.len() {
+            return None;
+        }
+        self.0.truncate(bytes as usize);
+        Some(())
+    }
 }
 
 #[cfg(test)]

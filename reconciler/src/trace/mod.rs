@@ -177,6 +177,7 @@ pub(crate) fn verdict_name(verdict: Verdict) -> &'static str {
         Verdict::Forward => "forward",
         Verdict::Pass => "pass",
         Verdict::Drop => "drop",
+        Verdict::Answer => "answer",
     }
 }
 
@@ -422,6 +423,10 @@ fn why(reason: Reason) -> &'static str {
         Reason::NoBackendDrop => "no backend of the service takes new flows, and the service says to drop it then",
         Reason::ServiceFragment => "a fragment, which shows no port of the service: the kernel decides",
         Reason::NewFlowRate => "more new flows than the flow table takes, its answer could not be translated back",
+        Reason::EchoAnswered => "a ping, which the service answers",
+        Reason::NoBackendReject => "no backend of the service takes new flows, and the service says to reject it then",
+        Reason::AnswerRate => "no backend takes it, and more such packets come than are answered",
+        Reason::NoAnswer => "its answer could not be made in its frame",
         Reason::FlowCollision => "the client uses this port at the same backend by another service",
     }
 }

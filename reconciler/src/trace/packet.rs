@@ -1,7 +1,7 @@
 //! A packet in words, and the frame that it means.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fib::packet::{ETHERNET_BYTES, Tags};
 use serde_json::Value;
@@ -15,7 +15,9 @@ const ICMPV6: u8 = 58;
 /// Header bytes of IPv4 without options (RFC 791) and of IPv6 (RFC 8200).
 const IPV4_BYTES: usize = 20;
 const IPV6_BYTES: usize = 40;
-const KEYS: [&str; 7] = ["src", "dst", "protocol", "sport", "dport", "ttl", "length"];
+const KEYS: [&str; 8] = ["src", "dst", "protocol", "sport", "dport", "ttl", "length", "about"];
+/// The MTU that an error about a packet says: no link of IPv6 has a smaller one (RFC 8200 section 5).
+const ERROR_MTU: u16 = 1280;
 
 /// Why a description is not a packet.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +26,7 @@ pub enum PacketError {
     Json(#[source] serde_json::Error),
     #[error("a packet is a JSON object")]
     NotAnObject,
-    #[error("a packet has no `{key}`; its keys are src, dst, protocol, sport, dport, ttl and length")]
+    #[error("a packet has no `{key}`; its keys are src, dst, protocol, sport, dport, ttl, length and about")]
     UnknownKey { key: String },
     #[error("the packet needs `{key}`")]
     Missing { key: &'static str },
@@ -38,6 +40,14 @@ pub enum PacketError {
     Families { src: IpAddr, dst: IpAddr },
     #[error("a packet of protocol {0} has no ports")]
     NoPorts(u8),
+    #[error(
+        "`about` is written as in `tcp 198.51.100.10:443 198.18.0.1:40000`: tcp or udp, source, destination; not `{0}`"
+    )]
+    About(String),
+    #[error("only an ICMP error is about another packet: leave `protocol` out, and ports")]
+    AboutProtocol,
+    #[error("an error about a packet from {src} is sent to {src}, not to {dst}")]
+    AboutSource { src: IpAddr, dst: IpAddr },
     #[error("`length` is {length}, its headers alone need {needed} bytes; the most is {max}")]
     Length { length: u32, needed: usize, max: u32 },
 }
@@ -53,6 +63,55 @@ pub struct PacketDescription {
     ttl: u8,
     /// From the IP header to the packet's end.
     ip_bytes: usize,
+    /// What an ICMP error quotes.
+    about: Option<About>,
+}
+
+/// The packet that an ICMP error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct About {
+    protocol: u8,
+    src: SocketAddr,
+    dst: SocketAddr,
+}
+
+impl About {
+    fn read(text: &str) -> Result<Self, PacketError> {
+        let malformed = || PacketError::About(text.to_owned());
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let &[protocol, src, dst] = words.as_slice() else { return Err(malformed()) };
+        let protocol = match protocol {
+            "tcp" => TCP,
+            "udp" => UDP,
+            _ => return Err(malformed()),
+        };
+        let socket = |text: &str| text.parse::<SocketAddr>().map_err(|_| malformed());
+        let (src, dst) = (socket(src)?, socket(dst)?);
+        if src.is_ipv4() == dst.is_ipv4() { Ok(Self { protocol, src, dst }) } else { Err(malformed()) }
+    }
+
+    /// The packet itself, without payload.
+    fn packet(&self) -> PacketDescription {
+        let Self { protocol, src, dst } = *self;
+        let header_bytes = if src.is_ipv4() { IPV4_BYTES } else { IPV6_BYTES };
+        PacketDescription {
+            src: src.ip(),
+            dst: dst.ip(),
+            protocol,
+            sport: src.port(),
+            dport: dst.port(),
+            ttl: TTL_DEFAULT,
+            ip_bytes: header_bytes + transport_bytes(protocol),
+            about: None,
+        }
+    }
+}
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = if self.protocol == TCP { "tcp" } else { "udp" };
+        write!(f, "{name} {} → {}", self.src, self.dst)
+    }
 }
 
 /// The fields of a description as somebody writes them; what is not written has a default.
@@ -68,6 +127,8 @@ pub struct Fields<'t> {
     pub ttl: Option<u8>,
     /// Bytes of the IP packet; just its headers by default.
     pub length: Option<u32>,
+    /// The packet is an ICMP error that quotes this one: `tcp 198.51.100.10:443 198.18.0.1:40000`.
+    pub about: Option<&'t str>,
 }
 
 impl PacketDescription {
@@ -77,7 +138,10 @@ impl PacketDescription {
         if src.is_ipv4() != dst.is_ipv4() {
             return Err(PacketError::Families { src, dst });
         }
+        let about = fields.about.map(About::read).transpose()?;
         let protocol = match fields.protocol {
+            None if about.is_some() && src.is_ipv4() => ICMP,
+            None if about.is_some() => ICMPV6,
             None | Some("tcp") => TCP,
             Some("udp") => UDP,
             Some("icmp") if src.is_ipv4() => ICMP,
@@ -89,8 +153,17 @@ impl PacketDescription {
         if (sport, dport) != (0, 0) && !matches!(protocol, TCP | UDP | 33 | 132 | 136) {
             return Err(PacketError::NoPorts(protocol));
         }
+        if let Some(about) = about {
+            if protocol != if src.is_ipv4() { ICMP } else { ICMPV6 } {
+                return Err(PacketError::AboutProtocol);
+            }
+            if about.src.ip() != dst {
+                return Err(PacketError::AboutSource { src: about.src.ip(), dst });
+            }
+        }
         let (header_bytes, max) = if src.is_ipv4() { (IPV4_BYTES, 65_535) } else { (IPV6_BYTES, 65_575) };
-        let needed = header_bytes + transport_bytes(protocol);
+        let quoted_bytes = about.map_or(0, |about| about.packet().ip_bytes);
+        let needed = header_bytes + transport_bytes(protocol) + quoted_bytes;
         let ip_bytes = match fields.length {
             None => needed,
             Some(length) => match usize::try_from(length) {
@@ -98,7 +171,7 @@ impl PacketDescription {
                 _ => return Err(PacketError::Length { length, needed, max }),
             },
         };
-        Ok(Self { src, dst, protocol, sport, dport, ttl: fields.ttl.unwrap_or(TTL_DEFAULT), ip_bytes })
+        Ok(Self { src, dst, protocol, sport, dport, ttl: fields.ttl.unwrap_or(TTL_DEFAULT), ip_bytes, about })
     }
 
     /// Reads one JSON object; keys as in [`Fields`].
@@ -116,6 +189,10 @@ impl PacketDescription {
                 None => Err(PacketError::Address { key, value: value.to_string() }),
             },
         };
+        let about = match get("about") {
+            None => None,
+            Some(value) => Some(value.as_str().ok_or_else(|| PacketError::About(value.to_string()))?),
+        };
         let protocol = match get("protocol") {
             None => None,
             Some(Value::String(text)) => Some(text.clone()),
@@ -130,6 +207,7 @@ impl PacketDescription {
             dport: number("dport", get("dport"), u16::MAX.into())?,
             ttl: number("ttl", get("ttl"), u8::MAX.into())?,
             length: number("length", get("length"), u32::MAX.into())?,
+            about,
         })
     }
 
@@ -158,10 +236,13 @@ impl PacketDescription {
         }
         let transport = frame.len();
         frame.resize(ETHERNET_BYTES as usize + self.ip_bytes, 0);
+        let [mtu_high, mtu_low] = ERROR_MTU.to_be_bytes();
         let fields: &[(usize, u8)] = match self.protocol {
             // Data offset 5 words and SYN, RFC 9293.
             TCP => &[(12, 0x50), (13, 0x02)],
-            // Echo request, RFC 792 and RFC 4443.
+            // Fragmentation needed and packet too big; echo request: RFC 792 and RFC 4443.
+            ICMP if self.about.is_some() => &[(0, 3), (1, 4), (6, mtu_high), (7, mtu_low)],
+            ICMPV6 if self.about.is_some() => &[(0, 2), (6, mtu_high), (7, mtu_low)],
             ICMP => &[(0, 8)],
             ICMPV6 => &[(0, 128)],
             _ => &[],
@@ -172,6 +253,12 @@ impl PacketDescription {
         if (self.sport, self.dport) != (0, 0) {
             frame[transport..transport + 2].copy_from_slice(&self.sport.to_be_bytes());
             frame[transport + 2..transport + 4].copy_from_slice(&self.dport.to_be_bytes());
+        }
+        if let Some(about) = self.about {
+            let quoted = about.packet().untagged();
+            let (_, packet) = quoted.split_at(ETHERNET_BYTES as usize);
+            let at = transport + transport_bytes(self.protocol);
+            frame[at..at + packet.len()].copy_from_slice(packet);
         }
         if self.protocol == UDP {
             let header = if self.src.is_ipv4() { IPV4_BYTES } else { IPV6_BYTES };
@@ -207,7 +294,10 @@ impl PacketDescription {
 
 impl fmt::Display for PacketDescription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { src, dst, protocol, sport, dport, ttl, ip_bytes } = self;
+        let Self { src, dst, protocol, sport, dport, ttl, ip_bytes, about } = self;
+        if let Some(about) = about {
+            return write!(f, "{src} → {dst}, icmp error about {about}, ttl {ttl}, {ip_bytes} bytes");
+        }
         match *protocol {
             TCP | UDP => {
                 let name = if *protocol == TCP { "tcp" } else { "udp" };

@@ -24,6 +24,8 @@ pub struct Served<'a> {
     passed_over: Option<BackendView<'a>>,
     /// What is translated, and to what.
     translated: Option<(&'static str, String)>,
+    /// The packet is an ICMP error about one of the service.
+    is_error: bool,
 }
 
 /// Whether the service stage itself ends a packet's way with this reason.
@@ -35,6 +37,10 @@ pub(super) fn ends_there(reason: Reason) -> bool {
             | Reason::ServiceFragment
             | Reason::NewFlowRate
             | Reason::FlowCollision
+            | Reason::EchoAnswered
+            | Reason::NoBackendReject
+            | Reason::AnswerRate
+            | Reason::NoAnswer
     )
 }
 
@@ -60,7 +66,7 @@ impl<'a> Served<'a> {
         };
         let port = u16::try_from(steer.port).ok();
         let translated = what.map(|what| (what, backend_name(ip(steer.address), port)));
-        Some(Self { service, backend, why, slot, passed_over, translated })
+        Some(Self { service, backend, why, slot, passed_over, translated, is_error: steer.quoted != 0 })
     }
 
     /// Why it is this backend, as a word for programs.
@@ -90,14 +96,20 @@ impl<'a> Served<'a> {
             passed_over: self.passed_over.map(|backend| backend.name()),
             translated: self.translated.as_ref().map(|(what, _)| *what),
             to: self.translated.as_ref().map(|(_, to)| to.clone()),
+            icmp_error: self.is_error,
         }
     }
 
     /// One line for the service, one for the backend.
     pub(super) fn lines(&self) -> String {
         let service = &self.service;
+        let quoted = match (self.is_error, self.why) {
+            (false, _) => "",
+            (true, Some(Why::Answer)) => ": an error about a packet to its backend",
+            (true, _) => ": an error about a packet from it",
+        };
         let mut text = format!(
-            "service   {} on {} by {}  [{}:{}]\n",
+            "service   {} on {} by {}{quoted}  [{}:{}]\n",
             service.name,
             service.vip,
             service.forwarding.as_str(),
@@ -112,6 +124,7 @@ impl<'a> Served<'a> {
         let why = match (self.why, self.slot) {
             (Some(Why::Flow), _) => "the flow table has this flow there".to_owned(),
             (Some(Why::Previous), _) => "the generation before sent such packets there".to_owned(),
+            (Some(Why::Answer), _) if self.is_error => "the flow table has the quoted packet's flow there".to_owned(),
             (Some(Why::Answer), _) => "its answer, the flow table says".to_owned(),
             (Some(Why::Affinity), Some((slot, slots))) => {
                 format!("slot {slot} of {slots} by the source address alone")
@@ -131,7 +144,11 @@ impl<'a> Served<'a> {
             let _ = write!(text, "; its backend {} is down", over.name());
         }
         if let Some((what, to)) = &self.translated {
-            let _ = write!(text, "; {what} becomes {to}");
+            let _ = match (self.is_error, *what) {
+                (false, what) => write!(text, "; {what} becomes {to}"),
+                (true, "source") => write!(text, "; source and quoted destination become {to}"),
+                (true, _) => write!(text, "; destination and quoted source become {to}"),
+            };
         }
         let _ = writeln!(text, "  [{}:{}]", backend.file, backend.line);
         text
@@ -163,4 +180,6 @@ pub(super) struct ServedJson<'a> {
     /// `destination` or `source`, and what it becomes.
     translated: Option<&'static str>,
     to: Option<String>,
+    /// The packet is an ICMP error, and what is said here is said of the packet that it quotes, turned around.
+    icmp_error: bool,
 }

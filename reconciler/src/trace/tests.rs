@@ -185,6 +185,40 @@ verdict   forward, forwarded: sent to the next hop
     assert_eq!(trace.to_string(), expected);
 }
 
+#[test]
+fn an_error_quotes_the_packet_that_it_is_about() {
+    let of = |line: &str| PacketDescription::from_json(line);
+    let packet =
+        of(r#"{"src": "203.0.113.1", "dst": "198.51.100.10", "about": "tcp 198.51.100.10:443 198.18.0.1:40000"}"#)
+            .unwrap();
+    let frame = packet.frame(Tags::default());
+    // Fragmentation needed, the MTU, then the packet with its addresses and ports.
+    assert_eq!((frame.len(), &frame[34..36], &frame[40..43]), (14 + 20 + 8 + 40, &[3, 4][..], &[5, 0, 0x45][..]));
+    assert_eq!(frame[54..66], [198, 51, 100, 10, 198, 18, 0, 1, 0x01, 0xbb, 0x9c, 0x40]);
+    let text =
+        "203.0.113.1 → 198.51.100.10, icmp error about tcp 198.51.100.10:443 → 198.18.0.1:40000, ttl 64, 68 bytes";
+    assert_eq!(packet.to_string(), text);
+    let packet =
+        of(r#"{"src": "2001:db8::9", "dst": "2001:db8::1", "about": "udp [2001:db8::1]:53 [2001:2::1]:9"}"#).unwrap();
+    let frame = packet.frame(Tags::default());
+    assert_eq!((frame.len(), frame[20], frame[54], frame[62]), (14 + 40 + 8 + 48, 58, 2, 0x60));
+    let refused = |rest: &str| {
+        of(&format!(r#"{{"src": "203.0.113.1", "dst": "198.51.100.10", {rest}}}"#)).expect_err(rest).to_string()
+    };
+    for rest in [
+        r#""about": "icmp 198.51.100.10:443 198.18.0.1:40000""#,
+        r#""about": "tcp 198.51.100.10 198.18.0.1""#,
+        r#""about": "tcp 198.51.100.10:443 [2001:2::1]:40000""#,
+        r#""about": 7"#,
+    ] {
+        assert!(refused(rest).starts_with("`about` is written as in"), "{rest}");
+    }
+    let said = refused(r#""about": "tcp 198.51.100.11:443 198.18.0.1:40000""#);
+    assert_eq!(said, "an error about a packet from 198.51.100.11 is sent to 198.51.100.11, not to 198.51.100.10");
+    let said = refused(r#""protocol": "tcp", "about": "tcp 198.51.100.10:443 198.18.0.1:40000""#);
+    assert!(said.starts_with("only an ICMP error is about another packet"), "{said}");
+}
+
 /// A node with a device for its port and with what it knows of each next hop, by name.
 #[derive(Clone, Copy)]
 struct Resolved<'v> {

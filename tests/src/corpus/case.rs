@@ -54,6 +54,7 @@ impl Case {
         let mut layers: Option<String> = None;
         let mut changes = Vec::new();
         let mut out: Option<String> = None;
+        let mut becomes: Option<String> = None;
         let mut down = Vec::new();
         let mut backends_down = Vec::new();
         let mut flows = Vec::new();
@@ -70,6 +71,9 @@ impl Case {
             } else if let Some(rest) = text.strip_prefix("out:") {
                 ensure!(out.is_none(), "`out` stands twice");
                 out = Some(rest.trim().to_owned());
+            } else if let Some(rest) = text.strip_prefix("becomes:") {
+                ensure!(becomes.is_none(), "`becomes` stands twice");
+                becomes = Some(rest.trim().to_owned());
             } else if let Some(names) = text.strip_prefix("down:") {
                 for name in names.split_whitespace() {
                     ensure!(node.hop(name).is_some(), "the node says nothing of the neighbour `{name}`");
@@ -81,15 +85,17 @@ impl Case {
                 flows.push(KnownFlow::read(flow)?);
             } else if CHANGES.contains(&first) {
                 changes.push(text);
-            } else if let (Some(layers), None) = (&mut layers, &out) {
+            } else if let Some(layers) = becomes.as_mut().or(if out.is_none() { layers.as_mut() } else { None }) {
                 layers.push(' ');
                 layers.push_str(text);
             } else {
-                bail!("`{text}`: a case has `in:`, changes of the frame, `down:` and `out:`");
+                bail!("`{text}`: a case has `in:`, changes of the frame, `down:`, `out:` and `becomes:`");
             }
         }
         let layers = layers.context("`in:` is missing")?;
-        let expect = Expect::read(&out.context("`out:` is missing")?, node)?;
+        let becomes =
+            becomes.map(|layers| Frame::build(&layers, &[], node.ports[ingress].mac, |_| None)).transpose()?;
+        let expect = Expect::read(&out.context("`out:` is missing")?, becomes, node)?;
         let frame = Frame::build(&layers, &changes, node.ports[ingress].mac, |name| node.mac(name))?;
         Ok(Self {
             file: file.to_owned(),

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use fib::{Reason, Verdict};
 
 use super::case::Case;
+use super::frame::Frame;
 use super::node::NodeDescription;
 use super::words::Words;
 use crate::Mac;
@@ -30,6 +31,8 @@ pub(super) enum Expect {
         stays_wrong: bool,
         translated: Translated,
     },
+    /// The IP packet is another one, byte for byte; the frame is as it came, or is forwarded to one of these.
+    Becomes { reason: Reason, hops: Vec<(String, String)>, packet: Frame },
 }
 
 /// Addresses and ports that a service changes; `None`: as they came.
@@ -120,13 +123,26 @@ pub(super) struct Outcome {
 }
 
 impl Expect {
-    pub(super) fn read(text: &str, node: &NodeDescription) -> Result<Self> {
+    /// `becomes`: the IP packet that it is afterwards, where the case writes it out.
+    pub(super) fn read(text: &str, becomes: Option<Frame>, node: &NodeDescription) -> Result<Self> {
         let (words, fields) = text.split_once(':').unwrap_or((text, ""));
         let words: Vec<&str> = words.split_whitespace().collect();
         let reason = |verdict: Verdict, name: &str| {
             let found = Reason::ALL.iter().copied().find(|reason| reason.name() == name && reason.verdict() == verdict);
             found.with_context(|| format!("there is no {verdict:?} with the reason `{name}`"))
         };
+        if let Some(packet) = becomes {
+            ensure!(fields.is_empty(), "what the packet becomes stands in `becomes:`");
+            let (reason, hops) = match words[..] {
+                ["pass", "translated", name] => (reason(Verdict::Pass, name)?, Vec::new()),
+                ["answer", name] => (reason(Verdict::Answer, name)?, Vec::new()),
+                ["forward", port, hop] => (Reason::Forwarded, vec![Self::hop(&[port, hop], node)?]),
+                _ => bail!(
+                    "`{text}`: with `becomes:` stands `forward PORT NEXT-HOP`, `pass translated REASON` or `answer REASON`"
+                ),
+            };
+            return Ok(Self::Becomes { reason, hops, packet });
+        }
         Ok(match words[..] {
             ["pass", "unchanged", name] if fields.is_empty() => Self::Unchanged(reason(Verdict::Pass, name)?),
             ["pass", "translated", name] => {
@@ -167,13 +183,20 @@ impl Expect {
 
     /// Whether addresses or ports are translated.
     pub(super) fn is_translated(&self) -> bool {
-        matches!(self, Self::Forward { translated, .. } if *translated != Translated::default())
+        match self {
+            Self::Forward { translated, .. } => *translated != Translated::default(),
+            Self::Becomes { .. } => true,
+            Self::Unchanged(_) | Self::PassTranslated(..) => false,
+        }
     }
 
     /// The port that a packet leaves by, when that is sure.
     pub(super) fn port(&self) -> Option<&str> {
         match self {
-            Self::Forward { hops, .. } if hops.iter().all(|hop| hop.0 == hops[0].0) => Some(&hops[0].0),
+            Self::Forward { hops, .. } | Self::Becomes { hops, .. } => {
+                let first = hops.first()?;
+                hops.iter().all(|hop| hop.0 == first.0).then_some(&first.0)
+            }
             _ => None,
         }
     }
@@ -181,7 +204,32 @@ impl Expect {
 
 /// Compares what happened with what the case says; the error says what differs.
 pub(super) fn check(case: &Case, node: &NodeDescription, got: &Outcome, alike: &mut Alike) -> Result<(), String> {
+    // Names of fields for the report, and where the frame begins that has them.
+    let mut named = (&case.frame, 0);
     let (reason, mut expected) = match &case.expect {
+        Expect::Becomes { reason, hops, packet } => {
+            let outside = 14 + 4 * case.frame.tags();
+            let mut expected = match hops.first() {
+                None if reason.verdict() == Verdict::Answer => {
+                    let macs = case.frame.bytes.get(..12).ok_or("the frame has no MAC addresses")?;
+                    let (to, from) = macs.split_at(6);
+                    [from, to, &case.frame.bytes[12..outside - 2]].concat()
+                }
+                None => case.frame.bytes[..outside - 2].to_vec(),
+                Some((port, hop)) => {
+                    let (Some(port), Some(to)) = (node.port(port), node.mac(hop)) else {
+                        return Err(format!("no MAC for {hop}"));
+                    };
+                    let tags = port.tags.iter().flat_map(|tag| tag.bytes());
+                    [to.0, port.mac.0].concat().into_iter().chain(tags).collect()
+                }
+            };
+            let is_v4 = packet.bytes.first().is_some_and(|first| first >> 4 == 4);
+            expected.extend(if is_v4 { [0x08, 0x00] } else { [0x86, 0xdd] });
+            named = (packet, expected.len());
+            expected.extend(&packet.bytes);
+            (*reason, expected)
+        }
         Expect::Unchanged(reason) => (*reason, case.frame.bytes.clone()),
         Expect::PassTranslated(reason, translated) => {
             let mut expected = case.frame.bytes.clone();
@@ -214,6 +262,7 @@ pub(super) fn check(case: &Case, node: &NodeDescription, got: &Outcome, alike: &
         // The first twelve bytes are the MAC addresses.
         let tagged = |bytes: &[u8]| matches!(bytes.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8]));
         if tagged(&expected) {
+            named.1 = named.1.saturating_sub(4);
             expected.drain(12..16);
         }
     }
@@ -225,7 +274,11 @@ pub(super) fn check(case: &Case, node: &NodeDescription, got: &Outcome, alike: &
         let _ = writeln!(wrong, "got      {}", say(got.verdict, got.reason));
     }
     if got.frame != expected {
-        wrong += &difference(case, &expected, &got.frame);
+        let field = |at: usize| match at.checked_sub(named.1) {
+            Some(inside) => named.0.field(inside),
+            None => case.frame.field(at),
+        };
+        wrong += &difference(field, &expected, &got.frame);
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
@@ -283,7 +336,7 @@ fn ones_sum(a: u16, b: u16) -> u16 {
 }
 
 /// Both frames where they differ: field, offset, bytes.
-fn difference(case: &Case, expected: &[u8], got: &[u8]) -> String {
+fn difference<'n>(field: impl Fn(usize) -> &'n str, expected: &[u8], got: &[u8]) -> String {
     let mut text = String::new();
     if expected.len() != got.len() {
         let _ = writeln!(text, "expected {} bytes, got {}", expected.len(), got.len());
@@ -297,13 +350,13 @@ fn difference(case: &Case, expected: &[u8], got: &[u8]) -> String {
             continue;
         }
         // One line a field: everything up to the next equal byte or the next field.
-        let field = case.frame.field(at);
-        let end = (at..length).find(|&end| !differs(end) || case.frame.field(end) != field).unwrap_or(length);
+        let name = field(at);
+        let end = (at..length).find(|&end| !differs(end) || field(end) != name).unwrap_or(length);
         let hex = |bytes: &[u8]| -> String {
             let bytes = bytes.get(at..end.min(bytes.len())).unwrap_or_default();
             bytes.iter().map(|byte| format!("{byte:02x}")).collect()
         };
-        let _ = writeln!(text, "byte {at} ({field}): expected {}, got {}", hex(expected), hex(got));
+        let _ = writeln!(text, "byte {at} ({name}): expected {}, got {}", hex(expected), hex(got));
         at = end;
     }
     text

@@ -4,6 +4,7 @@
 //! written. Each byte keeps the name of its field, for the report of a difference.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -20,12 +21,16 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_LLDP: u16 = 0x88cc;
 
 /// IANA protocol numbers.
+const ICMP: u8 = 1;
 const IPV4: u8 = 4;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 const IPV6: u8 = 41;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const ESP: u8 = 50;
 const AUTHENTICATION: u8 = 51;
+const ICMPV6: u8 = 58;
 const DESTINATION_OPTIONS: u8 = 60;
 /// RFC 3692: for experiments. Stands before layers that have no number of their own.
 const EXPERIMENT: u8 = 253;
@@ -43,11 +48,24 @@ impl Frame {
     /// `to` is what an `eth` without `dst` is sent to.
     pub(super) fn build(layers: &str, changes: &[&str], to: Mac, name: impl Fn(&str) -> Option<Mac>) -> Result<Self> {
         let texts: Vec<&str> = layers.split(" / ").collect();
-        let layers: Vec<Layer> = texts.iter().map(|text| Layer::read(text, to, &name)).collect::<Result<_>>()?;
+        let read: Vec<(Layer, bool)> = texts.iter().map(|text| Layer::read(text, to, &name)).collect::<Result<_>>()?;
+        let (layers, summed): (Vec<Layer>, Vec<bool>) = read.into_iter().unzip();
         let mut frame = Self::default();
+        let mut sums = Vec::new();
+        let mut addresses = 0..0;
         for (at, layer) in layers.iter().enumerate() {
             let (_, inside) = layers.split_at(at + 1);
+            let start = frame.bytes.len();
             layer.write(&mut frame, inside).with_context(|| format!("`{}`", texts[at].trim()))?;
+            addresses = layer.addresses(start).unwrap_or(addresses);
+            if summed[at] {
+                let place = layer.checksum().with_context(|| format!("`{}` has no checksum", texts[at].trim()))?;
+                sums.push((start, place, addresses.clone()));
+            }
+        }
+        // From the inside out: an error's checksum covers that of what it quotes.
+        for (start, (offset, protocol), addresses) in sums.into_iter().rev() {
+            frame.sum(start, offset, protocol, addresses)?;
         }
         for change in changes {
             frame.change(change).with_context(|| format!("`{change}`"))?;
@@ -75,6 +93,21 @@ impl Frame {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Writes the right checksum of the transport header at `start`, over everything behind it; ICMP has no pseudo header.
+    fn sum(&mut self, start: usize, offset: usize, protocol: u8, addresses: Range<usize>) -> Result<()> {
+        let at = start + offset;
+        self.bytes[at..at + 2].fill(0);
+        let length = u32::try_from(self.bytes.len() - start)?.to_be_bytes();
+        let sum = if protocol == ICMP {
+            internet_checksum(&[&self.bytes[start..]])
+        } else {
+            internet_checksum(&[&self.bytes[addresses], &length, &[0, protocol], &self.bytes[start..]])
+        };
+        let sum = if protocol == UDP && sum == 0 { 0xffff } else { sum };
+        self.bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        Ok(())
+    }
+
     fn change(&mut self, text: &str) -> Result<()> {
         let words: Vec<&str> = text.split_whitespace().collect();
         match words[..] {
@@ -100,11 +133,7 @@ impl Frame {
                     (None, Some(src)) => src..src + 32,
                     _ => bail!("the frame has no IP header"),
                 };
-                self.bytes[at + offset..at + offset + 2].fill(0);
-                let length = u32::try_from(self.bytes.len() - at)?.to_be_bytes();
-                let sum = internet_checksum(&[&self.bytes[addresses], &length, &[0, protocol], &self.bytes[at..]]);
-                let sum = if protocol == 17 && sum == 0 { 0xffff } else { sum };
-                self.bytes[at + offset..at + offset + 2].copy_from_slice(&sum.to_be_bytes());
+                self.sum(at, offset, protocol, addresses)?;
             }
             ["set", "byte", at, value] => {
                 let (at, length) = (number::<usize>(at)?, self.bytes.len());
@@ -185,11 +214,32 @@ enum Checksum {
 }
 
 impl Layer {
-    fn read(text: &str, to: Mac, name: &impl Fn(&str) -> Option<Mac>) -> Result<Self> {
+    /// The layer, and whether its checksum is to be right.
+    fn read(text: &str, to: Mac, name: &impl Fn(&str) -> Option<Mac>) -> Result<(Self, bool)> {
         let mut words = Words::of(text)?;
+        let summed = words.flag("summed");
         let layer = Self::of(&mut words, to, name).with_context(|| format!("`{}`", text.trim()))?;
         words.finish()?;
-        Ok(layer)
+        Ok((layer, summed))
+    }
+
+    /// Where the addresses are of an IP header that begins at `start`.
+    fn addresses(&self, start: usize) -> Option<Range<usize>> {
+        match self {
+            Self::Ipv4(_) => Some(start + 12..start + 20),
+            Self::Ipv6 { .. } => Some(start + 8..start + 40),
+            _ => None,
+        }
+    }
+
+    /// Where a transport header has its checksum, and which protocol it is.
+    fn checksum(&self) -> Option<(usize, u8)> {
+        match self.protocol() {
+            protocol @ (ICMP | ICMPV6) => Some((2, protocol)),
+            UDP => Some((6, UDP)),
+            TCP => Some((16, TCP)),
+            _ => None,
+        }
     }
 
     fn of(words: &mut Words, to: Mac, name: &impl Fn(&str) -> Option<Mac>) -> Result<Self> {
@@ -250,18 +300,25 @@ impl Layer {
             "tcp" => {
                 let ports = ports(words)?;
                 let flags = words.number("flags")?.unwrap_or(0x10);
-                let mut rest = vec![0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff];
+                let (seq, ack) = (words.number("seq")?.unwrap_or(1_u32), words.number("ack")?.unwrap_or(0_u32));
+                let window: u16 = words.number("window")?.unwrap_or(0xffff);
+                let mut rest = [seq.to_be_bytes(), ack.to_be_bytes()].concat();
+                rest.extend([0x50, flags]);
+                rest.extend(window.to_be_bytes());
                 rest.extend([0; 4]);
                 bytes(6, vec![("tcp ports", ports), ("tcp header", rest)])
             }
             "sctp" => bytes(132, vec![("sctp ports", ports(words)?), ("sctp header", vec![0, 0, 0, 9, 0, 0, 0, 0])]),
             "dccp" => bytes(33, vec![("dccp ports", ports(words)?), ("dccp header", vec![3, 0, 0, 0, 0x10, 0, 0, 1])]),
             icmp @ ("icmp" | "icmpv6") => {
-                let (protocol, echo) = if icmp == "icmp" { (1, 8) } else { (58, 128) };
+                let (protocol, echo) = if icmp == "icmp" { (ICMP, 8) } else { (ICMPV6, 128) };
                 let kind: u8 = words.number("type")?.unwrap_or(echo);
                 let code: u8 = words.number("code")?.unwrap_or(0);
-                let id: u16 = words.number("id")?.unwrap_or(1);
-                let seq: u16 = words.number("seq")?.unwrap_or(1);
+                // The same four bytes: of an echo, of an error that says an MTU, of other errors.
+                let is_echo = [0, 8, 128, 129].contains(&kind);
+                let mtu: Option<u16> = words.number("mtu")?;
+                let id: u16 = words.number("id")?.unwrap_or(u16::from(is_echo));
+                let seq: u16 = words.number("seq")?.or(mtu).unwrap_or(u16::from(is_echo));
                 let rest = [id.to_be_bytes(), seq.to_be_bytes()].concat();
                 bytes(protocol, vec![("icmp type", vec![kind, code, 0, 0]), ("icmp id", rest)])
             }

@@ -182,8 +182,12 @@ fn egress(port: &Port) -> Egress {
 }
 
 fn outcome(program: Program, ran: TestRunOutcome) -> Result<Outcome> {
-    let verdict = program.actions().into_iter().find(|(action, _)| *action == ran.action).map(|(_, verdict)| verdict);
     let reason = Reason::ALL.iter().copied().find(|reason| *reason as u32 == ran.reason);
+    let is_answer = reason.is_some_and(|reason| reason.verdict() == Verdict::Answer);
+    let verdict = program.actions().into_iter().find(|(action, _)| *action == ran.action).map(|(_, verdict)| verdict);
+    // An answer leaves by a redirect, too: to the device that its packet came in by.
+    let verdict =
+        verdict.map(|verdict| if is_answer && verdict == Verdict::Forward { Verdict::Answer } else { verdict });
     Ok(Outcome {
         verdict: verdict.ok_or_else(|| anyhow!("the program returned the action {}", ran.action))?,
         reason: reason.ok_or_else(|| anyhow!("the program counted the reason {}", ran.reason))?,

@@ -92,7 +92,10 @@ pub fn run_library(themes: &[Theme]) -> Result<Report> {
                 }
             }
             if fib::service::is_translated(&steer, reason) {
-                fib::service::translate(&mut frame, &steer).context("the frame cannot be translated")?;
+                fib::service::translate(&mut frame, &mut steer).context("the frame cannot be translated")?;
+            }
+            if reason.verdict() == Verdict::Answer {
+                reason = fib::answer::answer(&mut frame, &steer, reason);
             }
             let frame = frame.bytes().to_vec();
             let outcome = Outcome { verdict: reason.verdict(), reason, frame, is_tag_beside: false };

@@ -9,16 +9,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use fib::layout::{
-    BACKEND_BYTES, SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_TRANSLATED, SERVICE_ADDRESS_VIP, SERVICE_AFFINITY_V4_AT,
-    SERVICE_AFFINITY_V6_AT, SERVICE_BYTES, SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_HEALTH,
-    SERVICE_FLAGS_NAT, SERVICE_HEALTH, SERVICE_PORTS_MAX,
+    BACKEND_BYTES, SERVICE_ADDRESS_ECHO, SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_TRANSLATED, SERVICE_ADDRESS_VIP,
+    SERVICE_AFFINITY_V4_AT, SERVICE_AFFINITY_V6_AT, SERVICE_BYTES, SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP,
+    SERVICE_FLAGS_ECHO, SERVICE_FLAGS_HEALTH, SERVICE_FLAGS_NAT, SERVICE_FLAGS_REJECT, SERVICE_HEALTH,
+    SERVICE_PORTS_MAX,
 };
 use fib::service::{Address, mapped};
 
 use super::CompileError;
 use super::ids::{Ids, backend_key};
 use super::tables::Tables;
-use crate::policy::{Forwarding, OnNoBackend, Policy, ServicePolicy, ServicePort};
+use crate::policy::{Echo, Forwarding, OnNoBackend, Policy, ServicePolicy, ServicePort};
 
 /// The tables as they stand in the image.
 #[derive(Debug, Default)]
@@ -141,6 +142,9 @@ impl ServiceTables {
         let mut words: BTreeMap<Address, u64> = BTreeMap::new();
         for (row, service) in (0..).zip(&policy.service_policies) {
             vips.entry(address(service.vip)).or_default().extend(service.ports.iter().map(|port| (*port, row)));
+            if service.echo == Echo::Answer {
+                *words.entry(address(service.vip)).or_default() |= SERVICE_ADDRESS_ECHO;
+            }
             if service.forwarding == Forwarding::Nat {
                 for backend in &service.backends {
                     *words.entry(address(backend.address)).or_default() |= SERVICE_ADDRESS_TRANSLATED;
@@ -195,14 +199,19 @@ fn grow(ports: &mut [[u32; 6]], first: u32, end: u32) -> u32 {
 
 fn flags(service: &ServicePolicy) -> u32 {
     let nat = if service.forwarding == Forwarding::Nat { SERVICE_FLAGS_NAT } else { 0 };
-    let drop = if service.on_no_backend == OnNoBackend::Drop { SERVICE_FLAGS_DROP } else { 0 };
+    let none = match service.on_no_backend {
+        OnNoBackend::Pass => 0,
+        OnNoBackend::Drop => SERVICE_FLAGS_DROP,
+        OnNoBackend::Reject => SERVICE_FLAGS_REJECT,
+    };
+    let echo = if service.echo == Echo::Answer { SERVICE_FLAGS_ECHO } else { 0 };
     let affinity = service.affinity.map_or(0, |affinity| {
         SERVICE_FLAGS_AFFINITY
             | u32::from(affinity.ipv4) << SERVICE_AFFINITY_V4_AT
             | u32::from(affinity.ipv6) << SERVICE_AFFINITY_V6_AT
     });
     let health = if service.health.is_some() { SERVICE_FLAGS_HEALTH } else { 0 };
-    nat | drop | affinity | health
+    nat | none | echo | affinity | health
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the image's size limit is checked before anything is written")]

@@ -63,6 +63,7 @@ pub(in crate::compile) fn service(number: u8, vip: u8, ports: Vec<ServicePort>, 
         backends: weights.iter().enumerate().map(|(i, weight)| backend(i + 1, *weight)).collect(),
         affinity: None,
         on_no_backend: OnNoBackend::Drop,
+        echo: Echo::Pass,
         timeouts: FlowTimeouts { established_s: 900, closing_s: 60, udp_s: 120 },
         health: None,
         health_text: String::new(),
@@ -297,16 +298,16 @@ fn translation_there_and_back_is_none() {
     ]
     .concat();
     let mut steer = Steer::NONE;
-    assert_eq!(read(&frame[..], 0x0800, &mut steer), Ok(true));
+    assert_eq!(read(&frame[..], 0x0800, &mut steer), step::TO_SERVICE);
     steer.translated = fib::service::translated::DESTINATION;
     steer.address = address(Ipv4Addr::new(10, 1, 0, 11).into());
     steer.port = 8099;
     let mut there = frame.clone();
-    fib::service::translate(&mut there[..], &steer).unwrap();
+    fib::service::translate(&mut there[..], &mut steer).unwrap();
     assert_eq!((&there[30..34], &there[36..38]), (&[10, 1, 0, 11][..], &8099u16.to_be_bytes()[..]));
     assert_eq!((&there[..24], &there[38..50]), (&frame[..24], &frame[38..50]));
     steer.address = address(Ipv4Addr::new(198, 51, 100, 10).into());
     steer.port = 443;
-    fib::service::translate(&mut there[..], &steer).unwrap();
+    fib::service::translate(&mut there[..], &mut steer).unwrap();
     assert_eq!(there, frame);
 }

@@ -8,14 +8,14 @@ use fib::layout::{
     SERVICE_ADDRESS_FIRST_PORT, SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_VIP, SERVICE_ADDRESS_WORD,
     SERVICE_AFFINITY_V4_AT, SERVICE_AFFINITY_V6_AT, SERVICE_BACKEND_COUNT, SERVICE_BACKENDS, SERVICE_BUCKET_ENTRIES,
     SERVICE_CLOSING_S, SERVICE_ESTABLISHED_S, SERVICE_FILE, SERVICE_FLAGS, SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP,
-    SERVICE_FLAGS_NAT, SERVICE_HEALTH, SERVICE_ID, SERVICE_LINE, SERVICE_NAME, SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE,
-    SERVICE_PORT_LAST, SERVICE_PORT_SERVICE, SERVICE_PORT_TARGET, SERVICE_PORTS_MAX, SERVICE_SLOT_COUNT, SERVICE_SLOTS,
-    SERVICE_UDP_S, SERVICE_VIP, Section,
+    SERVICE_FLAGS_ECHO, SERVICE_FLAGS_NAT, SERVICE_FLAGS_REJECT, SERVICE_HEALTH, SERVICE_ID, SERVICE_LINE,
+    SERVICE_NAME, SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE, SERVICE_PORT_LAST, SERVICE_PORT_SERVICE,
+    SERVICE_PORT_TARGET, SERVICE_PORTS_MAX, SERVICE_SLOT_COUNT, SERVICE_SLOTS, SERVICE_UDP_S, SERVICE_VIP, Section,
 };
 use fib::service::{Address, is_v4};
 
 use super::{ImageError, View};
-use crate::policy::{Affinity, FlowTimeouts, Forwarding, OnNoBackend, Protocol, ServicePort, backend_name};
+use crate::policy::{Affinity, Echo, FlowTimeouts, Forwarding, OnNoBackend, Protocol, ServicePort, backend_name};
 
 /// A row of the service table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,7 @@ pub struct ServiceView<'a> {
     pub vip: IpAddr,
     pub forwarding: Forwarding,
     pub on_no_backend: OnNoBackend,
+    pub echo: Echo,
     pub affinity: Option<Affinity>,
     pub timeouts: FlowTimeouts,
     /// How backends are checked, as [`HealthChecks::text`](crate::policy::HealthChecks::text) writes it.
@@ -80,7 +81,14 @@ impl<'a> View<'a> {
             name: self.string(self.u32(at + SERVICE_NAME)),
             vip: ip(self.service_address(at + SERVICE_VIP)),
             forwarding: if flags & SERVICE_FLAGS_NAT == 0 { Forwarding::L2Dsr } else { Forwarding::Nat },
-            on_no_backend: if flags & SERVICE_FLAGS_DROP == 0 { OnNoBackend::Pass } else { OnNoBackend::Drop },
+            on_no_backend: if flags & SERVICE_FLAGS_DROP != 0 {
+                OnNoBackend::Drop
+            } else if flags & SERVICE_FLAGS_REJECT != 0 {
+                OnNoBackend::Reject
+            } else {
+                OnNoBackend::Pass
+            },
+            echo: if flags & SERVICE_FLAGS_ECHO == 0 { Echo::Pass } else { Echo::Answer },
             affinity: (flags & SERVICE_FLAGS_AFFINITY != 0).then_some(affinity),
             timeouts: FlowTimeouts {
                 established_s: self.u32(at + SERVICE_ESTABLISHED_S),
