@@ -97,7 +97,7 @@ fn turn(
         blast(lab, &mut live, options, &mut measured.rate, false)?;
         let mut best = f64::INFINITY;
         for _ in 0..PASSES {
-            let program = if case.rules.is_some() { "filter_v4" } else { "empty_v4" };
+            let program = if case.rules.is_some() { "filter_v4" } else { "empty_filter_v4" };
             let pass = lab.router.enter(|| live.programs.pass(program, ADDRESSES))??;
             // One for each packet: no rule matches.
             ensure!(

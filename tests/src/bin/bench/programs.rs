@@ -17,6 +17,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BENCH_OBJECT")
 
 /// Lookups of one run of a program.
 const LOOKUPS: u32 = 64;
+/// The same of searches of filters.
+const FILTER_LOOKUPS: u32 = 16;
 /// Addresses in the list.
 pub(crate) const ADDRESSES: u32 = 1 << 20;
 /// Frames that the generator sends at a time.
@@ -95,11 +97,12 @@ impl Programs {
     pub(crate) fn pass(&mut self, program: &str, addresses: u32) -> Result<Pass> {
         Array::<_, [u64; 3]>::try_from(self.map("STATE")?)?.set(0, [0; 3], 0)?;
         let frame = [0; FRAME_BYTES];
-        let options = TestRunOptions { data_in: Some(&frame), repeat: addresses / LOOKUPS, ..TestRunOptions::new() };
+        let lookups = if program.contains("filter") { FILTER_LOOKUPS } else { LOOKUPS };
+        let options = TestRunOptions { data_in: Some(&frame), repeat: addresses / lookups, ..TestRunOptions::new() };
         let run = self.program(program)?.test_run(options).with_context(|| format!("running {program}"))?;
         ensure!(run.return_value == 2, "{program} returned {} instead of XDP_PASS", run.return_value);
         let [_, sum, found] = Array::<_, [u64; 3]>::try_from(self.map("STATE")?)?.get(&0, 0)?;
-        let ns = run.duration.as_secs_f64() * 1e9 / f64::from(LOOKUPS);
+        let ns = run.duration.as_secs_f64() * 1e9 / f64::from(lookups);
         Ok(Pass { ns, sum, found })
     }
 

@@ -30,7 +30,7 @@ const MANY_FLOWS: u64 = 1_000_000;
 /// New flows a second while flows are begun: the limit is not what is measured.
 const UNLIMITED: u64 = 10_000_000;
 /// How long it may take until every flow is known.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The first VIP, and the first backend; the others follow.
 const VIP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
@@ -95,13 +95,14 @@ impl Case {
         }
     }
 
-    fn to_vips(&self) -> bool {
+    fn goes_to_vips(self) -> bool {
         !matches!(self.forwarder, Forwarder::Route | Forwarder::RouteBesideServices)
     }
 
     /// What the generator sends to.
     fn destinations(&self) -> Vec<u32> {
-        let (first, count) = if self.to_vips() { (VIP, self.services) } else { (BACKEND, self.services * BACKENDS) };
+        let (first, count) =
+            if self.goes_to_vips() { (VIP, self.services) } else { (BACKEND, self.services * BACKENDS) };
         (0..ADDRESSES).map(|number| first.to_bits() + number % count).collect()
     }
 
