@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use aya::maps::{Array, Map, MapData};
 use rustix::process::Signal;
 use serde_json::Value;
 use wayleave_tests::{Daemon, Host, TestNode, Topology, binary, require_root_and_bpf};
@@ -541,4 +542,51 @@ fn a_page_by_tls_counts_only_with_a_certificate_that_is_trusted_and_meant() {
     node.write("api.yaml", &named).unwrap();
     wait_for(&node, ["healthy", "unhealthy", "healthy"], 5 * SECOND + SLACK);
     assert_eq!(answers(&lab, 40).len(), 2);
+}
+
+/// Writes a backend's word into the kernel's table, as somebody with other tools would.
+fn set_word(node: &TestNode<'_>, id: u32, word: u32) -> u32 {
+    let map = MapData::from_pin(node.pins().join("maps/BACKEND_HEALTH")).unwrap();
+    let mut table: Array<_, u32> = Array::try_from(Map::Array(map)).unwrap();
+    let was = table.get(&id, 0).unwrap();
+    table.set(id, word, 0).unwrap();
+    was
+}
+
+fn word(node: &TestNode<'_>, id: u32) -> u32 {
+    let map = MapData::from_pin(node.pins().join("maps/BACKEND_HEALTH")).unwrap();
+    Array::<_, u32>::try_from(Map::Array(map)).unwrap().get(&id, 0).unwrap()
+}
+
+#[test]
+fn a_foreign_hand_in_the_table_of_health_is_found_and_undone_where_that_is_wanted() {
+    let (lab, _servers) = lab();
+    let mut node = node(&lab, TCP);
+    let victim = format!("api/{}", lab.upstreams[0].v4);
+    for (mode, event) in [("heal", "repaired"), ("report", "drifted")] {
+        node.set_spec(&format!("drift: {{mode: {mode}, interval: 1s}}\n")).unwrap();
+        let daemon = Daemon::start(&node);
+        wait_for(&node, ["healthy"; 3], 2 * SECOND + SLACK);
+        // Ids are given out from 1 on, in the order of names.
+        let was = set_word(&node, 1, 1);
+        assert_ne!(was, 1);
+        let said = |node: &TestNode<'_>| {
+            let history = node.succeed(&["history", "--format", "json"]).unwrap().stdout;
+            history.contains(event) && history.contains(&format!("backend {victim}: somebody changed its entry"))
+        };
+        let until = Instant::now() + 8 * SECOND;
+        while !said(&node) {
+            assert!(
+                Instant::now() < until,
+                "{mode}: {}",
+                node.succeed(&["history", "--format", "json"]).unwrap().stdout
+            );
+            thread::sleep(SECOND / 10);
+        }
+        assert_eq!(word(&node, 1), if mode == "heal" { was } else { 1 }, "{mode}");
+        if mode == "heal" {
+            assert_eq!(answers(&lab, 40).len(), 3, "all serve");
+        }
+        daemon.stop(Signal::TERM);
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! What is checked is read from the live generation. A backend of several services with the same checks is checked once. What the
 //! table holds outlives the daemon: a new one goes on from there, and a backend that was unhealthy must pass `rise` checks as before.
-//! How long checks take says what slow backends pass on, where the service is adaptive (`daemon/adaptive.rs`).
+//! An entry that is not what this thread wrote is somebody else's: with `drift: {mode: heal}` it is written again. How long checks take says what slow backends pass on, where the service is adaptive (`daemon/adaptive.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 use crate::compile::View;
 use crate::kernel::health::{Backends, Health, Standing};
 use crate::kernel::observe;
-use crate::policy::{HealthCheck, HealthChecks, HealthCommand, MinHealthy, ServicePort};
+use crate::policy::{DriftMode, HealthCheck, HealthChecks, HealthCommand, MinHealthy, ServicePort};
 
 use super::adaptive::{Latency, Share, share_percent};
+use super::drift::{Difference, record};
+use super::journal;
 use super::node::{Node, NodeError, unix_ms};
 use super::probe::check_backend;
 use super::run::chain;
@@ -33,6 +35,9 @@ const CHECKERS_MAX: usize = 64;
 const RECORD_EVERY: Duration = Duration::from_secs(5);
 /// How often news are written down at most.
 const RECORD_NEWS_EVERY: Duration = Duration::from_millis(200);
+
+/// How often the table is compared with what was written to it.
+const COMPARE_EVERY: Duration = Duration::from_secs(2);
 
 /// What is checked, and how.
 type Target = (SocketAddr, HealthChecks);
@@ -120,6 +125,10 @@ struct Checker {
     map: Option<u32>,
     services: Vec<Service>,
     memory: BTreeMap<Arc<Target>, Memory>,
+    /// What this thread wrote, by backend id, and which of it somebody has changed since and that was told.
+    written: BTreeMap<u32, Standing>,
+    foreign: BTreeSet<u32>,
+    compared: Instant,
     recorded: Instant,
     record_at: Option<Instant>,
 }
@@ -144,6 +153,9 @@ impl Checker {
             map: None,
             services: Vec::new(),
             memory: BTreeMap::new(),
+            written: BTreeMap::new(),
+            foreign: BTreeSet::new(),
+            compared: Instant::now(),
             recorded: Instant::now(),
             record_at: None,
         }
@@ -180,8 +192,11 @@ impl Checker {
         let live = observe::live(&self.node.pins)?;
         let map = live.as_ref().map(|live| live.image.id());
         if map == self.map {
-            return Ok(());
+            return self.compare();
         }
+        // Ids may belong to others now.
+        self.written.clear();
+        self.foreign.clear();
         let mut services = match &live {
             Some(live) => services(&live.image.view()?),
             None => Vec::new(),
@@ -240,6 +255,45 @@ impl Checker {
         self.write(None)?;
         self.map = map;
         self.record();
+        Ok(())
+    }
+
+    /// Looks whether the table still holds what was written to it.
+    fn compare(&mut self) -> Result<(), NodeError> {
+        let mode = self.node.config.drift.mode;
+        if self.written.is_empty() || mode == DriftMode::Off || self.compared.elapsed() < COMPARE_EVERY {
+            return Ok(());
+        }
+        self.compared = Instant::now();
+        let mut table = Backends::open(&self.node.pins)?;
+        let mut differences = Vec::new();
+        for (service, backend) in self.services.iter().flat_map(|s| s.backends.iter().map(move |backend| (s, backend)))
+        {
+            let Some(written) = self.written.get(&backend.id) else { continue };
+            if table.get(backend.id)? == *written {
+                self.foreign.remove(&backend.id);
+                continue;
+            }
+            if mode == DriftMode::Heal {
+                table.set(backend.id, *written)?;
+            } else if !self.foreign.insert(backend.id) {
+                continue;
+            }
+            differences.push(Difference::foreign_backend(&format!("{}/{}", service.name, backend.name)));
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let (event, word) = match mode {
+            DriftMode::Heal => (journal::Event::Repaired, "drift repaired"),
+            _ => (journal::Event::Drifted, "drift"),
+        };
+        for difference in &differences {
+            tracing::warn!(of = difference.of, "{word}: {}", difference.message);
+        }
+        if let Err(error) = record(&self.node, event, &differences) {
+            tracing::warn!(error = %chain(&error), "the journal cannot be written");
+        }
         Ok(())
     }
 
@@ -363,6 +417,7 @@ impl Checker {
                 if table.get(backend.id)? != standing {
                     table.set(backend.id, standing)?;
                 }
+                self.written.insert(backend.id, standing);
             }
         }
         Ok(())
