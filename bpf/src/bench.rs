@@ -1,6 +1,6 @@
 //! What the benchmark measures with: lookups in programs of the same shape, forwarding by the peers, and a generator.
 //!
-//! Lookups: the image, `LPM_TRIE`, `bpf_fib_lookup` and DIR-24-8. Each run looks up [`LOOKUPS`] addresses of a list, starting where the last run ended, and adds what it found to a
+//! Lookups: the image, its filters, `LPM_TRIE`, `bpf_fib_lookup` and DIR-24-8. Each run looks up [`LOOKUPS`] addresses of a list, starting where the last run ended, and adds what it found to a
 //! sum, so that the programs can be compared for equality and none is optimised away.
 #![no_std]
 #![no_main]
@@ -22,12 +22,16 @@ use aya_ebpf::{
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
+use fib::filter::{self, Seen};
 use fib::lookup;
+use fib::packet::UDP;
 
 use image::KernelImage;
 
 /// Lookups of one run.
 const LOOKUPS: u32 = 64;
+/// The same of searches of filters, of which the verifier can follow no more.
+const FILTER_LOOKUPS: u32 = 16;
 /// Addresses in the list; a power of two.
 const ADDRESSES_LEN: usize = 1 << 20;
 /// `BPF_F_NO_PREALLOC`, which the kernel requires of a trie.
@@ -42,7 +46,9 @@ const AT_ETHERTYPE: usize = 12;
 const AT_IP: usize = 14;
 const AT_TTL: usize = 22;
 const AT_CHECKSUM: usize = 24;
+const AT_SOURCE: usize = 26;
 const AT_DESTINATION: usize = 30;
+const AT_SOURCE_PORT: usize = 34;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 /// Version 4, five words of header.
@@ -75,9 +81,18 @@ static DIR: Array<[u8; DIR_BYTES], 1, 1024> = Array::new();
 /// Words of [`FRAME`]: the head of the generator's frames, from the MAC addresses to the UDP header.
 const FRAME_WORDS: usize = 5;
 
-/// The generator's frame, with no destination and no checksum, and then the sum over its IPv4 header.
+/// The generators' frame, with zeros where frames differ and no checksum, and then the sum over its IPv4 header.
 #[btf_map]
 static FRAME: Array<[u64; FRAME_WORDS + 1], 1> = Array::new();
+
+/// How many flows the generator of flows sends in turn. Their sources are a few addresses from [`FLOW_SOURCE`] on, with as many
+/// ports each from [`FLOW_PORT`] on.
+#[btf_map]
+static FLOWS: Array<u64, 1> = Array::new();
+/// 10.64.0.0
+const FLOW_SOURCE: u32 = 10 << 24 | 64 << 16;
+const FLOW_PORT: u32 = 1024;
+const FLOW_PORT_BITS: u32 = 14;
 
 /// The MAC addresses that forwarded frames get: twelve bytes.
 #[btf_map]
@@ -90,18 +105,23 @@ static EGRESS: DevMap<1> = DevMap::new();
 /// Runs `look` over the next addresses of the list.
 #[inline(always)]
 fn run(look: impl Fn(u32) -> Option<u32>) -> u32 {
+    run_over::<LOOKUPS>(look)
+}
+
+#[inline(always)]
+fn run_over<const COUNT: u32>(look: impl Fn(u32) -> Option<u32>) -> u32 {
     let Some(state) = STATE.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
     // SAFETY: one run at a time: the benchmark is the only caller.
     let state = unsafe { &mut *state };
     let start = state[0] as u32;
     let (mut sum, mut hits) = (0u64, 0u64);
-    for i in 0..LOOKUPS {
+    for i in 0..COUNT {
         if let Some(found) = look(start.wrapping_add(i) & (ADDRESSES_LEN as u32 - 1)) {
             sum = sum.wrapping_add(found.into());
             hits += u64::from(found != 0);
         }
     }
-    state[0] = u64::from(start.wrapping_add(LOOKUPS));
+    state[0] = u64::from(start.wrapping_add(COUNT));
     state[1] = state[1].wrapping_add(sum);
     state[2] = state[2].wrapping_add(hits);
     xdp_action::XDP_PASS
@@ -135,6 +155,32 @@ fn image_v6(_context: XdpContext) -> u32 {
     run(|index| {
         let [high, low] = *ADDRESSES_V6.get(index)?;
         lookup::v6(&image, high, low).map(u32::from)
+    })
+}
+
+/// What the list alone costs in runs as short as the next program's.
+#[xdp]
+fn empty_filter_v4(_context: XdpContext) -> u32 {
+    run_over::<FILTER_LOOKUPS>(v4)
+}
+
+/// The filter's search for the rule that decides about a packet from the address: its number, and one, so that it is not 0.
+#[xdp]
+fn filter_v4(_context: XdpContext) -> u32 {
+    let Some(image) = KernelImage::of(0) else { return xdp_action::XDP_ABORTED };
+    run_over::<FILTER_LOOKUPS>(|index| {
+        let seen = Seen {
+            family: 4,
+            src: [u64::from(v4(index)?) << 32, 0],
+            // 10.78.1.1
+            dst: [u64::from(10u32 << 24 | 78 << 16 | 1 << 8 | 1) << 32, 0],
+            protocol: UDP,
+            is_later_fragment: false,
+            ports: Seen::HAS_PORTS | 9,
+            flags: Seen::NO_FLAGS,
+            bytes: 60,
+        };
+        filter::find(&image, &seen, 1).map(|rule| rule.wrapping_add(2))
     })
 }
 
@@ -199,19 +245,64 @@ fn dir_read(table: *const u8, entry: u32) -> Option<u32> {
 /// Sends each frame to the next address of the list, whatever a forwarder made of the frame when it was out before.
 #[xdp]
 fn generate_v4(context: XdpContext) -> u32 {
-    generate(&context).unwrap_or(xdp_action::XDP_ABORTED)
+    let vary = |number| Some(Varied { destination: Some(listed(number)?), ..Varied::NOTHING });
+    generate(&context, u64::MAX, vary).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+/// Sends each frame from the next address of the list.
+#[xdp]
+fn generate_from_v4(context: XdpContext) -> u32 {
+    let vary = |number| Some(Varied { source: Some(listed(number)?), ..Varied::NOTHING });
+    generate(&context, u64::MAX, vary).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+/// Sends each frame as one of the next flow of [`FLOWS`], each to an address of the list.
+#[xdp]
+fn generate_flows_v4(context: XdpContext) -> u32 {
+    let Some(flows) = FLOWS.get(0) else { return xdp_action::XDP_ABORTED };
+    let vary = |number: u64| {
+        let (host, port) = ((number >> FLOW_PORT_BITS) as u32, number as u32 & ((1 << FLOW_PORT_BITS) - 1));
+        Some(Varied {
+            source: Some(FLOW_SOURCE | host & 0xffff),
+            port: Some((FLOW_PORT + port) as u16),
+            destination: Some(listed(number)?),
+        })
+    };
+    generate(&context, *flows, vary).unwrap_or(xdp_action::XDP_ABORTED)
 }
 
 #[inline(always)]
-fn generate(context: &XdpContext) -> Option<u32> {
+fn listed(number: u64) -> Option<u32> {
+    v4(number as u32 & (ADDRESSES_LEN as u32 - 1))
+}
+
+/// What differs from frame to frame; the rest is as the template has it.
+struct Varied {
+    source: Option<u32>,
+    port: Option<u16>,
+    destination: Option<u32>,
+}
+
+impl Varied {
+    const NOTHING: Self = Self { source: None, port: None, destination: None };
+}
+
+/// Writes the next of `count` frames, and sends it.
+#[inline(always)]
+fn generate(context: &XdpContext, count: u64, vary: impl Fn(u64) -> Option<Varied>) -> Option<u32> {
     let frame = head(context)?;
     let template = FRAME.get(0)?;
     let state = STATE.get_ptr_mut(0)?;
     // SAFETY: one run at a time: the benchmark is the only caller.
     let state = unsafe { &mut *state };
-    let address = v4(state[0] as u32 & (ADDRESSES_LEN as u32 - 1))?;
-    state[0] += 1;
-    let mut sum = template[FRAME_WORDS] as u32 + (address >> 16) + (address & 0xffff);
+    let number = if state[0] < count { state[0] } else { 0 };
+    let varied = vary(number)?;
+    state[0] = number + 1;
+    // What varies is zero in the template, and so not yet in its sum.
+    let mut sum = template[FRAME_WORDS] as u32;
+    for address in [varied.source.unwrap_or(0), varied.destination.unwrap_or(0)] {
+        sum += (address >> 16) + (address & 0xffff);
+    }
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     // SAFETY: `head` has checked that the frame has the bytes of the template.
@@ -220,7 +311,15 @@ fn generate(context: &XdpContext) -> Option<u32> {
             write_volatile(frame.cast::<u64>().add(word), *value);
         }
         write_volatile(frame.add(AT_CHECKSUM).cast::<u16>(), (!sum as u16).to_be());
-        write_volatile(frame.add(AT_DESTINATION).cast::<u32>(), address.to_be());
+        if let Some(source) = varied.source {
+            write_volatile(frame.add(AT_SOURCE).cast::<u32>(), source.to_be());
+        }
+        if let Some(destination) = varied.destination {
+            write_volatile(frame.add(AT_DESTINATION).cast::<u32>(), destination.to_be());
+        }
+        if let Some(port) = varied.port {
+            write_volatile(frame.add(AT_SOURCE_PORT).cast::<u16>(), port.to_be());
+        }
     }
     Some(xdp_action::XDP_TX)
 }

@@ -13,7 +13,7 @@ use fib::packet::Tags;
 use fib::{Image, Ingress, Neighbour, Node, ReachWords};
 
 use crate::hook::{Hook, slot};
-use crate::image::KernelImage;
+use crate::image::CalledImage;
 use crate::maps::KernelNode;
 
 /// Buckets that are kept; of more sources the one that was longest without a packet starts anew, with a full bucket.
@@ -154,50 +154,5 @@ fn admits(limit: &Limit) -> bool {
             unsafe { write_volatile(bucket, full_at) };
             true
         }
-    }
-}
-
-/// An image for functions that are called: what they get lies on the stack, where the verifier of 6.1 does not keep what it
-/// knows of a number, so the bound is read anew with every access.
-struct CalledImage {
-    bytes: *const u8,
-}
-
-impl CalledImage {
-    #[inline(always)]
-    fn of(bytes: *const u8) -> Self {
-        Self { bytes }
-    }
-
-    #[inline(always)]
-    fn again(&self) -> KernelImage {
-        KernelImage::again(self.bytes)
-    }
-}
-
-impl Image for CalledImage {
-    #[inline(always)]
-    fn u8(&self, offset: u32) -> Option<u8> {
-        self.again().u8(offset)
-    }
-    #[inline(always)]
-    fn u16(&self, offset: u32) -> Option<u16> {
-        self.again().u16(offset)
-    }
-    #[inline(always)]
-    fn u32(&self, offset: u32) -> Option<u32> {
-        self.again().u32(offset)
-    }
-    #[inline(always)]
-    fn u64(&self, offset: u32) -> Option<u64> {
-        self.again().u64(offset)
-    }
-    #[inline(always)]
-    fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]> {
-        self.again().words(offset)
-    }
-    #[inline(always)]
-    fn head(&self, offset: u32) -> Option<u32> {
-        self.again().head(offset)
     }
 }

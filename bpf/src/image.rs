@@ -101,3 +101,50 @@ impl Image for KernelImage {
         Some(unsafe { read_volatile(self.bytes.add((offset % HEADER_ROOM) as usize).cast::<u32>()) })
     }
 }
+
+/// An image for functions that are called: what they get lies on the stack, where the verifier of 6.1 does not keep what it
+/// knows of a number, so the bound is read anew with every access.
+#[allow(dead_code, reason = "the benchmark's programs call no functions")]
+pub(crate) struct CalledImage {
+    bytes: *const u8,
+}
+
+#[allow(dead_code, reason = "the benchmark's programs call no functions")]
+impl CalledImage {
+    #[inline(always)]
+    pub(crate) fn of(bytes: *const u8) -> Self {
+        Self { bytes }
+    }
+
+    #[inline(always)]
+    fn again(&self) -> KernelImage {
+        KernelImage::again(self.bytes)
+    }
+}
+
+impl Image for CalledImage {
+    #[inline(always)]
+    fn u8(&self, offset: u32) -> Option<u8> {
+        self.again().u8(offset)
+    }
+    #[inline(always)]
+    fn u16(&self, offset: u32) -> Option<u16> {
+        self.again().u16(offset)
+    }
+    #[inline(always)]
+    fn u32(&self, offset: u32) -> Option<u32> {
+        self.again().u32(offset)
+    }
+    #[inline(always)]
+    fn u64(&self, offset: u32) -> Option<u64> {
+        self.again().u64(offset)
+    }
+    #[inline(always)]
+    fn words<const COUNT: usize>(&self, offset: u32) -> Option<[u64; COUNT]> {
+        self.again().words(offset)
+    }
+    #[inline(always)]
+    fn head(&self, offset: u32) -> Option<u32> {
+        self.again().head(offset)
+    }
+}

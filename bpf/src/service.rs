@@ -18,7 +18,7 @@ use fib::verdict::serve_read;
 use fib::{Image, Ingress, Met, Neighbour, Node, ReachWords, Reason};
 
 use crate::hook::{Hook, slot};
-use crate::image::KernelImage;
+use crate::image::{CalledImage, KernelImage};
 use crate::maps::{self, KernelNode};
 
 /// Entries of the flow table; a flow with `nat` takes two.
@@ -55,8 +55,8 @@ static SERVICE_COUNTERS: PerCpuArray<[u64; 4], { SERVICE_IDS_MAX as usize }> = P
 #[btf_map]
 static BACKEND_COUNTERS: PerCpuArray<[u64; 2], { BACKEND_IDS_MAX as usize }> = PerCpuArray::new();
 
-/// Backends by id: the lowest bit says that it is down and gets no packets. The daemon's to write, what else stands there is
-/// its own. The candidate has one of its own.
+/// Backends by id: the lowest bit says that it is down and gets no packets, the second byte how many of 256 new flows it passes
+/// on. The daemon's to write, what else stands there is its own. The candidate has one of its own.
 #[btf_map]
 static BACKEND_HEALTH: Array<u32, { BACKEND_IDS_MAX as usize }> = Array::new();
 
@@ -171,8 +171,9 @@ fn pick(image: *const u8, steer: *mut Steer) -> u32 {
 
 #[inline(never)]
 fn stand_in(image: *const u8, steer: *mut Steer) -> u32 {
+    // Its loops need more registers than there are, so that the bound would lie on the stack.
     // SAFETY: as in `read`.
-    service::stand_in(&KernelImage::again(image), &FlowNode, unsafe { &mut *steer })
+    service::stand_in(&CalledImage::of(image), &FlowNode, unsafe { &mut *steer })
 }
 
 #[inline(never)]
@@ -236,9 +237,12 @@ impl Node for FlowNode {
 
     #[inline(always)]
     fn is_down(&self, backend: u32) -> bool {
-        let Some(word) = BACKEND_HEALTH.get_ptr(backend) else { return false };
-        // SAFETY: the entry is one word.
-        unsafe { read_volatile(word.cast::<u32>()) & service::BACKEND_DOWN != 0 }
+        health(backend) & service::BACKEND_DOWN != 0
+    }
+
+    #[inline(always)]
+    fn passes_on(&self, backend: u32, drawn: u32) -> bool {
+        service::passes_on(health(backend), drawn)
     }
 
     #[inline(always)]
@@ -251,6 +255,14 @@ impl Node for FlowNode {
         // SAFETY: no pointers are involved.
         (unsafe { bpf_ktime_get_ns() } / SECOND) as u32
     }
+}
+
+/// The word of a backend; 0: nothing is known of it.
+#[inline(always)]
+fn health(backend: u32) -> u32 {
+    let Some(word) = BACKEND_HEALTH.get_ptr(backend) else { return 0 };
+    // SAFETY: the entry is one word.
+    unsafe { read_volatile(word.cast::<u32>()) }
 }
 
 /// The choice of the generation before, as long as it is honoured.

@@ -3,14 +3,17 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::TestNode;
+use crate::{TestNode, binary};
 
+/// Where Debian keeps the certificates that the system trusts.
+const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
 const BOUND: Duration = Duration::from_secs(5);
 
 /// A running daemon, killed when the test ends early; its log goes to a file of the node.
@@ -23,13 +26,25 @@ pub struct Daemon<'n> {
 impl<'n> Daemon<'n> {
     /// Starts it and waits for its word that it is ready.
     pub fn start(node: &'n TestNode<'n>) -> Self {
+        Self::spawn(node, node.command(&["run"]).unwrap())
+    }
+
+    /// The same with `authority` as the only certificate that the system trusts, in a mount namespace of its own.
+    pub fn start_trusting(node: &'n TestNode<'n>, authority: &Path) -> Self {
+        let mut command = node.namespace().command("unshare");
+        let script = format!("mount --bind \"$0\" {TRUSTED} && exec \"$@\"");
+        command.args(["--mount", "sh", "-c", &script]).arg(authority).arg(binary().unwrap());
+        command.arg("--config").arg(node.config()).arg("run").stdin(Stdio::null());
+        Self::spawn(node, command)
+    }
+
+    fn spawn(node: &'n TestNode<'n>, mut command: Command) -> Self {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let path = node.scratch().join(format!("notify-{number}"));
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(2 * BOUND)).unwrap();
         let log = fs::File::options().create(true).append(true).open(node.scratch().join("log")).unwrap();
-        let mut command = node.command(&["run"]).unwrap();
         command.env("NOTIFY_SOCKET", &path).stdout(Stdio::null()).stderr(log);
         let daemon = Self { child: command.spawn().unwrap(), node };
         let mut buffer = [0; 256];

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -394,4 +396,165 @@ fn a_publish_changes_filters_and_routes_at_once() {
     println!("{sent} sent over {PUBLISHES} publishes: {counted:?}");
     assert!(of("forward/forwarded") > 1000 && of("drop/filter-deny") > 1000, "{counted:?}");
     assert_eq!(of("pass/no-route"), 0, "a mixture of two generations: {counted:?}");
+}
+
+/// Frames of a source behind the client to a UDP port, of so many bytes in all.
+fn frame_from(lab: &Topology, from: &str, to: &str, port: u16, bytes: usize) -> Vec<u8> {
+    let packet = Packet::between(from.parse().unwrap(), to.parse().unwrap());
+    let empty = packet.clone().macs(lab.client.mac, lab.client.router_mac).udp(4000, port).frame().len();
+    packet.macs(lab.client.mac, lab.client.router_mac).udp(4000, port).payload(&vec![7; bytes - empty]).frame()
+}
+
+/// What a rule let through and what its limit dropped: packets and bytes of each.
+fn through(status: &Value, rule: &str) -> [u64; 4] {
+    let row = row(status, rule);
+    let [packets, bytes, limited, limited_bytes] =
+        ["packets", "bytes", "limited_packets", "limited_bytes"].map(|key| row[key].as_u64().unwrap());
+    [packets - limited, bytes - limited_bytes, limited, limited_bytes]
+}
+
+#[test]
+fn a_limit_of_bytes_counts_whole_frames_whatever_their_size() {
+    const FRAME: usize = 1_000;
+    const BURST: u64 = 100_000;
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", ROUTES).unwrap();
+    // So slow that what comes during the test is less than one large frame.
+    let limit = format!("    - {{name: quota, ports: [9], rateLimit: {{bytesPerSecond: 40, burst: {BURST}}}}}\n");
+    node.write("filter.yaml", &filter(&limit)).unwrap();
+    node.apply().unwrap();
+    let sink = CountingSink::start(&lab.upstream(0).unwrap().namespace, "eth0", is_to(9)).unwrap();
+    // Ten large ones take a tenth of it, a thousand small ones six tenths, and large ones the rest and no more.
+    let (large, small) =
+        (frame_from(&lab, "10.77.0.2", "198.51.100.9", 9, FRAME), frame_from(&lab, "10.77.0.2", "198.51.100.9", 9, 60));
+    send(&lab, large.clone(), 10);
+    send(&lab, small, 1_000);
+    send(&lab, large, 100);
+    let status = matched(&node, "edge/quota", 1_110);
+    assert_eq!(through(&status, "edge/quota"), [10 + 1_000 + 30, BURST, 70, 70_000], "{status:#}");
+    assert_eq!(sink.wait_for(1_040, Duration::from_secs(5)), 1_040);
+    assert_eq!(node.counters().unwrap().get("drop/filter-rate-limited"), 70);
+}
+
+#[test]
+fn sources_of_one_prefix_share_a_limit_and_others_have_their_own() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", ROUTES_6).unwrap();
+    let limit = "    - {name: shared, ports: [9], rateLimit: {packetsPerSecond: 1, burst: 10, per: sourcePrefix, ipv4PrefixLength: 24, \
+                 ipv6PrefixLength: 56}}\n";
+    node.write("filter.yaml", &filter(limit)).unwrap();
+    node.apply().unwrap();
+    let begun = Instant::now();
+    let mut sent = 0;
+    let mut let_through = 0;
+    // (source, how many of 8 pass)
+    for (from, passes) in [
+        ("198.18.1.1", 8),
+        ("198.18.1.200", 2),
+        ("198.18.2.1", 8),
+        ("2001:db8:1:100::1", 8),
+        ("2001:db8:1:1ff:ffff::1", 2),
+        ("2001:db8:1:200::1", 8),
+    ] {
+        let to = if from.contains(':') { "2001:db8:100::9" } else { "198.51.100.9" };
+        send(&lab, frame_from(&lab, from, to, 9, 80), 8);
+        sent += 8;
+        let status = matched(&node, "edge/shared", sent);
+        let [now, ..] = through(&status, "edge/shared");
+        // A token a second comes while the test runs.
+        let slack = begun.elapsed().as_secs() + 1;
+        assert!(
+            (passes..=(passes + slack).min(8)).contains(&(now - let_through)),
+            "{from}: {} of 8 passed",
+            now - let_through
+        );
+        let_through = now;
+    }
+}
+
+const ROUTES_6: &str = "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {name: all}\nspec:\n  nextHops:\n    - {name: a, \
+                        via: 10.77.1.2, port: uplink-a}\n    - {name: a6, via: \"fd77:1::2\", port: uplink-a}\n  routes:\n    - \
+                        {prefix: 198.51.0.0/16, nextHops: [{name: a}]}\n    - {prefix: \"2001:db8:100::/48\", nextHops: [{name: a6}]}\n";
+
+/// Whether a frame is IPv6 and UDP to this port.
+fn is_v6_to(port: u16) -> impl Fn(&[u8]) -> bool + Send + 'static {
+    move |frame| {
+        frame.len() >= 62 && frame[12..14] == [0x86, 0xdd] && frame[20] == 17 && frame[56..58] == port.to_be_bytes()
+    }
+}
+
+#[test]
+fn ipv6_traffic_meets_the_rules_of_its_prefixes() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", ROUTES_6).unwrap();
+    let rules = "    - {name: one-host, from: [\"2001:db8:1:2::3/128\"], action: allow}\n    - {name: its-net, from: \
+                 [\"2001:db8:1:2::/64\", 198.18.0.0/16], action: deny}\n    - {name: port, to: [\"2001:db8:100::/64\"], protocol: udp, ports: \
+                 [53], action: deny}\n";
+    node.write("filter.yaml", &filter(rules)).unwrap();
+    node.apply().unwrap();
+    let upstream = lab.upstream(0).unwrap();
+    let sinks: Vec<_> =
+        [9, 53].map(|port| CountingSink::start(&upstream.namespace, "eth0", is_v6_to(port)).unwrap()).into();
+    for (count, from, to, port) in [
+        (3, "2001:db8:1:2::3", "2001:db8:100::9", 9),
+        (5, "2001:db8:1:2::4", "2001:db8:100::9", 9),
+        (7, "2001:db8:1:3::3", "2001:db8:100::9", 9),
+        (11, "2001:db8:1:3::3", "2001:db8:100::9", 53),
+        (13, "2001:db8:1:3::3", "2001:db8:100:1::9", 53),
+        // The first rule that matches decides.
+        (17, "2001:db8:1:2::3", "2001:db8:100::9", 53),
+    ] {
+        send(&lab, frame_from(&lab, from, to, port, 90), count);
+    }
+    let wait = Duration::from_secs(5);
+    assert_eq!((sinks[0].wait_for(3 + 7, wait), sinks[1].wait_for(13 + 17, wait)), (10, 30));
+    let status = matched(&node, "edge/port", 11);
+    let counts =
+        ["edge/one-host", "edge/its-net", "edge/port"].map(|rule| row(&status, rule)["packets"].as_u64().unwrap());
+    assert_eq!(counts, [20, 5, 11], "{status:#}");
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!((sinks[0].matched(), sinks[1].matched()), (10, 30), "nothing that is denied arrives late");
+}
+
+#[test]
+fn who_watches_sees_the_rule_that_stopped_a_packet() {
+    let lab = lab();
+    let node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", ROUTES_6).unwrap();
+    let rules = "    - {name: no-dns, protocol: udp, ports: [53], action: deny}\n    - {name: slow, ports: [9], rateLimit: {packetsPerSecond: 1, \
+                 burst: 1}}\n    - {name: rest, ports: [80], action: allow}\n    - {name: answers, to: [10.77.0.0/24, \"2001:db8:1::/48\"], action: allow}\n  default: deny\n";
+    node.write("filter.yaml", &filter(rules)).unwrap();
+    node.apply().unwrap();
+    let mut command = node.command(&["watch", "--format", "json", "--count", "3"]).unwrap();
+    for reason in ["filter-deny", "filter-rate-limited", "filter-default-deny"] {
+        command.args(["--reason", reason]);
+    }
+    let mut watch = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut says = String::new();
+    BufReader::new(watch.stderr.as_mut().unwrap()).read_line(&mut says).unwrap();
+    assert!(says.starts_with("watching "), "{says}");
+    // What is allowed makes no event.
+    send(&lab, frame(&lab, "198.51.100.9", 80), 5);
+    send(&lab, frame(&lab, "198.51.100.9", 53), 1);
+    send(&lab, frame_from(&lab, "2001:db8:1::1", "2001:db8:100::9", 9, 90), 2);
+    send(&lab, frame(&lab, "198.51.100.9", 81), 1);
+    let output = watch.wait_with_output().unwrap();
+    let events: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = |event: &Value| {
+        let [reason, rule, policy, file] =
+            ["reason", "rule", "policy", "file"].map(|key| event[key].as_str().unwrap_or("-").to_owned());
+        format!("{reason} {policy}/{rule} {file}:{} {}", event["line"], event["dst"].as_str().unwrap())
+    };
+    assert_eq!(
+        events.iter().map(told).collect::<Vec<_>>(),
+        [
+            "filter-deny edge/no-dns filter.yaml:6 198.51.100.9",
+            "filter-rate-limited edge/slow filter.yaml:7 2001:db8:100::9",
+            "filter-default-deny edge/- filter.yaml:3 198.51.100.9",
+        ]
+    );
 }

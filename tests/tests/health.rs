@@ -1,18 +1,21 @@
 //! Health checks: real servers in namespaces that stop and come back, and where connections go meanwhile.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use aya::maps::{Array, Map, MapData};
 use rustix::process::Signal;
 use serde_json::Value;
-use wayleave_tests::{Daemon, Host, TestNode, Topology, require_root_and_bpf};
+use wayleave_tests::{Daemon, Host, TestNode, Topology, binary, require_root_and_bpf};
 
 const SECOND: Duration = Duration::from_secs(1);
 const VIP: &str = "198.51.100.10";
@@ -25,6 +28,8 @@ const SLACK: Duration = Duration::from_millis(2500);
 struct Server {
     stop: Arc<AtomicBool>,
     status: Arc<AtomicU16>,
+    /// How long it takes to answer, in milliseconds.
+    delay_ms: Arc<AtomicU16>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -34,7 +39,9 @@ impl Server {
         let listener = host.namespace.enter(bind).unwrap().unwrap();
         listener.set_nonblocking(true).unwrap();
         let (stop, status) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU16::new(200)));
-        let (stopped, says, name) = (Arc::clone(&stop), Arc::clone(&status), host.v4.to_string());
+        let delay_ms = Arc::new(AtomicU16::new(0));
+        let (stopped, says, delay, name) =
+            (Arc::clone(&stop), Arc::clone(&status), Arc::clone(&delay_ms), host.v4.to_string());
         let serve = move || {
             while !stopped.load(Ordering::Relaxed) {
                 let Ok((stream, _)) = listener.accept() else {
@@ -48,6 +55,7 @@ impl Server {
                 while reader.read_line(&mut line).is_ok_and(|bytes| bytes > 2) {
                     line.clear();
                 }
+                thread::sleep(Duration::from_millis(delay.load(Ordering::Relaxed).into()));
                 let (status, length) = (says.load(Ordering::Relaxed), name.len());
                 let _ = write!(
                     reader.get_mut(),
@@ -55,7 +63,7 @@ impl Server {
                 );
             }
         };
-        Self { stop, status, thread: Some(thread::spawn(serve)) }
+        Self { stop, status, delay_ms, thread: Some(thread::spawn(serve)) }
     }
 
     fn says(&self, status: u16) {
@@ -139,6 +147,20 @@ fn wait_for(node: &TestNode<'_>, expected: [&str; 3], within: Duration) -> Durat
         }
         assert!(started.elapsed() < within, "{states:?} instead of {expected:?} after {within:?}: {:#}", api(node));
         thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until `status` says so of a backend: what the kernel knows is there first, why it is so follows.
+fn wait_for_reason(node: &TestNode<'_>, number: usize, expected: &str) {
+    let until = Instant::now() + 2 * SECOND;
+    loop {
+        let api = api(node);
+        let reason = api["backends"][number]["health"]["reason"].as_str().unwrap_or_default();
+        if reason.contains(expected) {
+            return;
+        }
+        assert!(Instant::now() < until, "{reason} is not {expected}");
+        thread::sleep(SECOND / 20);
     }
 }
 
@@ -300,4 +322,271 @@ fn an_established_flow_of_a_dead_backend_is_told_so_by_another_one() {
     let error = BufReader::new(&stream).read_line(&mut line).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error} after {:?}", started.elapsed());
     drop(servers);
+}
+
+/// How many of so many new connections each backend answers.
+fn count(lab: &Topology, times: usize) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for _ in 0..times {
+        *counts.entry(ask(lab).expect("a connection failed")).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn a_slow_backend_gets_fewer_new_flows_and_its_share_back_when_it_is_quick_again() {
+    let (lab, servers) = lab();
+    let health = "  health: {http: {path: /}, interval: 500ms, timeout: 500ms, adaptive: {minShare: 20%}}\n";
+    let node = node(&lab, health);
+    let daemon = Daemon::start(&node);
+    wait_for(&node, ["healthy"; 3], 2 * SECOND + SLACK);
+    let slow = lab.upstreams[1].v4.to_string();
+    let share = || api(&node)["backends"][1]["health"]["share_percent"].as_u64().unwrap();
+    let wait_for_share = |expected: std::ops::RangeInclusive<u64>| {
+        let started = Instant::now();
+        while !expected.contains(&share()) {
+            assert!(started.elapsed() < 25 * SECOND, "{:#}", api(&node));
+            thread::sleep(SECOND / 20);
+        }
+        started.elapsed()
+    };
+    assert_eq!(share(), 100);
+    servers[1].delay_ms.store(150, Ordering::Relaxed);
+    let took = wait_for_share(20..=22);
+    println!("down to the floor after {took:?}");
+    // Never below the floor, and the weight that the policy says stays what it says.
+    thread::sleep(2 * SECOND);
+    let backend = api(&node)["backends"][1].clone();
+    assert_eq!((&backend["weight"], &backend["health"]["state"]), (&1.into(), &"healthy".into()), "{backend:#}");
+    assert!((20..=22).contains(&share()) && backend["health"]["latency_ms"].as_f64() > Some(80.0), "{backend:#}");
+    let counts = count(&lab, 300);
+    println!("{counts:?}");
+    // A fifth of a third, where it would be a third: 20 and 100.
+    assert!((6..45).contains(&counts[&slow]), "{counts:?}");
+    let human = node.succeed(&["status"]).unwrap().stdout;
+    assert!(human.contains(&format!("{slow} ×1, healthy since ")), "{human}");
+    assert!(human.contains(", slow: gets 20 % of its new flows, as checks take "), "{human}");
+    let plan = node.succeed(&["plan"]).unwrap().stdout;
+    assert!(plan.contains(&format!("backend api/{slow} is slow: gets 20 % of its new flows")), "{plan}");
+    let passed_on = (1..200).any(|sport: u16| {
+        let sport = sport.to_string();
+        let words = ["trace", "--src", "10.77.0.2", "--dst", VIP, "--sport", &sport, "--dport", "80"];
+        node.succeed(&words).unwrap().stdout.contains(&format!("passed on by {slow} of slot"))
+    });
+    assert!(passed_on, "four fifths of its slots");
+    // It outlives the daemon, and the next one goes on from there.
+    daemon.stop(Signal::KILL);
+    assert_eq!(share(), 20);
+    let _daemon = Daemon::start(&node);
+    thread::sleep(SECOND);
+    assert_eq!(share(), 20);
+    servers[1].delay_ms.store(0, Ordering::Relaxed);
+    let took = wait_for_share(100..=100);
+    println!("all of it after {took:?}");
+    let counts = count(&lab, 150);
+    assert!(counts[&slow] > 30, "{counts:?}");
+}
+
+#[test]
+fn a_command_of_the_node_decides_and_no_policy_says_what_is_run() {
+    let (lab, _servers) = lab();
+    let node_policies = "  health: {command: {name: api-ready}, interval: 500ms, timeout: 400ms}\n";
+    let mut node = node(&lab, node_policies);
+    // Nobody allowed it: offline that is no fault, on the node it is one, and nothing is published.
+    let source = node.source().display().to_string();
+    let offline = node.namespace().command(binary().unwrap()).args(["validate", &source]).output().unwrap();
+    assert_eq!(offline.status.code(), Some(0), "{}", String::from_utf8_lossy(&offline.stdout));
+    for command in [&["apply", "--auto-approve"][..], &["validate"]] {
+        let refused = node.run(command).unwrap();
+        assert_eq!(refused.code, Some(3), "{refused:?}");
+        let said = refused.stdout + &refused.stderr;
+        assert!(said.contains("WL0603") && said.contains("api.yaml:12") && said.contains("healthCommands"), "{said}");
+    }
+    let marks = node.scratch().join("marks");
+    std::fs::create_dir(&marks).unwrap();
+    for upstream in &lab.upstreams {
+        std::fs::write(marks.join(format!("{}-{TARGET}", upstream.v4)), "").unwrap();
+    }
+    let script = format!(
+        "test -e {}/$WAYLEAVE_BACKEND_ADDRESS-$WAYLEAVE_BACKEND_PORT || {{ echo no mark >&2; exit 4; }}",
+        marks.display()
+    );
+    node.set_spec(&format!("healthCommands:\n  api-ready: {{run: [/bin/sh, -c, '{script}'], timeout: 300ms}}\n"))
+        .unwrap();
+    let daemon = Daemon::start(&node);
+    wait_for(&node, ["healthy"; 3], 2 * SECOND + SLACK);
+    assert_eq!(answers(&lab, 40).len(), 3, "all serve");
+    let gone = lab.upstreams[2].v4.to_string();
+    std::fs::remove_file(marks.join(format!("{gone}-{TARGET}"))).unwrap();
+    wait_for(&node, ["healthy", "healthy", "unhealthy"], SECOND + SLACK);
+    wait_for_reason(&node, 2, "/bin/sh: exit status: 4: no mark");
+    let api_row = api(&node);
+    assert!(api_row["health"]["checks"].as_str().unwrap().starts_with("command api-ready every 500ms"), "{api_row:#}");
+    assert!(!answers(&lab, 40).contains(&gone));
+    // The owner takes it back: the next daemon runs nothing, says so, and nobody is held to be down by what nobody checks.
+    daemon.stop(Signal::TERM);
+    node.set_spec("").unwrap();
+    let daemon = Daemon::start(&node);
+    wait_for(&node, ["unknown"; 3], 2 * SECOND + SLACK);
+    assert!(daemon.log().contains("this node has no health command `api-ready`"), "{}", daemon.log());
+    assert_eq!(answers(&lab, 40).len(), 3);
+}
+
+/// nginx that serves `/health` by TLS.
+struct Tls(std::process::Child);
+
+impl Tls {
+    const PORT: u16 = 8443;
+
+    fn start(node: &TestNode<'_>, host: &Host, certificates: &Path, name: &str) -> Self {
+        let directory = node.scratch().join(format!("tls-{}", host.v4));
+        std::fs::create_dir_all(&directory).unwrap();
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|of| format!("  {of}_temp_path {}/{of};\n", directory.display()))
+            .concat();
+        let (folder, from, port) = (directory.display(), certificates.display(), Self::PORT);
+        let text = format!(
+            "daemon off;\nmaster_process off;\npid {folder}/pid;\nerror_log {folder}/error.log;\nevents {{}}\nhttp {{\n  access_log \
+             off;\n{temporary}  server {{\n    listen {port} ssl;\n    ssl_certificate {from}/{name}.pem;\n    ssl_certificate_key \
+             {from}/{name}.key;\n    location = /health {{ return 204; }}\n  }}\n}}\n"
+        );
+        std::fs::write(directory.join("nginx.conf"), text).unwrap();
+        let mut command = host.namespace.command("nginx");
+        command
+            .arg("-e")
+            .arg(directory.join("error.log"))
+            .arg("-p")
+            .arg(&directory)
+            .arg("-c")
+            .arg(directory.join("nginx.conf"));
+        Self(command.stdin(Stdio::null()).spawn().expect("nginx is needed: Debian's nginx-light"))
+    }
+}
+
+impl Drop for Tls {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Two authorities, `ca` and `other`, and one server's certificate for each (file, who signs, whom it is for).
+fn certificates(folder: &Path, servers: &[(&str, &str, &str)]) {
+    let openssl = |arguments: &[&str]| {
+        let output = Command::new("openssl").current_dir(folder).args(arguments).output().expect("openssl is needed");
+        assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"];
+    for authority in ["ca", "other"] {
+        let (key_file, file, subject) =
+            (format!("{authority}.key"), format!("{authority}.pem"), format!("/CN=test {authority}"));
+        openssl(&[&["req", "-x509"][..], &key, &["-subj", &subject, "-keyout", &key_file, "-out", &file]].concat());
+    }
+    for (name, authority, whom) in servers {
+        let [key_file, request, file, extensions] =
+            ["key", "csr", "pem", "ext"].map(|ending| format!("{name}.{ending}"));
+        openssl(&[&["req"][..], &key[..5], &["-subj", "/CN=backend", "-keyout", &key_file, "-out", &request]].concat());
+        std::fs::write(folder.join(&extensions), format!("subjectAltName={whom}\nbasicConstraints=CA:FALSE\n"))
+            .unwrap();
+        let (signer, signer_key) = (format!("{authority}.pem"), format!("{authority}.key"));
+        openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            &request,
+            "-CA",
+            &signer,
+            "-CAkey",
+            &signer_key,
+            "-CAcreateserial",
+            "-days",
+            "30",
+            "-extfile",
+            &extensions,
+            "-out",
+            &file,
+        ]);
+    }
+}
+
+#[test]
+fn a_page_by_tls_counts_only_with_a_certificate_that_is_trusted_and_meant() {
+    let (lab, _servers) = lab();
+    let keys = tempfile::tempdir().unwrap();
+    let [first, _, third] = [0, 1, 2].map(|number: usize| format!("IP:{}", lab.upstreams[number].v4));
+    let good_for_all = format!("{first},{third},DNS:api.example.net");
+    // The second is signed by nobody whom the node trusts.
+    let second = format!("IP:{},DNS:api.example.net", lab.upstreams[1].v4);
+    let servers =
+        [("good", "ca", good_for_all.as_str()), ("stranger", "other", &second), ("named", "ca", "DNS:api.example.net")];
+    certificates(keys.path(), &servers);
+    let health = |host: &str| {
+        format!("  health: {{https: {{path: /health, port: {}{host}}}, interval: 500ms, timeout: 400ms}}\n", Tls::PORT)
+    };
+    let node = node(&lab, &health(""));
+    let _tls: Vec<Tls> = ["good", "stranger", "named"]
+        .iter()
+        .zip(&lab.upstreams)
+        .map(|(name, host)| Tls::start(&node, host, keys.path(), name))
+        .collect();
+    let _daemon = Daemon::start_trusting(&node, &keys.path().join("ca.pem"));
+    // By address: one certificate of a stranger, one for somebody else.
+    wait_for(&node, ["healthy", "unhealthy", "unhealthy"], 3 * SECOND + SLACK);
+    wait_for_reason(&node, 1, "UnknownIssuer");
+    wait_for_reason(&node, 2, "not valid for name");
+    assert_eq!(answers(&lab, 30), BTreeSet::from([lab.upstreams[0].v4.to_string()]));
+    // By a name: the last one is meant, too.
+    let policy = std::fs::read_to_string(node.source().join("api.yaml")).unwrap();
+    let named = policy.replace(&health(""), &health(", host: api.example.net"));
+    assert_ne!(policy, named);
+    node.write("api.yaml", &named).unwrap();
+    wait_for(&node, ["healthy", "unhealthy", "healthy"], 5 * SECOND + SLACK);
+    assert_eq!(answers(&lab, 40).len(), 2);
+}
+
+/// Writes a backend's word into the kernel's table, as somebody with other tools would.
+fn set_word(node: &TestNode<'_>, id: u32, word: u32) -> u32 {
+    let map = MapData::from_pin(node.pins().join("maps/BACKEND_HEALTH")).unwrap();
+    let mut table: Array<_, u32> = Array::try_from(Map::Array(map)).unwrap();
+    let was = table.get(&id, 0).unwrap();
+    table.set(id, word, 0).unwrap();
+    was
+}
+
+fn word(node: &TestNode<'_>, id: u32) -> u32 {
+    let map = MapData::from_pin(node.pins().join("maps/BACKEND_HEALTH")).unwrap();
+    Array::<_, u32>::try_from(Map::Array(map)).unwrap().get(&id, 0).unwrap()
+}
+
+#[test]
+fn a_foreign_hand_in_the_table_of_health_is_found_and_undone_where_that_is_wanted() {
+    let (lab, _servers) = lab();
+    let mut node = node(&lab, TCP);
+    let victim = format!("api/{}", lab.upstreams[0].v4);
+    for (mode, event) in [("heal", "repaired"), ("report", "drifted")] {
+        node.set_spec(&format!("drift: {{mode: {mode}, interval: 1s}}\n")).unwrap();
+        let daemon = Daemon::start(&node);
+        wait_for(&node, ["healthy"; 3], 2 * SECOND + SLACK);
+        // Ids are given out from 1 on, in the order of names.
+        let was = set_word(&node, 1, 1);
+        assert_ne!(was, 1);
+        let said = |node: &TestNode<'_>| {
+            let history = node.succeed(&["history", "--format", "json"]).unwrap().stdout;
+            history.contains(event) && history.contains(&format!("backend {victim}: somebody changed its entry"))
+        };
+        let until = Instant::now() + 8 * SECOND;
+        while !said(&node) {
+            assert!(
+                Instant::now() < until,
+                "{mode}: {}",
+                node.succeed(&["history", "--format", "json"]).unwrap().stdout
+            );
+            thread::sleep(SECOND / 10);
+        }
+        assert_eq!(word(&node, 1), if mode == "heal" { was } else { 1 }, "{mode}");
+        if mode == "heal" {
+            assert_eq!(answers(&lab, 40).len(), 3, "all serve");
+        }
+        daemon.stop(Signal::TERM);
+    }
 }

@@ -3,9 +3,9 @@
 //! Each of seven fields of the packet (source, destination, both ports, protocol, TCP flags, the port that it came in by) is
 //! looked up on its own and gives a *class*: a row of bits, one for each rule that the field lets match. The first bit that
 //! all seven rows have is the first matching rule (Lakshman and Stiliadis, "High-Speed Policy-based Packet Forwarding Using
-//! Efficient Multi-dimensional Range Matching", SIGCOMM 1998). Addresses are looked up in a direct table and a poptrie, as
-//! routes are, so that a rule of a hundred thousand prefixes costs what one of a single prefix does; the rows cost seven
-//! words for every 64 rules.
+//! Efficient Multi-dimensional Range Matching", SIGCOMM 1998). Addresses are looked up as those of IPv4 routes are, in a direct
+//! table, blocks and a poptrie ([`crate::lookup`]), so that a hundred thousand prefixes cost little more than one does; the
+//! rows cost seven words for every 64 rules.
 //!
 //! A filter sees what routes see: unicast packets to the node's own MAC addresses, also those to the node itself, and also
 //! those with hop-by-hop options. Neighbour discovery, which belongs to the link, is not filtered.
@@ -18,7 +18,7 @@ use crate::layout::{
     FILTER_RULE_RATE, FILTER_SOURCE_PAGES, FILTER_TABLE_BITS, FILTER_WORDS, FILTER_WORDS_MAX, FilterTable,
     LIMIT_SECOND, Section, filter_action, filter_per,
 };
-use crate::lookup::{levels, walk};
+use crate::lookup::{block, levels, walk};
 use crate::packet::{
     AUTHENTICATION, DESTINATION_OPTIONS, ETHERNET_BYTES, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EXTENSION_HEADERS_MAX,
     FRAGMENT, FRAGMENT_BYTES, HOP_BY_HOP, Packet, ROUTING, TCP, be64, destination_mac, has_ports, link, stays_v4,
@@ -257,13 +257,16 @@ fn class<I: Image + ?Sized>(image: &I, table: u32, high: u64, low: u64) -> Optio
     // `& 63` keeps the shifts defined whatever the image says.
     let index = (high >> (64u32.wrapping_sub(bits) & 63)) as u32;
     let entry = image.u32(direct.wrapping_add(index.wrapping_mul(4)))?;
-    if entry & DIRECT_NODE == 0 {
-        return Some(entry & 0xffff);
-    }
     let rest = high << (bits & 63) | (low >> (64u32.wrapping_sub(bits) & 63));
-    let levels = const { levels(128, DIRECT_BITS_MIN) };
-    let tables = [Section::FilterNodes, Section::FilterLeaves];
-    walk(image, tables, entry & !DIRECT_NODE, rest, low << (bits & 63), levels).map(u32::from)
+    if entry & DIRECT_NODE != 0 {
+        let levels = const { levels(128, DIRECT_BITS_MIN) };
+        let tables = [Section::FilterNodes, Section::FilterLeaves];
+        return walk(image, tables, entry & !DIRECT_NODE, rest, low << (bits & 63), levels).map(u32::from);
+    }
+    // What is in one slot of the direct table is a block even where it is one class throughout: without a branch that depends
+    // on what was read, the processor runs ahead.
+    let tables = [image.head(Section::FilterBlocks.at())?, image.head(Section::FilterPalettes.at())?];
+    block(image, tables, entry, rest).map(u32::from)
 }
 
 /// The first rule that all rows have; [`NO_RULE`]: there is none.

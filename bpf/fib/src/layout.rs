@@ -5,8 +5,8 @@
 //! ```text
 //!   0 ..  256   identity: magic, layout version, generation, revision, digest (not covered by the digest)
 //! 256 ..  320   the packet path's own cache line: where the tables are
-//! 320 ..  640   section table: (offset, count) of every table
-//! 640 ..        tables, each 64-byte aligned
+//! 320 ..  704   section table: (offset, count) of every table
+//! 704 ..        tables, each 64-byte aligned
 //! ```
 //!
 //! Any change here changes [`LAYOUT_VERSION`].
@@ -14,7 +14,7 @@
 /// `WAYLEAVE` as little-endian bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"WAYLEAVE");
 /// Changes with any change of this module's meaning.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Smallest capacity class: 1 MiB.
 pub const CAPACITY_MIN: u32 = 1 << 20;
@@ -176,8 +176,9 @@ pub const LOCAL_BYTES: u32 = 24;
 /// Head of the filters: words of a row u32, default action u32 ([`filter_action`]), then for each [`FilterTable`] where its
 /// direct table is u32 and the bits that index it u32 (6, 12 or 18), then zeros.
 ///
-/// A direct entry is a class in its low bits, or with [`DIRECT_NODE`] a trie node. A class is a row: of the rules that it
-/// matches, one bit each, the first rule lowest in the first word.
+/// A direct entry is a block and its palette, or with [`DIRECT_NODE`] a trie node, as those of the IPv4 FIB; all tables share
+/// blocks, palettes, nodes and leaves, whose colours and leaves mean classes. A class is a row: of the rules that it matches,
+/// one bit each, the first rule lowest in the first word.
 pub const FILTER_HEAD_BYTES: u32 = 64;
 pub const FILTER_WORDS: u32 = 0;
 pub const FILTER_DEFAULT: u32 = 4;
@@ -393,10 +394,12 @@ pub enum Section {
     Backends = 36,
     BackendRows = 37,
     BackendSlots = 38,
+    FilterBlocks = 39,
+    FilterPalettes = 40,
 }
 
 impl Section {
-    pub const ALL: [(Self, u32); 39] = [
+    pub const ALL: [(Self, u32); 41] = [
         (Self::V4Direct, 4),
         (Self::V4Blocks, BLOCK_BYTES),
         (Self::V4Palettes, PALETTE_BYTES),
@@ -436,6 +439,8 @@ impl Section {
         (Self::Backends, BACKEND_BYTES),
         (Self::BackendRows, BACKEND_ROW_BYTES),
         (Self::BackendSlots, BACKEND_SLOT_BYTES),
+        (Self::FilterBlocks, BLOCK_BYTES),
+        (Self::FilterPalettes, PALETTE_BYTES),
     ];
     /// How many of [`Section::ALL`] the packet path reads for every packet's route.
     pub const PATH: usize = 15;
@@ -458,7 +463,7 @@ impl Section {
 
 pub const AT_SECTIONS: u32 = 320;
 /// First byte of the first table.
-pub const HEADER_BYTES: u32 = 640;
+pub const HEADER_BYTES: u32 = 704;
 /// Tables start at multiples of a cache line.
 pub const SECTION_ALIGN: u32 = 64;
 

@@ -37,12 +37,17 @@ pub fn v4<I: Image + ?Sized>(image: &I, address: u32) -> Option<u16> {
         let levels = const { levels(32, DIRECT_BITS_MIN) };
         return walk(image, [Section::V4Nodes, Section::V4Leaves], entry & !DIRECT_NODE, rest, 0, levels);
     }
+    block(image, [image.head(AT_V4_FIB + V4_BLOCKS)?, image.head(AT_V4_FIB + V4_PALETTES)?], entry, rest)
+}
+
+/// What a direct entry's block and palette say of the bits that `rest` begins with; `tables` is where blocks and palettes are.
+#[inline(always)]
+pub(crate) fn block<I: Image + ?Sized>(image: &I, tables: [u32; 2], entry: u32, rest: u64) -> Option<u16> {
+    let [blocks, palettes] = tables;
     let block = (entry & ((1 << DIRECT_BLOCK_BITS) - 1)).wrapping_mul(BLOCK_BYTES);
     let slot = (rest >> (64 - STRIDE_BITS)) as u32;
-    let blocks = image.head(AT_V4_FIB + V4_BLOCKS)?;
     let colour = image.u8(blocks.wrapping_add(block | slot))?;
     let palette = (entry >> DIRECT_BLOCK_BITS).wrapping_mul(PALETTE_BYTES);
-    let palettes = image.head(AT_V4_FIB + V4_PALETTES)?;
     image.u16(palettes.wrapping_add(palette | u32::from(colour) << 1))
 }
 

@@ -6,7 +6,8 @@
 //! 2. The source is a backend of a service with `nat`, and the flow table knows the flow: the source becomes the VIP.
 //!
 //! Where a service has health checks, a backend that is down ([`Node::is_down`]) is passed over, by new flows and by those that
-//! it has: they go to a stand-in ([`stand_in`]), and no flow of another backend moves.
+//! it has: they go to a stand-in ([`stand_in`]), and no flow of another backend moves. One that is slow passes a share of its new
+//! flows on ([`Node::passes_on`]), by their hash, and keeps those that it has.
 //!
 //! An ICMP error goes where the flow goes of the packet that it quotes ([`crate::icmp`]).
 //!
@@ -155,6 +156,15 @@ impl Chosen {
 
 /// The bit of a backend's word that says that it gets no packets.
 pub const BACKEND_DOWN: u32 = 1;
+/// Where the word says how many of 256 new flows the backend passes on: 8 bits.
+pub const BACKEND_AWAY_AT: u32 = 8;
+
+/// Whether a backend with this word passes on a new flow that the number `drawn` has led to it: the bits that choose slots are its
+/// highest, those that are compared here its lowest.
+#[inline(always)]
+pub const fn passes_on(word: u32, drawn: u32) -> bool {
+    word & BACKEND_DOWN != 0 || drawn & 0xff < word >> BACKEND_AWAY_AT & 0xff
+}
 
 /// Why a packet goes to this backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,10 +182,13 @@ pub enum Why {
     Answer = 4,
     /// The backend of the slot is down, and this one takes its flows.
     StandIn = 5,
+    /// The backend of the slot is slow, and has passed this flow on.
+    PassedOn = 6,
 }
 
 impl Why {
-    pub const ALL: [Self; 6] = [Self::Flow, Self::Slot, Self::Affinity, Self::Previous, Self::Answer, Self::StandIn];
+    pub const ALL: [Self; 7] =
+        [Self::Flow, Self::Slot, Self::Affinity, Self::Previous, Self::Answer, Self::StandIn, Self::PassedOn];
 }
 
 /// What is translated.
@@ -228,7 +241,7 @@ pub struct Steer {
     backend: u32,
     target: u32,
     now_s: u32,
-    /// Id of the backend that would have the packet, and is down; 0: none is.
+    /// Id of the backend that would have the packet, and is down or passes it on; 0: none is.
     pub passed_over: u32,
     /// One of [`step`], where a program keeps it here.
     pub at: u32,
@@ -330,7 +343,7 @@ pub mod step {
     pub const UNKNOWN: u32 = 4;
     pub const BEGUN: u32 = 5;
     pub const REFRESH: u32 = 6;
-    /// A backend was picked; the one that would be is down.
+    /// A backend was picked; the one that would be is down, or passes the flow on.
     pub const PICKED: u32 = 7;
     pub const DOWN: u32 = 8;
     /// Of ICMP: whether it is an error about a packet of a service is not read yet.
@@ -590,7 +603,7 @@ fn pick_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -
     }
     if flags & SERVICE_FLAGS_HEALTH != 0 {
         let id = image.u32(steer.backend.wrapping_add(BACKEND_ID))?;
-        if node.is_down(id) {
+        if node.passes_on(id, steer.hash) {
             steer.passed_over = id;
             return Some(step::DOWN);
         }
@@ -619,7 +632,7 @@ pub const STAND_INS_MAX: u32 = 64;
 /// Keeps the chain of draws off the mix's fixed point 0: 2^32 divided by the golden ratio.
 const REDRAW_STEP: u64 = 0x9e37_79b9 << 32;
 
-/// A backend that takes the flows of one that is down, in `steer.backend`: by further draws from the same table, so that they
+/// A backend that takes a flow of one that is down or passes it on, in `steer.backend`: by further draws from the same table, so that they
 /// are shared out by weight; always the same one for the same flow, as long as the same backends are down.
 #[inline(always)]
 pub fn stand_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -> u32 {
@@ -628,7 +641,7 @@ pub fn stand_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Ste
 
 #[inline(always)]
 fn stand_in_for<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -> Option<u32> {
-    steer.why = Why::StandIn as u32;
+    steer.why = if node.is_down(steer.passed_over) { Why::StandIn as u32 } else { Why::PassedOn as u32 };
     let mut drawn = steer.hash;
     for _ in 0..REDRAWS_MAX {
         drawn = (hash::mix(u64::from(drawn) + REDRAW_STEP) >> 32) as u32;
@@ -636,7 +649,7 @@ fn stand_in_for<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Ste
         if backend == 0 {
             break;
         }
-        if !node.is_down(image.u32(backend.wrapping_add(BACKEND_ID))?) {
+        if !node.passes_on(image.u32(backend.wrapping_add(BACKEND_ID))?, drawn) {
             steer.backend = backend;
             return Some(step::PICKED);
         }

@@ -283,6 +283,12 @@ pub trait Node {
     fn is_down(&self, _backend: u32) -> bool {
         false
     }
+    /// Whether the backend with this id passes on a new flow that the number `drawn` has led to it, because it is down or slow
+    /// ([`service::passes_on`]).
+    #[inline(always)]
+    fn passes_on(&self, backend: u32, _drawn: u32) -> bool {
+        self.is_down(backend)
+    }
     /// Whether the flow table has room for one more new flow now.
     #[inline(always)]
     fn admits_flow(&self) -> bool {

@@ -341,8 +341,8 @@ fn check_source(node: &Node, checks: &mut Checks) {
         }
     };
     let validated = policy::validate(&snapshot);
-    let ports: Vec<&str> = node.config.ports.keys().map(String::as_str).collect();
-    let unknown = validated.policy.as_ref().map(|policy| policy::check_ports(policy, &ports)).unwrap_or_default();
+    let policy = validated.policy.map(|policy| policy.for_node(&node.config.labels));
+    let unknown = policy.map(|policy| policy::check_names(&policy, &node.config)).unwrap_or_default();
     let errors = validated.diagnostics.iter().filter(|d| d.severity == policy::Severity::Error).count() + unknown.len();
     if errors == 0 {
         checks.ok(format!("the policies in {shown} are valid"));

@@ -161,8 +161,7 @@ impl<'a> Offline<'a> {
             (Some(policy), Some(node)) => {
                 let policy = policy.for_node(&node.labels);
                 tests.retain(|test| test.nodes.matches(&node.labels));
-                let ports: Vec<&str> = node.ports.keys().map(String::as_str).collect();
-                let unknown = policy::check_ports(&policy, &ports);
+                let unknown = policy::check_names(&policy, node);
                 let policy = unknown.is_empty().then_some(policy);
                 diagnostics.extend(unknown);
                 policy

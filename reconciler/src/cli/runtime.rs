@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::compile::View;
 use crate::compile::view::RouteAction;
+use crate::daemon::adaptive::share_percent;
 use crate::daemon::node::{Node, NodeError};
 use crate::daemon::reach::word;
 use crate::daemon::state::State;
@@ -43,6 +44,10 @@ pub(super) struct BackendHealth {
     state: &'static str,
     /// Whether packets go to it; where too few are healthy, all are used.
     used: bool,
+    /// What it gets of the new flows that its weight gives it; less than 100 where the service is adaptive and it is slow.
+    share_percent: u8,
+    /// How long checks that pass take, averaged.
+    latency_ms: Option<f64>,
     since: Option<String>,
     reason: Option<String>,
     /// How often the daemon that last ran has checked it, and when it last did.
@@ -55,7 +60,18 @@ impl BackendHealth {
         let since = self.since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
         let why = self.reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         let used = if self.used && self.state == "unhealthy" { ", used all the same" } else { "" };
-        format!("{}{since}{why}{used}", self.state)
+        let slow = if self.is_slow() { format!(", slow: {}", self.share()) } else { String::new() };
+        format!("{}{since}{why}{used}{slow}", self.state)
+    }
+
+    fn is_slow(&self) -> bool {
+        self.share_percent < 100 && self.used
+    }
+
+    /// What it keeps.
+    fn share(&self) -> String {
+        let latency = self.latency_ms.map(|ms| format!(", as checks take {ms:.1} ms")).unwrap_or_default();
+        format!("gets {} % of its new flows{latency}", self.share_percent)
     }
 }
 
@@ -130,7 +146,7 @@ impl Runtime {
     /// Without those of which nothing has to be said.
     pub(super) fn troubled(mut self) -> Self {
         self.next_hops.retain(|hop| hop.state != "up");
-        self.backends.retain(|backend| backend.state == "unhealthy");
+        self.backends.retain(|backend| backend.state == "unhealthy" || backend.is_slow());
         self
     }
 
@@ -176,6 +192,10 @@ impl Runtime {
         }
         for backend in self.backends.iter().filter(|backend| backend.state == "unhealthy").take(SHOWN_MAX) {
             let _ = writeln!(out, "  backend {}/{} is {}", backend.service, backend.backend, backend.standing());
+        }
+        let slow = self.backends.iter().filter(|backend| backend.state != "unhealthy" && backend.is_slow());
+        for backend in slow.take(SHOWN_MAX) {
+            let _ = writeln!(out, "  backend {}/{} is slow: {}", backend.service, backend.backend, backend.share());
         }
         for service in self.fail_open.iter().take(SHOWN_MAX) {
             let _ = writeln!(out, "  service {service} has fewer healthy backends than minHealthy: all are used");
@@ -229,6 +249,8 @@ fn backends(node: &Node, view: &View<'_>, state: &State) -> Result<(Vec<BackendH
                 backend: name,
                 state,
                 used: !standing.is_down,
+                share_percent: share_percent(standing.away),
+                latency_ms: record.and_then(|record| record.latency_ms),
                 since: same.map(|record| rfc3339(record.since_unix_ms)),
                 reason: same.and_then(|record| record.why.clone()),
                 checks: record.map(|record| record.checks),

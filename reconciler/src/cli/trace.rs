@@ -20,7 +20,7 @@ use crate::daemon::node::{Facts, Node};
 use crate::daemon::trial::{self, Trial};
 use crate::kernel::check::reason_name;
 use crate::kernel::flows::{Flows, now_s};
-use crate::kernel::health::Backends;
+use crate::kernel::health::{Backends, Standing};
 use crate::kernel::tables::Tables;
 use crate::kernel::test_run::FRAME_BYTES_MAX;
 use crate::trace::{Egress, Fields, Offline, PacketDescription, PacketError, Trace, TraceNode, trace, verdict_name};
@@ -130,6 +130,11 @@ impl fib::Node for Asked {
 
     fn is_down(&self, backend: u32) -> bool {
         self.health.as_ref().is_some_and(|health| health.get(backend).is_ok_and(|standing| standing.is_down))
+    }
+
+    fn passes_on(&self, backend: u32, drawn: u32) -> bool {
+        let passes_on = |standing: Standing| fib::service::passes_on(standing.encode(), drawn);
+        self.health.as_ref().is_some_and(|health| health.get(backend).is_ok_and(passes_on))
     }
 
     fn now_s(&self) -> u32 {

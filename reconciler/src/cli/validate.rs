@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
             policy = policy.map(|policy| policy.for_node(&node.labels));
         }
         if let Some(policy) = &policy {
-            let unknown = node.as_ref().map(|node| unknown_ports(policy, node)).unwrap_or_default();
+            let unknown = node.as_ref().map(|node| policy::check_names(policy, node)).unwrap_or_default();
             let more = unknown.into_iter().chain(policy::redundant(policy));
             diagnostics.extend(more.map(|d| shown_under(&shown, d)));
         }
@@ -119,11 +119,6 @@ fn read_config(path: &Path) -> anyhow::Result<ReadConfig> {
     })?;
     let node = policy::node_config(&text, path);
     Ok((text, node))
-}
-
-fn unknown_ports(policy: &Policy, node: &NodeConfig) -> Vec<Diagnostic> {
-    let ports: Vec<&str> = node.ports.keys().map(String::as_str).collect();
-    policy::check_ports(policy, &ports)
 }
 
 fn mentions(diagnostics: &[Diagnostic], path: &str) -> bool {

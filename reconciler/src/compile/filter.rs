@@ -1,7 +1,8 @@
 //! The filter tables of an image: classes by field, rows of bits by class, and the rules themselves.
 //!
-//! `fib::filter` says how they are read. Prefixes become direct tables and a trie whose leaves are classes: the class of
-//! an address is the set of rules that have a prefix around it, found in one pass over the sorted prefixes of all rules.
+//! `fib::filter` says how they are read. Prefixes become direct tables, blocks, and a trie for what is longer, all of classes:
+//! the class of an address is the set of rules that have a prefix around it, found in one pass over the sorted prefixes of
+//! all rules. Rules tell few classes apart, so equal blocks are common, and each is kept once.
 
 use std::collections::HashMap;
 
@@ -10,11 +11,11 @@ use fib::layout::{
     FILTER_PAGES, FILTER_POLICY_SAYS_NONE, FILTER_PROTOCOLS, FILTER_ROWS_MAX, FILTER_RULE_BYTES, FILTER_RULE_DEPTH,
     FILTER_RULE_DOES, FILTER_RULE_FILE, FILTER_RULE_FLAGS, FILTER_RULE_FLAGS_BYTES, FILTER_RULE_ID, FILTER_RULE_LINE,
     FILTER_RULE_MEANING, FILTER_RULE_NAME, FILTER_RULE_POLICY, FILTER_RULE_POLICY_ID, FILTER_RULE_RATE,
-    FILTER_RULES_MAX, FILTER_SOURCE_PAGES, LIMIT_SECOND, filter_action, filter_per,
+    FILTER_RULES_MAX, FILTER_SOURCE_PAGES, LIMIT_SECOND, STRIDE_BITS, filter_action, filter_per,
 };
 
 use super::CompileError;
-use super::fib::{Address, Poptrie, Rule, paint};
+use super::fib::{Address, Blocks, Poptrie, Rule, SLOTS, paint};
 use super::ids::Ids;
 use super::tables::Tables;
 use crate::policy::{FilterAction, FilterRule, Policy, PortRange, Prefix, RuleAction};
@@ -32,6 +33,9 @@ pub(super) struct Filters {
     pub default: u8,
     /// In the order of `FilterTable`: bits that index it, and its entries.
     pub direct: [(u32, Vec<u32>); 4],
+    pub blocks: Blocks,
+    /// Direct entries of the blocks that are not one class throughout.
+    mixed: HashMap<[u16; SLOTS], u32>,
     pub trie: Poptrie,
     pub classes: Vec<u16>,
     pub rows: Vec<u64>,
@@ -129,11 +133,32 @@ impl Filters {
         let mut targets = vec![none; 1 << bits];
         let mut divided = Vec::new();
         paint(rules, 0, bits, &mut targets, |slot, run| divided.push((slot, run)));
-        let mut direct: Vec<u32> = targets.iter().map(|&class| class.into()).collect();
-        for (slot, run) in divided {
-            direct[slot] = DIRECT_NODE | self.trie.plant(&rules[run], bits, targets[slot]);
+        let mut divided = divided.into_iter().peekable();
+        let mut direct = Vec::with_capacity(targets.len());
+        for (slot, &class) in targets.iter().enumerate() {
+            let rules = divided.next_if(|(divided, _)| *divided == slot).map_or(&rules[..0], |(_, run)| &rules[run]);
+            let entry = self.block(rules, bits, class);
+            direct.push(entry.unwrap_or_else(|| DIRECT_NODE | self.trie.plant(rules, bits, class)));
         }
         (bits, direct)
+    }
+
+    /// The direct entry of a slot in which `rules` lie, as a block; `None`: they are longer, or there are no more palettes.
+    fn block<A: Address>(&mut self, rules: &[Rule<A>], bits: u32, class: u16) -> Option<u32> {
+        if rules.is_empty() {
+            return self.blocks.uniform(class);
+        }
+        if rules.iter().any(|rule| u32::from(rule.length) > bits + STRIDE_BITS) {
+            return None;
+        }
+        let mut classes = [class; SLOTS];
+        paint(rules, bits, STRIDE_BITS, &mut classes, |_, _| ());
+        if let Some(&entry) = self.mixed.get(&classes) {
+            return Some(entry);
+        }
+        let entry = self.blocks.add(&classes)?;
+        self.mixed.insert(classes, entry);
+        Some(entry)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ::fib::layout::{AT_LAYOUT_VERSION, LAYOUT_VERSION, Section};
+use ::fib::layout::{AT_LAYOUT_VERSION, HEADER_BYTES, LAYOUT_VERSION, Section};
 use ::fib::lookup;
 use proptest::prelude::*;
 
@@ -274,7 +274,7 @@ proptest! {
     ) {
         let image = compile(&policy(&routes, 0), &NodeFacts::default(), &LiveIds::default()).unwrap();
         let mut bytes = image.into_bytes();
-        let range = if header { 640 } else { bytes.len() };
+        let range = if header { HEADER_BYTES as usize } else { bytes.len() };
         for (at, flip) in &flips {
             bytes[at.index(range)] ^= flip;
         }

@@ -79,6 +79,8 @@ impl Contents<'_, '_> {
             Section::Text => tables.text.len(),
             Section::FilterHead => usize::from(filters.words > 0),
             Section::FilterDirect => filters.direct.iter().map(|(_, entries)| entries.len()).sum(),
+            Section::FilterBlocks => filters.blocks.rows.len(),
+            Section::FilterPalettes => filters.blocks.palettes.len(),
             Section::FilterNodes => filters.trie.nodes.len(),
             Section::FilterLeaves => filters.trie.leaves.len(),
             Section::FilterClasses => filters.classes.len(),
@@ -208,13 +210,7 @@ fn write_lookup_tables(bytes: &mut [u8], lookup: &Lookup, sections: &Sections) {
     let numbers = |&number: &u32| number.to_le_bytes();
     fill(bytes, sections.offset(Section::V4Direct), &v4.direct, numbers);
     fill(bytes, sections.offset(Section::V4Blocks), &v4.blocks, |block| *block);
-    fill(bytes, sections.offset(Section::V4Palettes), &v4.palettes, |palette| {
-        let mut row = [0; PALETTE_BYTES as usize];
-        for (to, target) in row.chunks_exact_mut(2).zip(palette) {
-            to.copy_from_slice(&target.to_le_bytes());
-        }
-        row
-    });
+    fill(bytes, sections.offset(Section::V4Palettes), &v4.palettes, palette);
     write_trie(bytes, &v4.trie, [Section::V4Nodes, Section::V4Leaves].map(|section| sections.offset(section)));
     let root = sections.offset(Section::V6Root);
     let [first, second, third] = [Section::V6First, Section::V6Second, Section::V6Third].map(|s| sections.offset(s));
@@ -296,6 +292,14 @@ fn write_rows(bytes: &mut [u8], contents: &Contents, sections: &Sections) {
     put(bytes, sections.offset(Section::Text), tables.text.as_bytes());
 }
 
+fn palette(targets: &[u16; PALETTE_BYTES as usize / 2]) -> [u8; PALETTE_BYTES as usize] {
+    let mut row = [0; PALETTE_BYTES as usize];
+    for (to, target) in row.chunks_exact_mut(2).zip(targets) {
+        to.copy_from_slice(&target.to_le_bytes());
+    }
+    row
+}
+
 fn write_filters(bytes: &mut [u8], filters: &Filters, sections: &Sections) {
     fill(bytes, sections.offset(Section::FilterRules), &filters.rules, |rule| *rule);
     fill(bytes, sections.offset(Section::FilterPolicies), &filters.policies, words::<5, 20>);
@@ -313,6 +317,8 @@ fn write_filters(bytes: &mut [u8], filters: &Filters, sections: &Sections) {
         fill(bytes, at, entries, |entry| entry.to_le_bytes());
         at += 4 << bits;
     }
+    fill(bytes, sections.offset(Section::FilterBlocks), &filters.blocks.rows, |block| *block);
+    fill(bytes, sections.offset(Section::FilterPalettes), &filters.blocks.palettes, palette);
     write_trie(
         bytes,
         &filters.trie,

@@ -40,6 +40,8 @@ pub enum Kind {
     Link,
     Port,
     Neighbour,
+    /// Whether packets go to a backend.
+    Backend,
     /// Something that nothing needs.
     Leftover,
 }
@@ -63,6 +65,12 @@ impl Difference {
     pub(super) fn foreign_neighbour(next_hop: &str) -> Self {
         let message = format!("next hop {next_hop}: somebody changed its entry in the table of neighbours");
         Self::new(Kind::Neighbour, next_hop, message)
+    }
+
+    /// An entry of a backend that is not what the daemon wrote.
+    pub(super) fn foreign_backend(backend: &str) -> Self {
+        let message = format!("backend {backend}: somebody changed its entry in the table of health");
+        Self::new(Kind::Backend, backend, message)
     }
 
     /// Whether other rules than those that were published decide about packets, or none.

@@ -2,6 +2,7 @@
 //!
 //! What is checked is read from the live generation. A backend of several services with the same checks is checked once. What the
 //! table holds outlives the daemon: a new one goes on from there, and a backend that was unhealthy must pass `rise` checks as before.
+//! An entry that is not what this thread wrote is somebody else's: with `drift: {mode: heal}` it is written again. How long checks take says what slow backends pass on, where the service is adaptive (`daemon/adaptive.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,8 +15,11 @@ use std::time::{Duration, Instant};
 use crate::compile::View;
 use crate::kernel::health::{Backends, Health, Standing};
 use crate::kernel::observe;
-use crate::policy::{HealthChecks, MinHealthy, ServicePort};
+use crate::policy::{DriftMode, HealthCheck, HealthChecks, HealthCommand, MinHealthy, ServicePort};
 
+use super::adaptive::{Latency, Share, share_percent};
+use super::drift::{Difference, record};
+use super::journal;
 use super::node::{Node, NodeError, unix_ms};
 use super::probe::check_backend;
 use super::run::chain;
@@ -32,6 +36,9 @@ const RECORD_EVERY: Duration = Duration::from_secs(5);
 /// How often news are written down at most.
 const RECORD_NEWS_EVERY: Duration = Duration::from_millis(200);
 
+/// How often the table is compared with what was written to it.
+const COMPARE_EVERY: Duration = Duration::from_secs(2);
+
 /// What is checked, and how.
 type Target = (SocketAddr, HealthChecks);
 
@@ -41,7 +48,8 @@ pub struct Checks(mpsc::Sender<Event>);
 enum Event {
     /// Another generation may be live.
     Look,
-    Checked(Arc<Target>, Result<(), String>),
+    /// What it found, and how long it took.
+    Checked(Arc<Target>, Result<(), String>, Duration),
 }
 
 impl Checks {
@@ -69,6 +77,8 @@ impl Checks {
 struct Service {
     name: String,
     min_healthy: MinHealthy,
+    /// Of adaptive ones: what a slow backend keeps at least, in percent.
+    min_share: Option<u8>,
     backends: Vec<Backend>,
     /// Whether all are used because too few are healthy.
     is_open: bool,
@@ -79,6 +89,7 @@ struct Backend {
     name: String,
     weight: u16,
     target: Arc<Target>,
+    share: Share,
 }
 
 /// What is known of a target.
@@ -87,6 +98,7 @@ struct Memory {
     since_unix_ms: u64,
     /// Why it is unhealthy.
     why: Option<String>,
+    latency: Latency,
     /// Checks in a row that say otherwise.
     streak: u8,
     checks: u64,
@@ -98,6 +110,8 @@ struct Memory {
 struct Checker {
     node: Node,
     state: State,
+    /// The programs that checks may run.
+    commands: Arc<BTreeMap<String, HealthCommand>>,
     events: mpsc::Sender<Event>,
     jobs: mpsc::Sender<Arc<Target>>,
     taken: Arc<Mutex<mpsc::Receiver<Arc<Target>>>>,
@@ -111,6 +125,10 @@ struct Checker {
     map: Option<u32>,
     services: Vec<Service>,
     memory: BTreeMap<Arc<Target>, Memory>,
+    /// What this thread wrote, by backend id, and which of it somebody has changed since and that was told.
+    written: BTreeMap<u32, Standing>,
+    foreign: BTreeSet<u32>,
+    compared: Instant,
     recorded: Instant,
     record_at: Option<Instant>,
 }
@@ -120,9 +138,11 @@ impl Checker {
         let state = State::new(&node.config.state_dir);
         let (jobs, taken) = mpsc::channel();
         let taken = Arc::new(Mutex::new(taken));
+        let commands = Arc::new(node.config.health_commands.clone());
         Self {
             node,
             state,
+            commands,
             events,
             jobs,
             taken,
@@ -133,6 +153,9 @@ impl Checker {
             map: None,
             services: Vec::new(),
             memory: BTreeMap::new(),
+            written: BTreeMap::new(),
+            foreign: BTreeSet::new(),
+            compared: Instant::now(),
             recorded: Instant::now(),
             record_at: None,
         }
@@ -156,7 +179,7 @@ impl Checker {
             let next = due.into_iter().chain(self.record_at).chain([look_at]).min().unwrap_or(look_at);
             match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(Event::Look) => look_at = Instant::now(),
-                Ok(Event::Checked(target, result)) => self.checked(&target, result),
+                Ok(Event::Checked(target, result, took)) => self.checked(&target, result, took),
                 Err(RecvTimeoutError::Timeout) => {}
                 // Not while it holds a sender itself.
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -169,9 +192,12 @@ impl Checker {
         let live = observe::live(&self.node.pins)?;
         let map = live.as_ref().map(|live| live.image.id());
         if map == self.map {
-            return Ok(());
+            return self.compare();
         }
-        let services = match &live {
+        // Ids may belong to others now.
+        self.written.clear();
+        self.foreign.clear();
+        let mut services = match &live {
             Some(live) => services(&live.image.view()?),
             None => Vec::new(),
         };
@@ -185,7 +211,25 @@ impl Checker {
         let records: BTreeMap<u32, BackendRecord> =
             self.state.backends().1.into_iter().map(|record| (record.id, record)).collect();
         let mut used = BTreeSet::new();
+        // Of those that stay the daemon knows more than the table.
+        let known: BTreeMap<u32, Share> =
+            self.services.iter().flat_map(|service| &service.backends).map(|b| (b.id, b.share)).collect();
+        for service in &mut services {
+            let is_adaptive = service.min_share.is_some();
+            for backend in service.backends.iter_mut().filter(|_| is_adaptive) {
+                backend.share = match known.get(&backend.id) {
+                    Some(share) => *share,
+                    None => Share::found(table.get(backend.id)?.away),
+                };
+            }
+        }
         for backend in services.iter().flat_map(|service| &service.backends) {
+            if let Some(name) = unknown_command(&backend.target.1, &self.node) {
+                tracing::warn!(backend = backend.name, "not checked: this node has no health command `{name}`");
+                self.memory.insert(Arc::clone(&backend.target), Memory::new(Health::Unknown, unix_ms(), None));
+                used.insert(Arc::clone(&backend.target));
+                continue;
+            }
             used.insert(Arc::clone(&backend.target));
             if self.memory.get(&backend.target).is_some_and(|memory| memory.health != Health::Unknown) {
                 continue;
@@ -201,8 +245,7 @@ impl Checker {
                 (memory.health, memory.since_unix_ms, memory.why) = (health, since_unix_ms, why);
                 continue;
             }
-            let memory = Memory { health, since_unix_ms, why, streak: 0, checks: 0, checked_unix_ms: 0, started: None };
-            self.memory.insert(Arc::clone(&backend.target), memory);
+            self.memory.insert(Arc::clone(&backend.target), Memory::new(health, since_unix_ms, why));
             self.queued += 1;
             self.queue.insert((Instant::now(), self.queued), Arc::clone(&backend.target));
         }
@@ -212,6 +255,45 @@ impl Checker {
         self.write(None)?;
         self.map = map;
         self.record();
+        Ok(())
+    }
+
+    /// Looks whether the table still holds what was written to it.
+    fn compare(&mut self) -> Result<(), NodeError> {
+        let mode = self.node.config.drift.mode;
+        if self.written.is_empty() || mode == DriftMode::Off || self.compared.elapsed() < COMPARE_EVERY {
+            return Ok(());
+        }
+        self.compared = Instant::now();
+        let mut table = Backends::open(&self.node.pins)?;
+        let mut differences = Vec::new();
+        for (service, backend) in self.services.iter().flat_map(|s| s.backends.iter().map(move |backend| (s, backend)))
+        {
+            let Some(written) = self.written.get(&backend.id) else { continue };
+            if table.get(backend.id)? == *written {
+                self.foreign.remove(&backend.id);
+                continue;
+            }
+            if mode == DriftMode::Heal {
+                table.set(backend.id, *written)?;
+            } else if !self.foreign.insert(backend.id) {
+                continue;
+            }
+            differences.push(Difference::foreign_backend(&format!("{}/{}", service.name, backend.name)));
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let (event, word) = match mode {
+            DriftMode::Heal => (journal::Event::Repaired, "drift repaired"),
+            _ => (journal::Event::Drifted, "drift"),
+        };
+        for difference in &differences {
+            tracing::warn!(of = difference.of, "{word}: {}", difference.message);
+        }
+        if let Err(error) = record(&self.node, event, &differences) {
+            tracing::warn!(error = %chain(&error), "the journal cannot be written");
+        }
         Ok(())
     }
 
@@ -225,10 +307,12 @@ impl Checker {
             self.running += 1;
             if self.running > self.workers && self.workers < CHECKERS_MAX {
                 let (taken, events) = (Arc::clone(&self.taken), self.events.clone());
+                let commands = Arc::clone(&self.commands);
                 let work = move || {
                     while let Some(target) = next(&taken) {
-                        let result = check_backend(target.0, &target.1);
-                        if events.send(Event::Checked(target, result)).is_err() {
+                        let begun = Instant::now();
+                        let result = check_backend(target.0, &target.1, &commands);
+                        if events.send(Event::Checked(target, result, begun.elapsed())).is_err() {
                             return;
                         }
                     }
@@ -244,14 +328,15 @@ impl Checker {
     }
 
     /// Takes what a check found.
-    fn checked(&mut self, target: &Arc<Target>, result: Result<(), String>) {
+    fn checked(&mut self, target: &Arc<Target>, result: Result<(), String>, took: Duration) {
         let now = Instant::now();
         self.running -= 1;
         // Its service may be gone by now.
         let Some(memory) = self.memory.get_mut(target) else { return };
         // One that its service left and came back to meanwhile waits in the queue.
         let Some(started) = memory.started.take() else { return };
-        let is_news = memory.note(&target.1, result);
+        let has_passed = result.is_ok();
+        let is_news = memory.note(&target.1, result, took);
         self.queued += 1;
         self.queue.insert((due(memory, &target.1, started, now), self.queued), Arc::clone(target));
         let soonest = self.recorded + if is_news { RECORD_NEWS_EVERY } else { RECORD_EVERY };
@@ -266,12 +351,42 @@ impl Checker {
                     health => tracing::info!(service, backend, %address, "backend {}", health.word()),
                 }
             }
-            if let Err(error) = self.write(Some(target)) {
-                tracing::warn!(error = %chain(&error), "the health of backends was not written");
-                // The next look writes it.
-                self.map = None;
+        }
+        let has_adapted = has_passed && self.adapt(target);
+        if has_adapted {
+            self.record_at = Some(self.recorded + RECORD_NEWS_EVERY);
+        }
+        if (is_news || has_adapted)
+            && let Err(error) = self.write(Some(target))
+        {
+            tracing::warn!(error = %chain(&error), "the health of backends was not written");
+            // The next look writes it.
+            self.map = None;
+        }
+    }
+
+    /// Adapts what a backend passes on to its latency; says whether that is another share in any service.
+    fn adapt(&mut self, target: &Arc<Target>) -> bool {
+        let mut has_adapted = false;
+        for service in &mut self.services {
+            let Some(floor) = service.min_share else { continue };
+            let measured = |backend: &Backend| {
+                let memory = self.memory.get(&backend.target)?;
+                memory.latency.average_ms().filter(|_| memory.health != Health::Unhealthy)
+            };
+            let all: Vec<f64> = service.backends.iter().filter(|b| b.weight > 0).filter_map(measured).collect();
+            let Some(latency) = self.memory.get(target).map(|memory| memory.latency) else { continue };
+            for backend in service.backends.iter_mut().filter(|b| b.weight > 0 && b.target == *target) {
+                if !backend.share.adapt(&latency, &all, floor) {
+                    continue;
+                }
+                has_adapted = true;
+                let (service, backend, share) = (&service.name, &backend.name, share_percent(backend.share.away));
+                let latency_ms = latency.average_ms().unwrap_or_default();
+                tracing::info!(service, backend, latency_ms, "backend keeps {share} % of its new flows");
             }
         }
+        has_adapted
     }
 
     /// Writes what packets are to meet: in services with this target, or in all.
@@ -296,11 +411,13 @@ impl Checker {
             service.is_open = is_open;
             for backend in &service.backends {
                 let health = health(backend);
-                let standing = Standing { health, is_down: health == Health::Unhealthy && !is_open };
+                let is_down = health == Health::Unhealthy && !is_open;
+                let standing = Standing { health, is_down, away: backend.share.away };
                 // Equal words are not written: readers on other CPUs keep the cache line.
                 if table.get(backend.id)? != standing {
                     table.set(backend.id, standing)?;
                 }
+                self.written.insert(backend.id, standing);
             }
         }
         Ok(())
@@ -317,6 +434,7 @@ impl Checker {
                 state: memory.health.word().to_owned(),
                 since_unix_ms: memory.since_unix_ms,
                 why: memory.why.clone(),
+                latency_ms: memory.latency.average_ms(),
                 checks: memory.checks,
                 checked_unix_ms: (memory.checks > 0).then_some(memory.checked_unix_ms),
             })
@@ -342,11 +460,27 @@ fn due(memory: &Memory, checks: &HealthChecks, started: Instant, now: Instant) -
     if doubted { regular.min(now + RETRY) } else { regular }.max(now)
 }
 
+/// The command of checks that this node does not have: its configuration has changed since they were published.
+fn unknown_command<'c>(checks: &'c HealthChecks, node: &Node) -> Option<&'c str> {
+    match &checks.check {
+        HealthCheck::Command { name, .. } if !node.config.health_commands.contains_key(name) => Some(name),
+        _ => None,
+    }
+}
+
 impl Memory {
+    fn new(health: Health, since_unix_ms: u64, why: Option<String>) -> Self {
+        let latency = Latency::default();
+        Self { health, since_unix_ms, why, latency, streak: 0, checks: 0, checked_unix_ms: 0, started: None }
+    }
+
     /// Notes a check; says whether the backend is another than before.
-    fn note(&mut self, checks: &HealthChecks, result: Result<(), String>) -> bool {
+    fn note(&mut self, checks: &HealthChecks, result: Result<(), String>, took: Duration) -> bool {
         self.checks += 1;
         self.checked_unix_ms = unix_ms();
+        if result.is_ok() {
+            self.latency.note(took);
+        }
         let (found, why) = match result {
             Ok(()) => (Health::Healthy, None),
             Err(why) => (Health::Unhealthy, Some(why)),
@@ -367,6 +501,10 @@ impl Memory {
             return false;
         }
         (self.health, self.why, self.streak, self.since_unix_ms) = (found, why, 0, unix_ms());
+        if found == Health::Unhealthy {
+            // One that comes back is measured anew.
+            self.latency = Latency::default();
+        }
         true
     }
 }
@@ -380,15 +518,22 @@ fn services(view: &View<'_>) -> Vec<Service> {
     let service = |row: crate::compile::view::ServiceView<'_>| {
         let checks = HealthChecks::from_text(row.health?)?;
         let ports = ports.get(&row.row).map(Vec::as_slice).unwrap_or_default();
-        // How many must be healthy is the service's; a check is the same without.
-        let check = HealthChecks { min_healthy: MinHealthy::Count(0), ..checks.clone() };
+        // How many must be healthy, and what becomes of slow ones, is the service's; a check is the same without.
+        let check = HealthChecks { min_healthy: MinHealthy::Count(0), min_share: None, ..checks.clone() };
         let backend = |backend: crate::compile::view::BackendView<'_>| {
             let address = check.address(backend.address, backend.port, ports)?;
             let target = Arc::new((address, check.clone()));
-            Some(Backend { id: backend.id, name: backend.name(), weight: backend.weight, target })
+            Some(Backend {
+                id: backend.id,
+                name: backend.name(),
+                weight: backend.weight,
+                target,
+                share: Share::default(),
+            })
         };
         let backends = view.backends(&row).filter_map(backend).collect();
-        Some(Service { name: row.name.to_owned(), min_healthy: checks.min_healthy, backends, is_open: false })
+        let (min_healthy, min_share) = (checks.min_healthy, checks.min_share);
+        Some(Service { name: row.name.to_owned(), min_healthy, min_share, backends, is_open: false })
     };
     view.services().filter_map(service).collect()
 }
@@ -398,7 +543,6 @@ mod tests {
     #![expect(clippy::disallowed_methods, reason = "any point in time will do to count from")]
 
     use super::*;
-    use crate::policy::HealthCheck;
 
     const CHECKS: HealthChecks = HealthChecks {
         check: HealthCheck::Tcp { port: None },
@@ -407,10 +551,12 @@ mod tests {
         rise: 3,
         fall: 2,
         min_healthy: MinHealthy::Count(0),
+        min_share: None,
     };
+    const TOOK: Duration = Duration::from_millis(2);
 
     fn memory(health: Health) -> Memory {
-        Memory { health, since_unix_ms: 0, why: None, streak: 0, checks: 0, checked_unix_ms: 0, started: None }
+        Memory::new(health, 0, None)
     }
 
     #[test]
@@ -430,7 +576,7 @@ mod tests {
             (&pass, true, Health::Healthy),
         ];
         for (number, (result, turned, health)) in steps.into_iter().enumerate() {
-            assert_eq!((one.note(&CHECKS, result.clone()), one.health), (turned, health), "step {number}");
+            assert_eq!((one.note(&CHECKS, result.clone(), TOOK), one.health), (turned, health), "step {number}");
         }
         assert_eq!(one.checks, 10);
     }
@@ -438,11 +584,11 @@ mod tests {
     #[test]
     fn what_was_never_checked_is_healthy_at_its_first_pass() {
         let mut one = memory(Health::Unknown);
-        assert!(one.note(&CHECKS, Ok(())));
+        assert!(one.note(&CHECKS, Ok(()), TOOK));
         assert_eq!(one.health, Health::Healthy);
         let mut one = memory(Health::Unknown);
-        assert!(!one.note(&CHECKS, Err(String::new())));
-        assert!(one.note(&CHECKS, Err(String::new())));
+        assert!(!one.note(&CHECKS, Err(String::new()), TOOK));
+        assert!(one.note(&CHECKS, Err(String::new()), TOOK));
     }
 
     #[test]
@@ -450,9 +596,9 @@ mod tests {
         let now = Instant::now();
         let mut one = memory(Health::Healthy);
         assert_eq!(due(&one, &CHECKS, now, now), now + CHECKS.interval);
-        one.note(&CHECKS, Err(String::new()));
+        one.note(&CHECKS, Err(String::new()), TOOK);
         assert_eq!(due(&one, &CHECKS, now, now), now + RETRY);
-        one.note(&CHECKS, Err(String::new()));
+        one.note(&CHECKS, Err(String::new()), TOOK);
         assert_eq!(due(&one, &CHECKS, now, now), now + CHECKS.interval, "it is out by now");
     }
 }

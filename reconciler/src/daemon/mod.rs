@@ -1,5 +1,6 @@
 //! The node's side: files, clock, sockets and signals, around the pure pipeline.
 
+pub mod adaptive;
 pub mod apply;
 pub mod attempt;
 pub mod cases;

@@ -223,8 +223,7 @@ impl Node {
         let policy = policy.for_node(&self.config.labels);
         let mut tests = validated.tests;
         tests.retain(|test| test.nodes.matches(&self.config.labels));
-        let ports: Vec<&str> = self.config.ports.keys().map(String::as_str).collect();
-        let unknown = policy::check_ports(&policy, &ports);
+        let unknown = policy::check_names(&policy, &self.config);
         if !unknown.is_empty() {
             diagnostics.extend(unknown);
             return Err(NodeError::Policy { diagnostics });

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use rustix::fd::OwnedFd;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, connect, ipproto, recv, send, socket};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
-use crate::policy::{Check, HealthCheck, HealthChecks, Probe};
+use crate::policy::{Check, HealthCheck, HealthChecks, HealthCommand, Probe};
 use crate::tls::trusting;
 
 /// What became of every probe, by its name; the error says what went wrong, for people.
@@ -27,6 +27,8 @@ pub type Results = BTreeMap<String, Result<(), String>>;
 
 /// What is left of a probe's own limit when its thread is given up: a resolver that hangs, for one.
 const LATE: Duration = Duration::from_millis(500);
+/// Where programs that health checks run are found that are named without a path.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Bytes of a command's last words that are kept.
 const WORDS_MAX: usize = 300;
 
@@ -62,7 +64,7 @@ fn try_one(probe: &Probe) -> Result<(), String> {
         Check::Tcp(address) => tcp(*address, probe.timeout),
         Check::Http { url, status } => http(url, None, *status, probe.timeout),
         Check::Ping(address) => ping(*address, probe.timeout),
-        Check::Command(run) => command(run, probe.timeout),
+        Check::Command(run) => command(run, None, probe.timeout),
     }
 }
 
@@ -70,9 +72,20 @@ fn tcp(address: SocketAddr, timeout: Duration) -> Result<(), String> {
     TcpStream::connect_timeout(&address, timeout).map(drop).map_err(|error| format!("tcp {address}: {error}"))
 }
 
-/// Checks a backend once.
-pub fn check_backend(address: SocketAddr, checks: &HealthChecks) -> Result<(), String> {
+/// Checks a backend once; `commands` are those that the node allows.
+pub fn check_backend(
+    address: SocketAddr,
+    checks: &HealthChecks,
+    commands: &BTreeMap<String, HealthCommand>,
+) -> Result<(), String> {
     match &checks.check {
+        HealthCheck::Command { name, .. } => {
+            let Some(allowed) = commands.get(name) else {
+                return Err(format!("this node has no health command `{name}`"));
+            };
+            let timeout = allowed.timeout.map_or(checks.timeout, |timeout| timeout.min(checks.timeout));
+            command(&allowed.run, Some(address), timeout)
+        }
         HealthCheck::Tcp { .. } => tcp(address, checks.timeout),
         HealthCheck::Http { tls, path, host, status, .. } => {
             let scheme = if *tls { "https" } else { "http" };
@@ -188,9 +201,16 @@ fn checksum(bytes: &[u8]) -> u16 {
     !u16::try_from(sum & 0xffff).unwrap_or(0)
 }
 
-fn command(run: &[String], timeout: Duration) -> Result<(), String> {
+/// Runs a program to its end; about a backend, that is all it is told.
+fn command(run: &[String], backend: Option<SocketAddr>, timeout: Duration) -> Result<(), String> {
     let Some((program, arguments)) = run.split_first() else { return Err("no program".to_owned()) };
     let mut command = Command::new(program);
+    if let Some(backend) = backend {
+        // The daemon's own environment may hold secrets of its sources.
+        command.env_clear().env("PATH", PATH);
+        command.env("WAYLEAVE_BACKEND_ADDRESS", backend.ip().to_string());
+        command.env("WAYLEAVE_BACKEND_PORT", backend.port().to_string());
+    }
     // A group of its own: what it starts is killed with it.
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
@@ -201,20 +221,22 @@ fn command(run: &[String], timeout: Duration) -> Result<(), String> {
     if status.success() {
         return Ok(());
     }
-    // What it started may hold its stderr open.
-    kill_group(&child);
     let words = words.join().unwrap_or_default();
     let separator = if words.is_empty() { "" } else { ": " };
     Err(format!("{program}: {status}{separator}{words}"))
 }
 
-/// Waits for a child; kills it and its group when that takes too long.
+/// Waits for a child; kills it when that takes too long. What it started ends with it in any case.
 fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<std::process::ExitStatus>> {
     const POLL: Duration = Duration::from_millis(5);
     let deadline = Instant::now() + timeout;
+    // Seen and not reaped: until then nobody else can have the number of its group.
+    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
     loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
+        if waitid(WaitId::Pid(id), ended)?.is_some() {
+            kill_group(child);
+            return child.wait().map(Some);
         }
         if Instant::now() >= deadline {
             kill_group(child);
@@ -334,6 +356,65 @@ mod tests {
         assert!(all["command"].as_ref().unwrap_err().ends_with("not done within 200ms, and killed"), "{all:?}");
         thread::sleep(2 * SECOND);
         assert!(!mark.exists(), "what the command started went on");
+    }
+
+    /// A check of a backend by a shell script; the node allows it so long, and the policy `policy_ms`.
+    fn check_by(script: &str, allowed: Option<Duration>, policy_ms: u64) -> Result<(), String> {
+        let run = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let commands = BTreeMap::from([("ready".to_owned(), HealthCommand { run, timeout: allowed })]);
+        let checks = HealthChecks {
+            check: HealthCheck::Command { name: "ready".to_owned(), port: None },
+            interval: SECOND,
+            timeout: Duration::from_millis(policy_ms),
+            rise: 1,
+            fall: 1,
+            min_healthy: crate::policy::MinHealthy::Count(0),
+            min_share: None,
+        };
+        check_backend("[2001:db8::1]:8099".parse().unwrap(), &checks, &commands)
+    }
+
+    #[test]
+    fn a_command_is_told_its_backend_and_nothing_else() {
+        let told = r#"test "$WAYLEAVE_BACKEND_ADDRESS $WAYLEAVE_BACKEND_PORT" = "2001:db8::1 8099""#;
+        assert_eq!(check_by(told, None, 900), Ok(()));
+        // PATH, both variables, and those that the shell sets itself.
+        let rest =
+            "env | grep -v -e ^PATH= -e ^WAYLEAVE_BACKEND_ -e ^PWD= -e ^_= -e ^SHLVL= -e ^OLDPWD= && exit 1 || exit 0";
+        assert_eq!(check_by(rest, None, 900), Ok(()));
+        assert_eq!(check_by("echo not yet >&2; exit 3", None, 900), Err("/bin/sh: exit status: 3: not yet".to_owned()));
+        assert_eq!(check_by("kill -9 $$", None, 900), Err("/bin/sh: signal: 9 (SIGKILL)".to_owned()));
+    }
+
+    #[test]
+    fn a_command_ends_at_the_shorter_of_both_times_with_all_that_it_started() {
+        for (allowed, policy_ms) in [(Some(Duration::from_millis(150)), 900), (None, 150)] {
+            let begun = Instant::now();
+            let error = check_by("sleep 20 & sleep 30", allowed, policy_ms).unwrap_err();
+            assert!(error.ends_with("not done within 150ms, and killed"), "{error}");
+            assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
+        }
+        // One that is done ends what it left behind, too.
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("mark");
+        assert_eq!(check_by(&format!("(sleep 1; touch {}) & exit 0", mark.display()), None, 900), Ok(()));
+        thread::sleep(2 * SECOND);
+        assert!(!mark.exists(), "what the command started went on");
+    }
+
+    #[test]
+    fn a_name_that_the_node_does_not_have_runs_nothing() {
+        let checks = HealthChecks {
+            check: HealthCheck::Command { name: "/bin/true".to_owned(), port: None },
+            interval: SECOND,
+            timeout: SECOND,
+            rise: 1,
+            fall: 1,
+            min_healthy: crate::policy::MinHealthy::Count(0),
+            min_share: None,
+        };
+        let result = check_backend("192.0.2.1:1".parse().unwrap(), &checks, &BTreeMap::new());
+        assert_eq!(result, Err("this node has no health command `/bin/true`".to_owned()));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct NextHopRecord {
 }
 
 /// What the daemon says of a backend: since when it is what it is, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BackendRecord {
     pub id: u32,
     pub service: String,
@@ -33,6 +33,8 @@ pub struct BackendRecord {
     pub since_unix_ms: u64,
     /// Of one that is unhealthy.
     pub why: Option<String>,
+    /// How long the checks that pass take, averaged.
+    pub latency_ms: Option<f64>,
     /// How often this daemon has checked it, and when it last did.
     pub checks: u64,
     pub checked_unix_ms: Option<u64>,
@@ -157,6 +159,7 @@ impl State {
                 state: text("state")?,
                 since_unix_ms: entry["since_unix_ms"].as_u64()?,
                 why: text("why"),
+                latency_ms: entry["latency_ms"].as_f64(),
                 checks: entry["checks"].as_u64()?,
                 checked_unix_ms: entry["checked_unix_ms"].as_u64(),
             })

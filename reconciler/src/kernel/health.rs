@@ -1,10 +1,10 @@
 //! Health of backends beside the generation, by backend id: what the daemon's checks found, and whether packets come.
 //!
 //! Zero says that nothing was found yet, and packets come: without a daemon nothing changes. The program looks at the lowest bit
-//! only; the others keep over restarts of the daemon what it had found.
+//! and the second byte; the others keep over restarts of the daemon what it had found.
 
 use aya::maps::{Array, Map, MapData};
-use fib::service::BACKEND_DOWN;
+use fib::service::{BACKEND_AWAY_AT, BACKEND_DOWN};
 
 use super::pins::Pins;
 use super::{KernelError, restore};
@@ -36,19 +36,22 @@ pub struct Standing {
     pub health: Health,
     /// It gets no packets. Not all that are unhealthy are: where too few would be left, all are used.
     pub is_down: bool,
+    /// So many of 256 new flows go to others, because it is slow.
+    pub away: u8,
 }
 
 const HEALTHY: u32 = 1 << 1;
 const UNHEALTHY: u32 = 1 << 2;
 
 impl Standing {
-    const fn encode(self) -> u32 {
+    /// As the packet path reads it.
+    pub const fn encode(self) -> u32 {
         let health = match self.health {
             Health::Unknown => 0,
             Health::Healthy => HEALTHY,
             Health::Unhealthy => UNHEALTHY,
         };
-        health | if self.is_down { BACKEND_DOWN } else { 0 }
+        health | (self.away as u32) << BACKEND_AWAY_AT | if self.is_down { BACKEND_DOWN } else { 0 }
     }
 
     const fn decode(word: u32) -> Self {
@@ -57,7 +60,8 @@ impl Standing {
             (true, false) => Health::Healthy,
             (false, false) => Health::Unknown,
         };
-        Self { health, is_down: word & BACKEND_DOWN != 0 }
+        let [_, away, ..] = word.to_le_bytes();
+        Self { health, is_down: word & BACKEND_DOWN != 0, away }
     }
 }
 
@@ -90,9 +94,14 @@ mod tests {
     fn nothing_is_zero_and_everything_comes_back() {
         assert_eq!(Standing::default().encode(), 0);
         for health in [Health::Unknown, Health::Healthy, Health::Unhealthy] {
-            for is_down in [false, true] {
-                let standing = Standing { health, is_down };
+            for (is_down, away) in [(false, 0), (true, 0), (false, 1), (true, 255)] {
+                let standing = Standing { health, is_down, away };
                 assert_eq!(Standing::decode(standing.encode()), standing);
+                assert_eq!(
+                    fib::service::passes_on(standing.encode(), away.into()),
+                    is_down,
+                    "from the first that it keeps"
+                );
             }
         }
     }

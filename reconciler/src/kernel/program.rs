@@ -447,9 +447,8 @@ impl Programs {
         result.map_err(KernelError::map("FLOWS"))
     }
 
-    /// Tells the candidate that a backend is down, or no longer.
-    pub fn set_test_down(&self, backend: u32, is_down: bool) -> Result<(), KernelError> {
-        let word = if is_down { fib::service::BACKEND_DOWN } else { 0 };
+    /// Tells the candidate how a backend is, in a word as `BACKEND_HEALTH` has it.
+    pub fn set_test_health(&self, backend: u32, word: u32) -> Result<(), KernelError> {
         self.candidate_backends.borrow_mut().set(backend, word, 0).map_err(KernelError::map("BACKEND_HEALTH"))
     }
 

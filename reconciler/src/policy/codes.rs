@@ -456,6 +456,13 @@ Right:  port: uplink"
 Wrong:  ports: {uplink: {device: eth0}, dc: {device: eth0}}
 Right:  ports: {uplink: {device: eth0}, dc: {device: eth1}}"
 
+    UnknownHealthCommand "WL0603" Error "a health command is unknown to the node"
+"A service's health check runs a program by a name that the node's `healthCommands` do not have. What is run is said by the
+node's owner alone: correct the name in the policy, or add the program to the node's configuration.
+
+Wrong:  health: {command: {name: api-redy}}   (the node has healthCommands: {api-ready: {run: [/opt/api-ready]}})
+Right:  health: {command: {name: api-ready}}"
+
     TestPacket "WL0701" Error "the packet of a test is no packet"
 "The case describes a packet that cannot be: addresses of two families, ports where the protocol has none, or a length
 that does not hold its own headers.
@@ -606,7 +613,7 @@ Wrong:  backends: [{address: 10.1.0.11, weight: 0}, {address: 10.1.0.12, weight:
 Right:  backends: [{address: 10.1.0.11, weight: 0}, {address: 10.1.0.12}]"
 
     HealthCheck "WL1108" Error "health checks need exactly one kind of check"
-"A backend is checked by a TCP connection, or by a page that is got by HTTP or HTTPS.
+"A backend is checked by a TCP connection, by a page that is got by HTTP or HTTPS, or by a command of the node.
 
 Wrong:  health: {tcp: {}, http: {path: /health}}
 Right:  health: {http: {path: /health}}"

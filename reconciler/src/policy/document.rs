@@ -617,6 +617,11 @@ pub(super) struct NodeSpec {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub(super) probe_commands: Vec<ProbeCommand>,
+    /// Programs that health checks of services may run here, by the names that policies know them by. A policy never says what
+    /// is run.
+    #[serde(default)]
+    #[schemars(extend("maxProperties" = 64))]
+    pub(super) health_commands: BTreeMap<String, HealthCommand>,
     #[serde(default)]
     pub(super) probation: Probation,
     #[serde(default)]
@@ -994,6 +999,20 @@ pub(super) struct ProbeCommand {
     pub(super) timeout: String,
 }
 
+/// A program that tells by its exit code whether a backend serves: 0, it does. It gets the backend in the environment variables
+/// `WAYLEAVE_BACKEND_ADDRESS` and `WAYLEAVE_BACKEND_PORT`, beside them only `PATH`, and has the daemon's rights.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct HealthCommand {
+    /// The program and its arguments; no shell reads them.
+    #[schemars(length(min = 1, max = 64))]
+    pub(super) run: Vec<String>,
+    /// How long it may take here, such as 1s, if the policy does not say less: it is killed then, with all that it started.
+    #[serde(default)]
+    #[schemars(with = "String")]
+    pub(super) timeout: Option<String>,
+}
+
 /// How long a change must prove itself by probes.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -1272,7 +1291,7 @@ fn affinity_ipv6_default() -> u8 {
     128
 }
 
-/// How backends are checked. Exactly one of tcp, http and https. One that fails gets no packets, neither of new flows nor of
+/// How backends are checked. Exactly one of tcp, http, https and command. One that fails gets no packets, neither of new flows nor of
 /// those that it has; what was never checked gets them.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -1289,6 +1308,10 @@ pub(super) struct Health {
     #[serde(default)]
     #[schemars(with = "HttpHealth")]
     pub(super) https: Option<HttpHealth>,
+    /// A program of the node is run.
+    #[serde(default)]
+    #[schemars(with = "CommandHealth")]
+    pub(super) command: Option<CommandHealth>,
     /// How often each backend is checked, 100ms to 1h, such as 2s.
     #[serde(default = "health_interval_default")]
     #[schemars(extend("default" = "2s"))]
@@ -1310,6 +1333,39 @@ pub(super) struct Health {
     #[serde(default)]
     #[schemars(schema_with = "min_healthy_schema")]
     pub(super) min_healthy: Option<MinHealthy>,
+    /// Backends that answer their checks more slowly than the others get fewer new flows, for as long as they do; all get what
+    /// their weights say when left out.
+    #[serde(default)]
+    #[schemars(with = "Adaptive")]
+    pub(super) adaptive: Option<Adaptive>,
+}
+
+/// How far new flows follow the latency of checks.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Adaptive {
+    /// What the slowest backend keeps of the new flows that its weight gives it, 1% to 99%. None ever gets more than its weight says.
+    #[serde(default = "min_share_default")]
+    #[schemars(regex(pattern = r"^[1-9][0-9]?%$"), extend("default" = "25%"))]
+    pub(super) min_share: String,
+}
+
+fn min_share_default() -> String {
+    "25%".to_owned()
+}
+
+/// Which of the programs that the node's configuration names in `healthCommands` is run.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct CommandHealth {
+    /// Its name there.
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), length(min = 1, max = 63))]
+    pub(super) name: String,
+    /// The port that it is told; when left out the backend's own, or else what the service's first TCP port means at the backend,
+    /// or its first one.
+    #[serde(default)]
+    #[schemars(with = "u16", range(min = 1))]
+    pub(super) port: Option<u16>,
 }
 
 /// Where a connection is made to.

@@ -26,6 +26,9 @@ pub struct HealthChecks {
     /// Checks in a row that one which was healthy must fail.
     pub fall: u8,
     pub min_healthy: MinHealthy,
+    /// Of slow backends: what they keep at least of the new flows that their weights give them, in percent, 1 to 99. `None`: latency
+    /// changes nothing.
+    pub min_share: Option<u8>,
 }
 
 /// What is tried.
@@ -35,6 +38,8 @@ pub enum HealthCheck {
     Tcp { port: Option<u16> },
     /// A GET is answered with this status, or with any from 200 to 399.
     Http { tls: bool, path: String, port: Option<u16>, host: Option<String>, status: Option<u16> },
+    /// The program that the node's `healthCommands` have by this name exits with 0.
+    Command { name: String, port: Option<u16> },
 }
 
 /// With fewer healthy backends than this, all are used.
@@ -75,10 +80,14 @@ impl std::fmt::Display for HealthChecks {
                 let status = status.map_or_else(String::new, |status| format!(" with {status}"));
                 write!(f, "{} {path}{host}{}{status}", if *tls { "https" } else { "http" }, on(port))?;
             }
+            HealthCheck::Command { name, port } => write!(f, "command {name}{}", on(port))?,
         }
         write!(f, " every {:?} within {:?}, rise {}, fall {}", self.interval, self.timeout, self.rise, self.fall)?;
         if self.min_healthy != MinHealthy::Count(0) {
             write!(f, ", min healthy {}", self.min_healthy)?;
+        }
+        if let Some(share) = self.min_share {
+            write!(f, ", adaptive down to {share}%")?;
         }
         Ok(())
     }
@@ -93,6 +102,7 @@ impl HealthChecks {
                 if *tls { "https" } else { "http" },
                 json!({"path": path, "port": port, "host": host, "status": status}),
             ),
+            HealthCheck::Command { name, port } => ("command", json!({"name": name, "port": port})),
         };
         check["kind"] = kind.into();
         check["interval_ms"] = ms(self.interval);
@@ -103,6 +113,9 @@ impl HealthChecks {
             MinHealthy::Count(count) => count.into(),
             MinHealthy::Percent(percent) => format!("{percent}%").into(),
         };
+        if let Some(share) = self.min_share {
+            check["min_share"] = share.into();
+        }
         check.to_string()
     }
 
@@ -121,6 +134,7 @@ impl HealthChecks {
                 host: words("host"),
                 status: number("status"),
             },
+            "command" => HealthCheck::Command { name: words("name")?, port: number("port") },
             _ => return None,
         };
         let min_healthy = match words("min_healthy") {
@@ -129,14 +143,18 @@ impl HealthChecks {
         };
         let time = |key: &str| value[key].as_u64().map(Duration::from_millis);
         let (interval, timeout) = (time("interval_ms")?, time("timeout_ms")?);
-        Some(Self { check, interval, timeout, rise: small("rise")?, fall: small("fall")?, min_healthy })
+        let (rise, fall, min_share) = (small("rise")?, small("fall")?, small("min_share"));
+        Some(Self { check, interval, timeout, rise, fall, min_healthy, min_share })
     }
 
-    /// Where a backend is checked: at the port of the check, or at its own, or at that which the service's first TCP port means.
+    /// Where a backend is checked: at the port of the check, or at its own, or at that which the service's first TCP port means;
+    /// what a command is told may be a port of UDP, too.
     pub fn address(&self, address: IpAddr, own: Option<u16>, ports: &[ServicePort]) -> Option<SocketAddr> {
-        let (HealthCheck::Tcp { port } | HealthCheck::Http { port, .. }) = &self.check;
+        let (HealthCheck::Tcp { port } | HealthCheck::Http { port, .. } | HealthCheck::Command { port, .. }) =
+            &self.check;
         let of_service = || {
-            let first = ports.iter().find(|port| port.protocol == Protocol::Tcp)?;
+            let any = ports.first().filter(|_| matches!(self.check, HealthCheck::Command { .. }));
+            let first = ports.iter().find(|port| port.protocol == Protocol::Tcp).or(any)?;
             Some(first.target.unwrap_or(first.first))
         };
         Some(SocketAddr::new(address, port.or(own).or_else(of_service)?))
@@ -191,6 +209,8 @@ pub(super) fn read_health(
         rise: written.rise,
         fall: written.fall,
         min_healthy: min_healthy?,
+        // The schema has checked it.
+        min_share: written.adaptive.as_ref().and_then(|a| a.min_share.strip_suffix('%')?.parse().ok()),
     };
     if let Some(backend) = backends.iter().find(|b| checks.address(b.address, b.port, ports).is_none()) {
         let message = format!("{backend} has no TCP port to be checked at: the service has none");
@@ -227,12 +247,19 @@ impl Reader<'_> {
             host: http.host.clone(),
             status: http.status,
         };
-        match (&written.tcp, &written.http, &written.https) {
-            (Some(tcp), None, None) => Some(HealthCheck::Tcp { port: tcp.port }),
-            (None, Some(plain), None) => Some(http(false, plain)),
-            (None, None, Some(secure)) => Some(http(true, secure)),
+        match (&written.tcp, &written.http, &written.https, &written.command) {
+            (Some(tcp), None, None, None) => Some(HealthCheck::Tcp { port: tcp.port }),
+            (None, Some(plain), None, None) => Some(http(false, plain)),
+            (None, None, Some(secure), None) => Some(http(true, secure)),
+            (None, None, None, Some(command)) => {
+                Some(HealthCheck::Command { name: command.name.clone(), port: command.port })
+            }
             _ => {
-                self.fault(Code::HealthCheck, &[], "health needs exactly one of tcp, http and https".to_owned());
+                self.fault(
+                    Code::HealthCheck,
+                    &[],
+                    "health needs exactly one of tcp, http, https and command".to_owned(),
+                );
                 None
             }
         }
@@ -280,11 +307,15 @@ mod tests {
             HealthCheck::Tcp { port: Some(1) },
             http(false, None, None),
             http(true, Some("api.example.net"), Some(204)),
+            HealthCheck::Command { name: "api-ready".to_owned(), port: None },
+            HealthCheck::Command { name: "api-ready".to_owned(), port: Some(9) },
         ];
         for check in all {
-            for min_healthy in [MinHealthy::Count(0), MinHealthy::Count(3), MinHealthy::Percent(50)] {
-                let (interval, timeout) = (Duration::from_secs(2), Duration::from_millis(10));
-                let checks = HealthChecks { check: check.clone(), interval, timeout, rise: 3, fall: 1, min_healthy };
+            for (min_healthy, min_share) in
+                [(MinHealthy::Count(0), None), (MinHealthy::Count(3), Some(1)), (MinHealthy::Percent(50), Some(99))]
+            {
+                let (check, interval, timeout) = (check.clone(), Duration::from_secs(2), Duration::from_millis(10));
+                let checks = HealthChecks { check, interval, timeout, rise: 3, fall: 1, min_healthy, min_share };
                 assert_eq!(HealthChecks::from_text(&checks.text()), Some(checks));
             }
         }

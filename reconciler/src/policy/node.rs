@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::codes::Code;
 use super::diagnostic::{Diagnostic, Faults, suggestion};
 use super::document::{self, Attach, DriftMode, Guard};
+use super::health::{HealthCheck, HealthChecks};
 use super::list::parse_prefix;
 use super::prefix::Prefix;
 use super::probe::{Probe, read_node_probes};
@@ -37,12 +38,23 @@ pub struct NodeConfig {
     pub settle: Duration,
     /// What must work after a change if it worked before it.
     pub probes: Vec<Probe>,
+    /// Programs that health checks may run, by name.
+    pub health_commands: BTreeMap<String, HealthCommand>,
     pub probation: Probation,
     pub guards: Guards,
     /// When changes of the source are taken.
     pub sync_windows: Vec<SyncWindow>,
     pub webhook: Option<Webhook>,
     pub drift: Drift,
+}
+
+/// A program that tells whether a backend serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCommand {
+    /// The program and its arguments.
+    pub run: Vec<String>,
+    /// How long it may take, if the policy does not say less.
+    pub timeout: Option<Duration>,
 }
 
 /// What the daemon does about drift, and how often it looks.
@@ -145,6 +157,7 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
     let drift_ms = quantity(&spec.drift.interval, drift_interval, quantity::duration_ms, duration);
     let probes = read_node_probes(file, root, &spec.probes, &spec.probe_commands, faults);
     check_port_entries(file, root, &spec.ports, faults);
+    let health_commands = health_commands(file, root, spec.health_commands, faults);
     let guards = guards(file, root, spec.guards, faults);
     let sync_windows = read_windows(file, root, spec.sync.windows, faults);
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -176,6 +189,7 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
         rescan_interval: Duration::from_millis(rescan_ms?),
         settle: Duration::from_millis(settle_ms?),
         probes,
+        health_commands,
         probation: Probation {
             window: Duration::from_millis(window_ms?),
             interval: Duration::from_millis(interval_ms?),
@@ -362,6 +376,30 @@ fn is_subpath(path: &str) -> bool {
     path.trim_end_matches('/').split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
+fn health_commands(
+    file: &str,
+    root: &Node,
+    written: BTreeMap<String, document::HealthCommand>,
+    faults: &mut Faults,
+) -> BTreeMap<String, HealthCommand> {
+    let commands = root.entry("spec").and_then(|spec| spec.value.entry("healthCommands")).map(|entry| &entry.value);
+    let mut read = BTreeMap::new();
+    for (name, command) in written {
+        if !is_name(&name) {
+            let key = commands.and_then(|commands| commands.entry(&name)).map(|entry| entry.key_span);
+            let message = format!("`{}` cannot be the name of a health command", schema::shorten(&name));
+            faults.push(Diagnostic::new(Code::MalformedValue, file, key, message).help(NAMES));
+        }
+        let key = [Step::Key("healthCommands"), Step::Key(&name), Step::Key("timeout")];
+        let ms = |text: &String| read_quantity(file, root, faults, text, &key, quantity::duration_ms, DURATION);
+        let timeout = command.timeout.as_ref().and_then(ms).map(Duration::from_millis);
+        read.insert(name, HealthCommand { run: command.run, timeout });
+    }
+    read
+}
+
+const NAMES: &str = "use lower-case letters, digits and `-`, beginning and ending with a letter or digit";
+
 fn check_port_entries(file: &str, root: &Node, ports: &BTreeMap<String, document::Port>, faults: &mut Faults) {
     let ports_node = root.entry("spec").and_then(|s| s.value.entry("ports")).map(|e| &e.value);
     let mut by_device: BTreeMap<&str, &str> = BTreeMap::new();
@@ -369,10 +407,7 @@ fn check_port_entries(file: &str, root: &Node, ports: &BTreeMap<String, document
         let entry = ports_node.and_then(|n| n.entry(name));
         if !is_name(name) {
             let message = format!("`{}` cannot be the name of a port", schema::shorten(name));
-            faults.push(
-                Diagnostic::new(Code::MalformedValue, file, entry.map(|e| e.key_span), message)
-                    .help("use lower-case letters, digits and `-`, beginning and ending with a letter or digit"),
-            );
+            faults.push(Diagnostic::new(Code::MalformedValue, file, entry.map(|e| e.key_span), message).help(NAMES));
         }
         let place =
             |name: &str| root.place(&[Step::Key("spec"), Step::Key("ports"), Step::Key(name), Step::Key("device")]);
@@ -396,9 +431,33 @@ fn is_name(text: &str) -> bool {
         && bytes.last().is_some_and(|b| alphanumeric(*b))
 }
 
-/// One error for every next hop whose port is not among the node's `ports`.
-pub fn check_ports(policy: &Policy, ports: &[&str]) -> Vec<Diagnostic> {
+/// One error for everything that a policy names and the node's configuration must have, and does not: ports and health commands.
+pub fn check_names(policy: &Policy, node: &NodeConfig) -> Vec<Diagnostic> {
+    let ports: Vec<&str> = node.ports.keys().map(String::as_str).collect();
     let mut faults = Faults::default();
+    check_ports(policy, &ports, &mut faults);
+    for service in &policy.service_policies {
+        let Some(HealthChecks { check: HealthCheck::Command { name, .. }, .. }) = &service.health else { continue };
+        if node.health_commands.contains_key(name) {
+            continue;
+        }
+        let file = policy.files.get(service.origin.file as usize).map_or(".", String::as_str);
+        let message = format!(
+            "the service `{}` is checked by the command `{name}`, which is not among this node's healthCommands",
+            service.name
+        );
+        let help = suggestion(name, node.health_commands.keys().map(String::as_str)).unwrap_or_else(|| {
+            format!(
+                "the node's owner allows it in the node's configuration: healthCommands: {{{name}: {{run: [PROGRAM]}}}}"
+            )
+        });
+        let span = super::Span::line(service.health_line);
+        faults.push(Diagnostic::new(Code::UnknownHealthCommand, file, Some(span), message).help(help));
+    }
+    faults.finish()
+}
+
+fn check_ports(policy: &Policy, ports: &[&str], faults: &mut Faults) {
     for route_policy in &policy.route_policies {
         for hop in route_policy.next_hops.iter().filter(|hop| !ports.contains(&hop.port.as_str())) {
             let file = policy.files.get(hop.origin.file as usize).map_or(".", String::as_str);
@@ -421,5 +480,4 @@ pub fn check_ports(policy: &Policy, ports: &[&str]) -> Vec<Diagnostic> {
             faults.push(Diagnostic::new(Code::UnknownPort, file, Some(span), message).maybe_help(help));
         }
     }
-    faults.finish()
 }

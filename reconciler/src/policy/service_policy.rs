@@ -33,6 +33,8 @@ pub struct ServicePolicy {
     pub health: Option<HealthChecks>,
     /// [`HealthChecks::text`] of it; empty where there is none.
     pub health_text: String,
+    /// Line of what is checked; 0 where nothing is.
+    pub health_line: u32,
 }
 
 /// Ports of a service.
@@ -157,8 +159,16 @@ pub(super) fn read_service_policy(run: &mut Run<'_>, file: &str, root: &Node, wr
         echo: spec.echo,
         timeouts,
         health_text: health.as_ref().map(HealthChecks::text).unwrap_or_default(),
+        health_line: health.as_ref().map_or(0, |_| health_line(root)),
         health,
     });
+}
+
+/// Where the command of a check is named, or else where the checks are.
+fn health_line(root: &Node) -> u32 {
+    let health = [Step::Key("spec"), Step::Key("health")];
+    let command = [Step::Key("command"), Step::Key("name")];
+    root.place(&[&health[..], &command[..]].concat()).start.line
 }
 
 impl Reader<'_> {

@@ -112,6 +112,10 @@ impl<N: Node> Node for AllUp<'_, N> {
         self.0.is_down(backend)
     }
 
+    fn passes_on(&self, backend: u32, drawn: u32) -> bool {
+        self.0.passes_on(backend, drawn)
+    }
+
     fn now_s(&self) -> u32 {
         self.0.now_s()
     }

@@ -57,7 +57,7 @@ impl<'a> Served<'a> {
         let why = backend.and_then(|_| steer.why());
         let passed_over = view.backends(&service).find(|backend| backend.id == steer.passed_over);
         let slots = u32::try_from(view.service_slots(&service).len()).unwrap_or(u32::MAX);
-        let slot = matches!(why, Some(Why::Slot | Why::Affinity | Why::StandIn))
+        let slot = matches!(why, Some(Why::Slot | Why::Affinity | Why::StandIn | Why::PassedOn))
             .then(|| (u32::try_from((u64::from(steer.hash) * u64::from(slots)) >> 32).unwrap_or_default(), slots));
         let what = match steer.translated {
             translated::DESTINATION => Some("destination"),
@@ -78,6 +78,7 @@ impl<'a> Served<'a> {
             Why::Previous => "previous-generation",
             Why::Answer => "answer",
             Why::StandIn => "stand-in",
+            Why::PassedOn => "passed-on",
         })
     }
 
@@ -135,12 +136,19 @@ impl<'a> Served<'a> {
                     self.passed_over.map_or_else(String::new, |of| of.name())
                 )
             }
+            (Some(Why::PassedOn), Some((slot, slots))) => {
+                format!(
+                    "passed on by {} of slot {slot} of {slots}, which is slow",
+                    self.passed_over.map_or_else(String::new, |of| of.name())
+                )
+            }
             (_, Some((slot, slots))) => format!("slot {slot} of {slots}"),
             _ => String::new(),
         };
         let drained = if backend.weight == 0 { ", being drained" } else { "" };
         let _ = write!(text, "backend   {} ×{}{drained}: {why}", backend.name(), backend.weight);
-        if let (Some(over), false) = (&self.passed_over, self.why == Some(Why::StandIn)) {
+        let is_said = matches!(self.why, Some(Why::StandIn | Why::PassedOn));
+        if let (Some(over), false) = (&self.passed_over, is_said) {
             let _ = write!(text, "; its backend {} is down", over.name());
         }
         if let Some((what, to)) = &self.translated {
@@ -171,11 +179,11 @@ pub(super) struct ServedJson<'a> {
     line: u32,
     backend: Option<String>,
     weight: Option<u16>,
-    /// `flow-table`, `maglev-slot`, `affinity`, `previous-generation`, `answer` or `stand-in`.
+    /// `flow-table`, `maglev-slot`, `affinity`, `previous-generation`, `answer`, `stand-in` or `passed-on`.
     why: Option<&'static str>,
     slot: Option<u32>,
     slots: Option<u32>,
-    /// The backend that would have the packet, and is down.
+    /// The backend that would have the packet, and is down or slow.
     passed_over: Option<String>,
     /// `destination` or `source`, and what it becomes.
     translated: Option<&'static str>,

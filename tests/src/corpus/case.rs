@@ -1,7 +1,9 @@
 //! One case: a packet, where it comes in, and what must become of it.
 
-use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
 
+use anyhow::{Context, Result, bail, ensure};
+use fib::service::{BACKEND_AWAY_AT, BACKEND_DOWN};
 use wayleave::compile::View;
 
 use super::expect::Expect;
@@ -13,16 +15,24 @@ use super::node::NodeDescription;
 const CHANGES: [&str; 4] = ["truncate", "pad", "set", "transport"];
 
 impl Case {
-    /// Ids of the backends that are down while it runs; written `SERVICE/ADDRESS`, with the port where the backend has one.
-    pub(super) fn backends_down(&self, view: &View<'_>) -> Result<Vec<u32>> {
+    /// Words of the backends that are down or slow while it runs, by id; written `SERVICE/ADDRESS`, with the port where the backend
+    /// has one.
+    pub(super) fn backend_words(&self, view: &View<'_>) -> Result<BTreeMap<u32, u32>> {
         let id = |name: &String| {
             let (service, backend) = name.split_once('/').context("a backend is written SERVICE/ADDRESS")?;
             let service =
                 view.services().find(|one| one.name == service).with_context(|| format!("no service {service}"))?;
             let backend = view.backends(&service).find(|one| one.name() == backend);
-            Ok(backend.with_context(|| format!("no backend {name}"))?.id)
+            anyhow::Ok(backend.with_context(|| format!("no backend {name}"))?.id)
         };
-        self.backends_down.iter().map(id).collect()
+        let mut words = BTreeMap::new();
+        for name in &self.backends_down {
+            *words.entry(id(name)?).or_default() |= BACKEND_DOWN;
+        }
+        for (name, away) in &self.backends_slow {
+            *words.entry(id(name)?).or_default() |= u32::from(*away) << BACKEND_AWAY_AT;
+        }
+        Ok(words)
     }
 }
 
@@ -42,6 +52,8 @@ pub struct Case {
     pub down: Vec<String>,
     /// Backends that are down while it runs, as `SERVICE/ADDRESS`.
     pub(super) backends_down: Vec<String>,
+    /// Backends that are slow while it runs, and how many of 256 new flows they pass on.
+    pub(super) backends_slow: Vec<(String, u8)>,
     /// What the flow table knows while it runs.
     pub(super) flows: Vec<KnownFlow>,
     pub(super) expect: Expect,
@@ -57,6 +69,7 @@ impl Case {
         let mut becomes: Option<String> = None;
         let mut down = Vec::new();
         let mut backends_down = Vec::new();
+        let mut backends_slow = Vec::new();
         let mut flows = Vec::new();
         for text in body.iter().map(|text| text.trim()) {
             let first = text.split_whitespace().next().unwrap_or_default();
@@ -81,6 +94,12 @@ impl Case {
                 }
             } else if let Some(names) = text.strip_prefix("backends down:") {
                 backends_down.extend(names.split_whitespace().map(str::to_owned));
+            } else if let Some(names) = text.strip_prefix("backends slow:") {
+                for name in names.split_whitespace() {
+                    let (name, away) =
+                        name.split_once('=').context("a slow backend is written SERVICE/ADDRESS=0 to 255")?;
+                    backends_slow.push((name.to_owned(), away.parse()?));
+                }
             } else if let Some(flow) = text.strip_prefix("flow:") {
                 flows.push(KnownFlow::read(flow)?);
             } else if CHANGES.contains(&first) {
@@ -105,6 +124,7 @@ impl Case {
             frame,
             down,
             backends_down,
+            backends_slow,
             flows,
             expect,
         })

@@ -147,8 +147,8 @@ fn run(themes: &[Theme], program: Program, pins: &Pins) -> Result<Report> {
             for (key, entry) in flows.as_flattened() {
                 programs.set_test_flow(key, Some(entry))?;
             }
-            let down = case.backends_down(&view).with_context(place)?;
-            down.iter().try_for_each(|id| programs.set_test_down(*id, true))?;
+            let words = case.backend_words(&view).with_context(place)?;
+            words.iter().try_for_each(|(id, word)| programs.set_test_health(*id, *word))?;
             let got = test_run(case).with_context(place)?;
             let mut result = check(case, &theme.node, &got, &mut alike);
             let port = case.expect.port().and_then(|port| ports.iter().find(|(of_node, _)| of_node.name == port));
@@ -164,7 +164,7 @@ fn run(themes: &[Theme], program: Program, pins: &Pins) -> Result<Report> {
                 }
             }
             report.note(case, program.name(), result);
-            down.iter().try_for_each(|id| programs.set_test_down(*id, false))?;
+            words.keys().try_for_each(|id| programs.set_test_health(*id, 0))?;
             for (key, _) in flows.as_flattened() {
                 programs.set_test_flow(key, None)?;
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use fib::packet::Tags;
-use fib::service::{FlowKey, FlowWords};
+use fib::service::{BACKEND_DOWN, FlowKey, FlowWords, passes_on};
 use fib::{Image, Ingress, Neighbour, Node, Reach, ReachWords, Reason, Verdict};
 use wayleave::compile::View;
 use wayleave::trace::Frame;
@@ -18,7 +18,7 @@ struct LibraryNode {
     ingress: BTreeMap<u32, Ingress>,
     reach: BTreeMap<u32, Reach>,
     flows: BTreeMap<FlowKey, FlowWords>,
-    backends_down: Vec<u32>,
+    backend_words: BTreeMap<u32, u32>,
 }
 
 /// The second at which the library decides.
@@ -38,8 +38,14 @@ impl LibraryNode {
             ingress: theme.node.ingress(case.ingress, |name| port_id(view, name)).collect(),
             reach,
             flows,
-            backends_down: case.backends_down(view)?,
+            backend_words: case.backend_words(view)?,
         })
+    }
+}
+
+impl LibraryNode {
+    fn word(&self, backend: u32) -> u32 {
+        self.backend_words.get(&backend).copied().unwrap_or(0)
     }
 }
 
@@ -61,7 +67,11 @@ impl Node for LibraryNode {
     }
 
     fn is_down(&self, backend: u32) -> bool {
-        self.backends_down.contains(&backend)
+        self.word(backend) & BACKEND_DOWN != 0
+    }
+
+    fn passes_on(&self, backend: u32, drawn: u32) -> bool {
+        passes_on(self.word(backend), drawn)
     }
 
     fn now_s(&self) -> u32 {

@@ -11,7 +11,7 @@ use fib::layout::{
 use super::{DIRECT_12_FROM, Poptrie, Rule, SLOTS, Unmixed, index, paint};
 
 /// Colours of one palette.
-const COLOURS: usize = PALETTE_BYTES as usize / 2;
+pub(in crate::compile) const COLOURS: usize = PALETTE_BYTES as usize / 2;
 /// Fewest prefixes for which the 18-bit direct table (1 MiB) is worth its bytes: with it no prefix up
 /// to /24 needs the trie, whose depth a processor cannot foresee.
 const DIRECT_18_FROM: usize = 512;
@@ -62,10 +62,10 @@ impl V4Fib {
 }
 
 /// Blocks and their palettes while they grow. A palette is used until a block needs more colours than it has left.
-#[derive(Default)]
-struct Blocks {
-    rows: Vec<[u8; SLOTS]>,
-    palettes: Vec<[u16; COLOURS]>,
+#[derive(Debug, Default)]
+pub(in crate::compile) struct Blocks {
+    pub rows: Vec<[u8; SLOTS]>,
+    pub palettes: Vec<[u16; COLOURS]>,
     /// Colours of the last palette that are taken.
     taken: usize,
     /// Colour of each target in the last palette.
@@ -76,7 +76,7 @@ struct Blocks {
 
 impl Blocks {
     /// The direct entry of a block that is one target throughout; `None` when there are no more palettes.
-    fn uniform(&mut self, target: u16) -> Option<u32> {
+    pub(in crate::compile) fn uniform(&mut self, target: u16) -> Option<u32> {
         if let Some(&entry) = self.uniform.get(&target) {
             return Some(entry);
         }
@@ -86,7 +86,7 @@ impl Blocks {
     }
 
     /// The direct entry of a block with these targets; `None` when there are no more palettes.
-    fn add(&mut self, targets: &[u16; SLOTS]) -> Option<u32> {
+    pub(in crate::compile) fn add(&mut self, targets: &[u16; SLOTS]) -> Option<u32> {
         if self.palettes.is_empty() {
             self.open()?;
         }

@@ -11,11 +11,11 @@ use std::ops::Range;
 
 use fib::layout::STRIDE_BITS;
 
-pub(super) use ipv4::V4Fib;
+pub(super) use ipv4::{Blocks, V4Fib};
 pub(super) use ipv6::V6Fib;
 
 /// Slots of one node or block.
-const SLOTS: usize = 1 << STRIDE_BITS;
+pub(super) const SLOTS: usize = 1 << STRIDE_BITS;
 /// Fewest prefixes for which a 12-bit direct table (16 KiB) is worth its bytes.
 const DIRECT_12_FROM: usize = 512;
 

@@ -67,6 +67,7 @@ pub(in crate::compile) fn service(number: u8, vip: u8, ports: Vec<ServicePort>, 
         timeouts: FlowTimeouts { established_s: 900, closing_s: 60, udp_s: 120 },
         health: None,
         health_text: String::new(),
+        health_line: 0,
     }
 }
 
@@ -110,6 +111,7 @@ fn checked(weights: &[u16]) -> (crate::compile::Image, Vec<u32>) {
         rise: 2,
         fall: 2,
         min_healthy: MinHealthy::Count(0),
+        min_share: None,
     };
     let one = ServicePolicy { health_text: checks.text(), health: Some(checks), ..service(1, 10, ports, weights) };
     let image = compile(&policy(vec![one]), &NodeFacts::default(), &LiveIds::default()).unwrap();
@@ -144,6 +146,73 @@ fn only_flows_of_a_backend_that_is_down_move_and_they_are_shared_out_by_weight()
     for (id, share) in [(ids[0], 4), (ids[2], 2), (ids[3], 4)] {
         let expected = all / share;
         assert!(stand_ins[&id].abs_diff(expected) < expected / 20, "{stand_ins:?}");
+    }
+}
+
+/// A node with backends that pass on so many of 256 new flows, by id.
+struct Slow(BTreeMap<u32, u32>);
+
+impl Node for Slow {
+    fn ingress(&self, _tags: fib::packet::Tags) -> Option<Ingress> {
+        None
+    }
+    fn reach(&self, _id: u32) -> ReachWords {
+        [0; 4]
+    }
+    fn ask<I: Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
+        None
+    }
+    fn passes_on(&self, backend: u32, drawn: u32) -> bool {
+        let away = self.0.get(&backend).copied().unwrap_or(0);
+        fib::service::passes_on(away << fib::service::BACKEND_AWAY_AT, drawn)
+    }
+}
+
+#[test]
+fn a_slow_backend_keeps_its_share_of_new_flows_and_only_what_it_passes_on_moves() {
+    let (image, ids) = checked(&[1, 1, 2]);
+    let view = image.view().unwrap();
+    // Thinned more and more: a flow that has moved never comes back.
+    let mut moved = std::collections::BTreeSet::new();
+    for away in [64u32, 128, 192] {
+        let slow = Slow([(ids[1], away)].into());
+        let (mut had, mut kept, mut taken) = (0, 0, BTreeMap::<u32, u32>::new());
+        for sport in 1..=60_000 {
+            let (_, before) = staged(&view, &Nobody, [198, 51, 100, 10], Protocol::Tcp, (sport, 443));
+            let (at, after) = staged(&view, &slow, [198, 51, 100, 10], Protocol::Tcp, (sport, 443));
+            assert_eq!(at, step::STEERED);
+            let (was, is) = (before.chosen().backend(), after.chosen().backend());
+            if was != ids[1] {
+                assert_eq!((is, after.why(), after.passed_over), (was, Some(Why::Slot), 0));
+                continue;
+            }
+            had += 1;
+            if after.why() == Some(Why::Slot) {
+                assert!(is == was && !moved.contains(&sport));
+                kept += 1;
+            } else {
+                assert_eq!((after.why(), after.passed_over), (Some(Why::PassedOn), was));
+                moved.insert(sport);
+                // A further draw may fall on it again, as one of those that it keeps.
+                *taken.entry(is).or_default() += 1;
+            }
+        }
+        let expected = had * (256 - away) / 256;
+        assert!(u32::abs_diff(kept, expected) < had / 50, "{kept} of {had} with {away} of 256 passed on");
+        // What is passed on is shared out by weight, 1 to 2.
+        let [small, large] = [ids[0], ids[2]].map(|id| taken.get(&id).copied().unwrap_or(0));
+        assert!((small * 2).abs_diff(large) < large / 5, "{taken:?}");
+    }
+}
+
+#[test]
+fn slow_backends_alone_never_leave_a_flow_without_one() {
+    let (image, ids) = checked(&[1, 1]);
+    let view = image.view().unwrap();
+    let slow = Slow(ids.iter().map(|id| (*id, 255)).collect());
+    for sport in 1..2_000 {
+        let (at, _) = staged(&view, &slow, [198, 51, 100, 10], Protocol::Tcp, (sport, 443));
+        assert_eq!(at, step::STEERED, "{sport}");
     }
 }
 

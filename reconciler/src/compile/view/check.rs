@@ -104,16 +104,18 @@ fn v4_fib(view: &View) -> Result<(), ImageError> {
     }
     let [blocks, palettes, nodes] =
         [Section::V4Blocks, Section::V4Palettes, Section::V4Nodes].map(|section| view.count(section));
-    rows(view, Section::V4Direct, |at| {
-        let entry = view.u32(at);
-        if entry & DIRECT_NODE != 0 {
-            entry & !DIRECT_NODE < nodes
-        } else {
-            entry & ((1 << DIRECT_BLOCK_BITS) - 1) < blocks && entry >> DIRECT_BLOCK_BITS < palettes
-        }
-    })?;
+    rows(view, Section::V4Direct, |at| is_direct_entry(view.u32(at), blocks, palettes, nodes))?;
     rows(view, Section::V4Palettes, |at| (0..256).all(|colour| is_target(view, view.u16(at + colour * 2))))?;
     trie(view, Section::V4Nodes, Section::V4Leaves, |target| is_target(view, target))
+}
+
+/// Whether an entry of a direct table leads to a node, or to a block and a palette, of which there are so many.
+pub(super) fn is_direct_entry(entry: u32, blocks: u32, palettes: u32, nodes: u32) -> bool {
+    if entry & DIRECT_NODE != 0 {
+        entry & !DIRECT_NODE < nodes
+    } else {
+        entry & ((1 << DIRECT_BLOCK_BITS) - 1) < blocks && entry >> DIRECT_BLOCK_BITS < palettes
+    }
 }
 
 /// As above, of IPv6.

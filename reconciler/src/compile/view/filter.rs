@@ -2,13 +2,13 @@
 
 use fib::image::Image as _;
 use fib::layout::{
-    AT_FILTER, DIRECT_NODE, FILTER_DEFAULT, FILTER_FLAGS, FILTER_NO_PORTS, FILTER_PAGES, FILTER_POLICY_SAYS_NONE,
-    FILTER_PROTOCOLS, FILTER_RULE_DOES, FILTER_RULE_FILE, FILTER_RULE_ID, FILTER_RULE_IDS_MAX, FILTER_RULE_LINE,
-    FILTER_RULE_MEANING, FILTER_RULE_NAME, FILTER_RULE_POLICY, FILTER_RULE_RATE, FILTER_RULES_MAX, FILTER_SOURCE_PAGES,
-    FILTER_TABLE_BITS, FILTER_WORDS, FilterTable, Section, filter_action,
+    AT_FILTER, FILTER_DEFAULT, FILTER_FLAGS, FILTER_NO_PORTS, FILTER_PAGES, FILTER_POLICY_SAYS_NONE, FILTER_PROTOCOLS,
+    FILTER_RULE_DOES, FILTER_RULE_FILE, FILTER_RULE_ID, FILTER_RULE_IDS_MAX, FILTER_RULE_LINE, FILTER_RULE_MEANING,
+    FILTER_RULE_NAME, FILTER_RULE_POLICY, FILTER_RULE_RATE, FILTER_RULES_MAX, FILTER_SOURCE_PAGES, FILTER_TABLE_BITS,
+    FILTER_WORDS, FilterTable, Section, filter_action,
 };
 
-use super::check::{rows, trie};
+use super::check::{is_direct_entry, rows, trie};
 use super::{ImageError, View};
 use crate::policy::FilterAction;
 
@@ -146,11 +146,10 @@ pub(super) fn check(view: &View<'_>) -> Result<(), ImageError> {
             return damaged(Section::FilterHead);
         }
     }
-    let nodes = view.count(Section::FilterNodes);
-    rows(view, Section::FilterDirect, |at| {
-        let entry = view.u32(at);
-        if entry & DIRECT_NODE != 0 { entry & !DIRECT_NODE < nodes } else { is_class(entry) }
-    })?;
+    let [blocks, palettes, nodes] =
+        [Section::FilterBlocks, Section::FilterPalettes, Section::FilterNodes].map(|section| view.count(section));
+    rows(view, Section::FilterDirect, |at| is_direct_entry(view.u32(at), blocks, palettes, nodes))?;
+    rows(view, Section::FilterPalettes, |at| (0..256).all(|colour| is_class(view.u16(at + colour * 2).into())))?;
     trie(view, Section::FilterNodes, Section::FilterLeaves, |class| is_class(class.into()))?;
     let classes = view.count(Section::FilterClasses);
     if classes < FILTER_PAGES || !(classes - FILTER_PAGES).is_multiple_of(256) {

@@ -1,5 +1,6 @@
 //! Packets a second from one veth pair to another, by each forwarder in the same place.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -24,6 +25,9 @@ const PEERS: [(Option<&str>, &str); 6] = [
 
 /// How long frames may take to arrive after the last was sent.
 const SETTLE: Duration = Duration::from_millis(200);
+
+/// Where frames come from.
+pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
 /// Routes of the small table: what forwarding costs beside the lookup.
 const SMALL: usize = 1_000;
@@ -51,7 +55,7 @@ fn one_table(
     let _sink = attach_xdp_drop(&lab.sink, "eth0")?;
     let wan = lab.router.ifindex("wan")?;
     lab.router.enter(|| live.programs.set_egress(wan, macs(lab.sink_mac, lab.wan_mac)))??;
-    live.programs.set_frame(macs(lab.lan_mac, lab.client_mac))?;
+    live.programs.set_frame(macs(lab.lan_mac, lab.client_mac), CLIENT, Ipv4Addr::UNSPECIFIED)?;
 
     let mut ours = (Samples::default(), Samples::default());
     let mut peers = vec![(Samples::default(), Samples::default()); forwarders.len()];
@@ -61,13 +65,7 @@ fn one_table(
         let warm_up = repetition == 0;
         let node = live.site.node()?;
         if !warm_up {
-            lab.router.enter(|| {
-                crate::block_on(async {
-                    let proposal = wayleave::daemon::apply::propose(&node, &node.config.source).await?;
-                    wayleave::daemon::apply::apply(&node, proposal, &mut |_| {}).await?;
-                    anyhow::Ok(())
-                })?
-            })??;
+            lab.apply(&node)?;
         }
         blast(lab, &mut live, options, &mut ours, warm_up).context("wayleave")?;
         live.site.detach(lab)?;
@@ -135,7 +133,7 @@ pub(crate) fn blast(
     let begin = Instant::now();
     lab.client.enter(|| {
         pin_to_first_cpu()?;
-        live.programs.generate(client, frames)
+        live.programs.generate(live.generator, client, frames)
     })??;
     let mut elapsed = begin.elapsed();
     let mut count = arrived()?;

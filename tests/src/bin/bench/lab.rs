@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use tempfile::TempDir;
+use wayleave::daemon::apply::{apply, propose};
 use wayleave::daemon::detach::detach;
 use wayleave::daemon::node::Node;
-use wayleave::policy::node_config;
+use wayleave::policy::{Guard, node_config};
 use wayleave_tests::{Bpffs, Mac, Namespace, veth};
 
 use crate::internet::{NEXT_HOPS, Table};
@@ -62,6 +63,18 @@ impl Lab {
             sink,
         })
     }
+
+    /// Publishes what the node's source says now. What the benchmark takes away is meant.
+    pub(crate) fn apply(&self, node: &Node) -> Result<()> {
+        self.router.enter(|| {
+            crate::block_on(async {
+                let mut proposal = propose(node, &node.config.source).await?;
+                proposal.allow(&Guard::ALL.into());
+                apply(node, proposal, &mut |_| {}).await?;
+                anyhow::Ok(())
+            })?
+        })?
+    }
 }
 
 /// A source, a config, and places for pins and state, all of which disappear with it.
@@ -73,8 +86,14 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new(table: &Table) -> Result<Self> {
+        Self::with(|source| table.write_source(source))
+    }
+
+    /// One whose source is what `write` puts into the directory, which is there and empty.
+    pub(crate) fn with(write: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         let site = Self { directory: tempfile::tempdir()?, bpffs: Bpffs::mount()? };
-        table.write_source(&site.source())?;
+        std::fs::create_dir(site.source())?;
+        write(&site.source())?;
         let config = format!(
             "apiVersion: wayleave/v1\nkind: NodeConfig\nmetadata: {{name: bench}}\nspec:\n  source: {{directory: {}}}\n  \
              ports:\n    wan: {{device: wan}}\n    lan: {{device: lan}}\n  bpffs: {}\n  stateDir: {}\n",

@@ -18,7 +18,7 @@ use crate::report::{Better, Report, Samples};
 use crate::{Options, block_on};
 
 /// Stages of one apply, in the order in which they happen.
-const STAGES: [&str; 10] = [
+pub(crate) const STAGES: [&str; 10] = [
     "read the files",
     "validate",
     "compile",
@@ -46,7 +46,7 @@ pub(crate) fn run(lab: &Lab, table: &Table, options: &Options, report: &mut Repo
         let mut live = Live::publish(lab, &v4, &mut random)?;
         trie.push(ms(live.fill_tries()?));
         live.site.detach(lab)?;
-        for (stage, time) in in_process(lab, table)? {
+        for (stage, time) in in_process(lab, &Site::new(table)?)? {
             stages.entry(stage).or_default().push(ms(time));
         }
     }
@@ -67,7 +67,7 @@ pub(crate) fn run(lab: &Lab, table: &Table, options: &Options, report: &mut Repo
     Ok(())
 }
 
-fn ms(time: Duration) -> f64 {
+pub(crate) fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
@@ -95,8 +95,7 @@ fn command(lab: &Lab, table: &Table) -> Result<Duration> {
 }
 
 /// The same way through the library, with the time of each stage.
-fn in_process(lab: &Lab, table: &Table) -> Result<Vec<(&'static str, Duration)>> {
-    let site = Site::new(table)?;
+pub(crate) fn in_process(lab: &Lab, site: &Site) -> Result<Vec<(&'static str, Duration)>> {
     let node = site.node()?;
     let mut times = Vec::new();
 

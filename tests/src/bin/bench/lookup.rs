@@ -3,13 +3,12 @@
 use anyhow::{Result, ensure};
 use fib::layout::Section;
 use wayleave::compile::View;
-use wayleave::daemon::apply::{apply, propose};
 
+use crate::Options;
 use crate::internet::{Random, Table};
 use crate::lab::{Lab, Site};
-use crate::programs::{ADDRESSES, Pass, Programs};
+use crate::programs::{ADDRESSES, Generator, Pass, Programs};
 use crate::report::{Better, Report, Samples, number};
-use crate::{Options, block_on};
 
 /// The programs that look up IPv4 addresses, and what they are called in tables.
 const LIST: (&str, &str) = ("empty_v4", "the list of addresses alone");
@@ -31,6 +30,8 @@ const SIZES: [usize; 3] = [10, 1_000, 10_000];
 pub(crate) struct Live {
     pub(crate) site: Site,
     pub(crate) programs: Programs,
+    /// What frames are sent.
+    pub(crate) generator: Generator,
     /// Routes with their targets in the image.
     routes: Vec<(wayleave::policy::Prefix, u16)>,
     bytes: Bytes,
@@ -49,30 +50,31 @@ struct Bytes {
 impl Live {
     /// Applies a table as the daemon does, and loads the programs.
     pub(crate) fn publish(lab: &Lab, table: &Table, random: &mut Random) -> Result<Self> {
-        let site = Site::new(table)?;
-        let node = site.node()?;
-        let device = lab.router.ifindex("lan")?;
         let addresses = usize::try_from(ADDRESSES)?;
         let v4 = table.addresses_v4(addresses, random);
         let v6 = if table.v6.is_empty() { Vec::new() } else { table.addresses_v6(addresses, random) };
+        let mut live = Self::of(lab, Site::new(table)?)?;
+        live.programs.set_addresses_v4(&v4)?;
+        live.programs.set_addresses_v6(&v6)?;
+        Ok(live)
+    }
+
+    /// The same of any source; the list of addresses is empty.
+    pub(crate) fn of(lab: &Lab, site: Site) -> Result<Self> {
+        let node = site.node()?;
+        let device = lab.router.ifindex("lan")?;
+        lab.apply(&node)?;
         let (programs, routes, bytes) = lab.router.enter(|| {
-            block_on(async {
-                let proposal = propose(&node, &node.config.source).await?;
-                apply(&node, proposal, &mut |_| {}).await?;
-                anyhow::Ok(())
-            })??;
             let observed = node.observe()?;
             let live = observed.live.as_ref().ok_or_else(|| anyhow::anyhow!("nothing was published"))?;
             let capacity = live.image.capacity();
             let pin = node.pins.generations(capacity.trailing_zeros());
-            let mut programs = Programs::load(&pin, u32::try_from(capacity)?, device)?;
-            programs.set_addresses_v4(&v4)?;
-            programs.set_addresses_v6(&v6)?;
+            let programs = Programs::load(&pin, u32::try_from(capacity)?, device)?;
             let view = live.image.view()?;
             let routes = view.routes_v4().chain(view.routes_v6()).map(|route| (route.prefix, route.target)).collect();
             anyhow::Ok((programs, routes, bytes(&view, capacity)))
         })??;
-        Ok(Self { site, programs, routes, bytes })
+        Ok(Self { site, programs, generator: Generator::To, routes, bytes })
     }
 
     pub(crate) fn fill_tries(&mut self) -> Result<std::time::Duration> {

@@ -9,6 +9,7 @@
     reason = "measurements are rounded to three digits; halves of addresses are taken on purpose"
 )]
 
+mod filter;
 mod follow;
 mod forward;
 mod internet;
@@ -18,6 +19,7 @@ mod lookup;
 mod plan;
 mod programs;
 mod report;
+mod service;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -29,14 +31,15 @@ use internet::{Random, Table};
 use lab::Lab;
 use report::Report;
 
-const USAGE: &str = "usage: bench [--quick] [--only plan|live|follow|lookup|forward|watch] [--out DIRECTORY]
+const USAGE: &str =
+    "usage: bench [--quick] [--only plan|live|follow|lookup|forward|service|filter|watch] [--out DIRECTORY]
 
   --quick  small tables and few repetitions: shows that everything works, measures little
   --only   one part instead of all
   --out    where results.json goes (target/bench)";
 
 /// How much is measured.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
     quick: bool,
     only: Option<String>,
@@ -63,7 +66,7 @@ impl Options {
                 _ => bail!("{USAGE}"),
             }
         }
-        let parts = ["plan", "live", "follow", "lookup", "forward", "watch"];
+        let parts = ["plan", "live", "follow", "lookup", "forward", "service", "filter", "watch"];
         if only.as_deref().is_some_and(|only| !parts.contains(&only)) {
             bail!("{USAGE}");
         }
@@ -111,6 +114,12 @@ fn main() -> Result<()> {
     }
     if options.wants("forward") {
         forward::run(&lab, &table, &options, &mut report)?;
+    }
+    if options.wants("service") {
+        service::run(&lab, &options, &mut report)?;
+    }
+    if options.wants("filter") {
+        filter::run(&lab, &table, &options, &mut report)?;
     }
     if options.wants("watch") {
         watch::run(&lab, &table, &options, &mut report)?;

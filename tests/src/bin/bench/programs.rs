@@ -17,6 +17,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WAYLEAVE_BENCH_OBJECT")
 
 /// Lookups of one run of a program.
 const LOOKUPS: u32 = 64;
+/// The same of searches of filters.
+const FILTER_LOOKUPS: u32 = 16;
 /// Addresses in the list.
 pub(crate) const ADDRESSES: u32 = 1 << 20;
 /// Frames that the generator sends at a time.
@@ -32,6 +34,27 @@ pub(crate) struct Pass {
     pub(crate) sum: u64,
     /// Lookups that found something.
     pub(crate) found: u64,
+}
+
+/// What differs from frame to frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Generator {
+    /// The destination is the next address of the list.
+    To,
+    /// The source is.
+    From,
+    /// Source and port are the next flow's, and the destination the next address of the list.
+    Flows,
+}
+
+impl Generator {
+    const fn program(self) -> &'static str {
+        match self {
+            Self::To => "generate_v4",
+            Self::From => "generate_from_v4",
+            Self::Flows => "generate_flows_v4",
+        }
+    }
 }
 
 pub(crate) struct Programs(Ebpf);
@@ -74,11 +97,12 @@ impl Programs {
     pub(crate) fn pass(&mut self, program: &str, addresses: u32) -> Result<Pass> {
         Array::<_, [u64; 3]>::try_from(self.map("STATE")?)?.set(0, [0; 3], 0)?;
         let frame = [0; FRAME_BYTES];
-        let options = TestRunOptions { data_in: Some(&frame), repeat: addresses / LOOKUPS, ..TestRunOptions::new() };
+        let lookups = if program.contains("filter") { FILTER_LOOKUPS } else { LOOKUPS };
+        let options = TestRunOptions { data_in: Some(&frame), repeat: addresses / lookups, ..TestRunOptions::new() };
         let run = self.program(program)?.test_run(options).with_context(|| format!("running {program}"))?;
         ensure!(run.return_value == 2, "{program} returned {} instead of XDP_PASS", run.return_value);
         let [_, sum, found] = Array::<_, [u64; 3]>::try_from(self.map("STATE")?)?.get(&0, 0)?;
-        let ns = run.duration.as_secs_f64() * 1e9 / f64::from(LOOKUPS);
+        let ns = run.duration.as_secs_f64() * 1e9 / f64::from(lookups);
         Ok(Pass { ns, sum, found })
     }
 
@@ -175,35 +199,15 @@ impl Programs {
         Ok(DevMap::try_from(self.map("EGRESS")?)?.set(0, device, None, 0)?)
     }
 
-    /// Gives the generator its frame: UDP between these MAC addresses.
-    pub(crate) fn set_frame(&mut self, macs: [u8; 12]) -> Result<()> {
+    /// Gives the generators their frame: UDP between these MAC addresses and these IPv4 addresses, port 9. An address that the
+    /// generator writes itself is zero.
+    pub(crate) fn set_frame(&mut self, macs: [u8; 12], source: Ipv4Addr, destination: Ipv4Addr) -> Result<()> {
         let mut frame = [0; 40];
         frame[..12].copy_from_slice(&macs);
         let udp_bytes = u8::try_from(FRAME_BYTES - 34)?;
-        frame[12..34].copy_from_slice(&[
-            0x08,
-            0,
-            0x45,
-            0,
-            0,
-            20 + udp_bytes,
-            0,
-            0,
-            0,
-            0,
-            64,
-            17,
-            0,
-            0,
-            10,
-            77,
-            0,
-            2,
-            0,
-            0,
-            0,
-            0,
-        ]);
+        frame[12..26].copy_from_slice(&[0x08, 0, 0x45, 0, 0, 20 + udp_bytes, 0, 0, 0, 0, 64, 17, 0, 0]);
+        frame[26..30].copy_from_slice(&source.octets());
+        frame[30..34].copy_from_slice(&destination.octets());
         frame[34..40].copy_from_slice(&[0x30, 0x39, 0, 9, 0, udp_bytes]);
         let mut words = [0; 6];
         for (word, bytes) in words.iter_mut().zip(frame.chunks_exact(8)) {
@@ -213,8 +217,14 @@ impl Programs {
         Ok(Array::<_, [u64; 6]>::try_from(self.map("FRAME")?)?.set(0, words, 0)?)
     }
 
+    /// How many flows [`Generator::Flows`] sends in turn.
+    pub(crate) fn set_flows(&mut self, flows: u64) -> Result<()> {
+        Array::<_, [u64; 3]>::try_from(self.map("STATE")?)?.set(0, [0; 3], 0)?;
+        Ok(Array::<_, u64>::try_from(self.map("FLOWS")?)?.set(0, flows, 0)?)
+    }
+
     /// Sends so many frames out of `device` of the calling thread's namespace.
-    pub(crate) fn generate(&mut self, device: u32, frames: u32) -> Result<()> {
+    pub(crate) fn generate(&mut self, generator: Generator, device: u32, frames: u32) -> Result<()> {
         let data = [0; FRAME_BYTES];
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let mut context = [0; 24];
@@ -227,7 +237,7 @@ impl Programs {
             attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
             ..TestRunOptions::new()
         };
-        self.program("generate_v4")?.test_run(options).context("sending live frames")?;
+        self.program(generator.program())?.test_run(options).context("sending live frames")?;
         Ok(())
     }
 

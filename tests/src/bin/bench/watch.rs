@@ -1,18 +1,17 @@
 //! What `wayleave watch` costs: packets forwarded and dropped a second, with a listener and without.
 
+use std::net::Ipv4Addr;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use fib::Reason;
 use rustix::process::{Pid, Signal, kill_process};
-use wayleave::daemon::node::Node;
 use wayleave::kernel::counters::{Objects, Owners};
-use wayleave::policy::Guard;
 use wayleave_tests::attach_xdp_drop;
 
 use crate::Options;
-use crate::forward::{blast, macs, pin_to_first_cpu, small};
+use crate::forward::{CLIENT, blast, macs, pin_to_first_cpu, small};
 use crate::internet::{Random, Table};
 use crate::lab::{Lab, wayleave};
 use crate::lookup::Live;
@@ -26,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(lab: &Lab, table: &Table, options: &Options, report: &mut Report) -> Result<()> {
     let mut live = Live::publish(lab, &small(table), &mut Random(20_260_619))?;
-    live.programs.set_frame(macs(lab.lan_mac, lab.client_mac))?;
+    live.programs.set_frame(macs(lab.lan_mac, lab.client_mac), CLIENT, Ipv4Addr::UNSPECIFIED)?;
     let _sink = attach_xdp_drop(&lab.sink, "eth0")?;
     let mut rows = Vec::new();
     rows.extend(path(lab, &mut live, options, "forwarded", report)?);
@@ -38,7 +37,7 @@ pub(crate) fn run(lab: &Lab, table: &Table, options: &Options, report: &mut Repo
         "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {name: drop}\nspec:\n  routes:\n    - {prefix: 0.0.0.0/0, \
          action: drop}\n",
     )?;
-    apply(lab, &live.site.node()?)?;
+    lab.apply(&live.site.node()?)?;
     rows.extend(path(lab, &mut live, options, "dropped", report)?);
     let title = "64-byte UDP packets, with `wayleave watch` and without; one CPU generates them and runs the program";
     report.table(title, &["", "Mpps, median", "min – max"], &rows);
@@ -84,18 +83,6 @@ fn path(lab: &Lab, live: &mut Live, options: &Options, name: &str, report: &mut 
     Ok(LISTENERS.iter().zip(&samples).map(row).collect())
 }
 
-fn apply(lab: &Lab, node: &Node) -> Result<()> {
-    lab.router.enter(|| {
-        crate::block_on(async {
-            let mut proposal = wayleave::daemon::apply::propose(node, &node.config.source).await?;
-            // One rule that drops everything instead of a table is meant.
-            proposal.allow(&Guard::ALL.into());
-            wayleave::daemon::apply::apply(node, proposal, &mut |_| {}).await?;
-            anyhow::Ok(())
-        })?
-    })?
-}
-
 /// Sends frames that a rule drops: millions a second.
 fn drops(lab: &Lab, live: &mut Live, frames: u32) -> Result<f64> {
     let client = lab.client.ifindex("eth0")?;
@@ -110,7 +97,7 @@ fn drops(lab: &Lab, live: &mut Live, frames: u32) -> Result<f64> {
     let begin = Instant::now();
     lab.client.enter(|| {
         pin_to_first_cpu()?;
-        live.programs.generate(client, frames)
+        live.programs.generate(live.generator, client, frames)
     })??;
     let mut elapsed = begin.elapsed();
     let mut count = dropped()? - before;

@@ -1,0 +1,147 @@
+//! A flood of handshakes from spoofed sources beside connections that are established: none of these breaks.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(clippy::cast_precision_loss, reason = "a rate is rounded")]
+
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use wayleave_tests::{Blaster, Host, Packet, TestNode, Topology, require_root_and_bpf, tcp_flags};
+
+const SECOND: Duration = Duration::from_secs(1);
+const VIP: &str = "198.51.100.10";
+const PORT: u16 = 443;
+/// Where the servers listen.
+const TARGET: u16 = 8099;
+const CONNECTIONS: usize = 1_000;
+/// How long the flood lasts.
+const FLOOD: Duration = Duration::from_secs(10);
+/// Sources of the flood, each with a port of its own: more flows than the flow table has room for.
+const SOURCES: u32 = 250_000;
+/// What a connection may wait for an answer: retransmissions in between are no break.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A server that answers every line with its name.
+fn serve(host: &Host) {
+    let listener = host.namespace.enter(|| TcpListener::bind(("0.0.0.0", TARGET))).unwrap().unwrap();
+    let name = host.v4.to_string();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { return };
+            let name = name.clone();
+            let work = move || {
+                let mut reader = BufReader::new(stream);
+                let mut line = String::new();
+                while reader.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+                    if writeln!(reader.get_mut(), "{name}").is_err() {
+                        return;
+                    }
+                    line.clear();
+                }
+            };
+            // A thousand of them do nearly nothing.
+            thread::Builder::new().stack_size(64 << 10).spawn(work).unwrap();
+        }
+    });
+}
+
+struct Client {
+    reader: BufReader<TcpStream>,
+    backend: String,
+}
+
+impl Client {
+    fn connect(lab: &Topology) -> Self {
+        let to: SocketAddr = format!("{VIP}:{PORT}").parse().unwrap();
+        let stream = lab.client.namespace.enter(|| TcpStream::connect_timeout(&to, 5 * SECOND)).unwrap().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut client = Self { reader: BufReader::new(stream), backend: String::new() };
+        client.backend = client.ask().unwrap();
+        client
+    }
+
+    /// Who answers.
+    fn ask(&mut self) -> std::io::Result<String> {
+        self.reader.get_mut().write_all(b"who\n")?;
+        let mut line = String::new();
+        match self.reader.read_line(&mut line)? {
+            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(line.trim().to_owned()),
+        }
+    }
+}
+
+fn policies(lab: &Topology, node: &TestNode<'_>) {
+    let mut hops = String::from("    - {name: client, via: 10.77.0.2, port: lan}\n");
+    let mut routes = String::from("    - {prefix: 10.77.0.0/24, nextHops: [{name: client}]}\n");
+    let mut backends = String::new();
+    for (upstream, letter) in lab.upstreams.iter().zip('a'..) {
+        writeln!(hops, "    - {{name: {letter}, via: {}, port: uplink-{letter}}}", upstream.v4).unwrap();
+        writeln!(routes, "    - {{prefix: {}/32, nextHops: [{{name: {letter}}}]}}", upstream.v4).unwrap();
+        writeln!(backends, "    - {{address: {}}}", upstream.v4).unwrap();
+    }
+    let routes = format!(
+        "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {{name: backends}}\nspec:\n  nextHops:\n{hops}  routes:\n{routes}"
+    );
+    node.write("routes.yaml", &routes).unwrap();
+    let service = format!(
+        "apiVersion: wayleave/v1\nkind: ServicePolicy\nmetadata: {{name: api}}\nspec:\n  vip: {VIP}\n  ports: [{{port: {PORT}, \
+         targetPort: {TARGET}}}]\n  forwarding: nat\n  backends:\n{backends}"
+    );
+    node.write("api.yaml", &service).unwrap();
+}
+
+#[test]
+fn a_thousand_connections_live_through_a_flood_of_handshakes() {
+    require_root_and_bpf().unwrap();
+    // Both ends of every connection are this process's.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+    let lab = Topology::with_upstreams(3).unwrap();
+    lab.fix_neighbours().unwrap();
+    lab.upstreams.iter().for_each(serve);
+    let node = TestNode::router(&lab).unwrap();
+    policies(&lab, &node);
+    node.apply().unwrap();
+    let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| Client::connect(&lab)).collect();
+
+    let syn = |number: u32| {
+        let [_, a, b, c] = number.to_be_bytes();
+        Packet::between(IpAddr::from([198, 18 + a % 2, b, c]), VIP.parse().unwrap())
+            .macs(lab.client.mac, lab.client.router_mac)
+            .tcp(1024 + u16::try_from(number % 60_000).unwrap(), PORT, tcp_flags::SYN)
+            .frame()
+    };
+    let flood = Blaster::frames(&lab.client.namespace, "eth0", (0..SOURCES).map(syn).collect(), None).unwrap();
+    let started = Instant::now();
+    let (mut rounds, mut slowest) = (0, Duration::ZERO);
+    while started.elapsed() < FLOOD || rounds < 2 {
+        for (number, client) in clients.iter_mut().enumerate() {
+            let asked = Instant::now();
+            let answer =
+                client.ask().unwrap_or_else(|error| panic!("connection {number} broke in round {rounds}: {error}"));
+            assert_eq!(answer, client.backend, "connection {number} in round {rounds}");
+            slowest = slowest.max(asked.elapsed());
+        }
+        rounds += 1;
+    }
+    let lasted = started.elapsed();
+    let sent = flood.stop().unwrap();
+    for (number, client) in clients.iter_mut().enumerate() {
+        let answer = client.ask().unwrap_or_else(|error| panic!("connection {number} broke after the flood: {error}"));
+        assert_eq!(answer, client.backend, "connection {number} after the flood");
+    }
+    let table = node.status().unwrap()["flow_table"].clone();
+    let (begun, refused) = (table["begun"].as_u64().unwrap(), table["refused"].as_u64().unwrap());
+    println!(
+        "{CONNECTIONS} connections, {rounds} rounds of one question each in {lasted:?}, the slowest answer after {slowest:?}; {sent} \
+         handshakes sent, {:.0} a second; {begun} flows begun, {refused} refused: {table}",
+        sent as f64 / lasted.as_secs_f64()
+    );
+    assert!(sent > 500_000, "{sent} handshakes are no flood");
+    assert!(refused > sent / 2, "most of the flood is over the rate: {table}");
+}
