@@ -73,8 +73,8 @@ const LIFE: Duration = Duration::from_mins(16);
 /// Lines of the console that are shown of a machine that failed.
 const CONSOLE_LINES: usize = 120;
 
-/// The verifier gives up at a million instructions; nothing of ours may come near it.
-const INSTRUCTIONS_MAX: u64 = 500_000;
+/// The verifier gives up at a million instructions; nothing of ours may come near it, with every stage that there is.
+const INSTRUCTIONS_MAX: u64 = 750_000;
 /// A program may need so much more work than the committed table says, in percent, before someone has to look.
 const GROWTH_MAX_PERCENT: u64 = 10;
 
