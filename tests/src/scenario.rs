@@ -369,9 +369,8 @@ impl<'n> Stage<'n> {
         }
         let digits: String = word.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
         match digits.as_str() {
-            "0000-00-00T00:00:00Z" => return Some("TIME".to_owned()),
+            "0000-00-00T00:00:00Z" | "00:00:00" | "00:00" => return Some("TIME".to_owned()),
             "0000-00-00" => return Some("DATE".to_owned()),
-            "00:00:00" | "00:00" => return Some("TIME".to_owned()),
             _ => {}
         }
         let unit = word.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');

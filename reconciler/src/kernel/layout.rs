@@ -106,7 +106,7 @@ mod tests {
     fn the_layout_version_changes_with_the_shapes_of_maps() {
         let object = aya_obj::Object::parse(OBJECT).unwrap();
         // Those that are pinned: a program's own maps come and go with it.
-        let pinned: Vec<&str> = program::map_names().chain([program::GENERATIONS]).collect();
+        let pinned: Vec<&str> = program::map_names(program::Stages::All).chain([program::GENERATIONS]).collect();
         let mut maps: Vec<_> = object.maps.iter().filter(|(name, _)| pinned.contains(&name.as_str())).collect();
         maps.sort_by_key(|(name, _)| name.as_str());
         let mut text = format!("layout {LAYOUT_VERSION}\n");
