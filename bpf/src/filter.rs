@@ -82,12 +82,8 @@ pub(crate) fn judge<H: Hook>(context: *mut H::Context, image: *const u8) -> u64 
     if look::<H>(context) == 0 {
         return 0;
     }
-    let rule = find(image);
-    if rule == PASSES { 0 } else { act(image, rule) }
+    act(image, find(image))
 }
-
-/// No rule matches, and the packet goes on.
-const PASSES: u32 = NO_RULE - 1;
 
 /// What was written down of the packet, and the port that it came in by.
 #[inline(always)]
@@ -108,12 +104,7 @@ fn looked() -> Option<(Seen, u32)> {
 #[inline(never)]
 fn find(image: *const u8) -> u32 {
     let Some((seen, in_port)) = looked() else { return NO_RULE };
-    let image = CalledImage::of(image);
-    match fib::filter::find(&image, &seen, in_port) {
-        // Most packets: there is nothing to do for them.
-        Some(NO_RULE) if fib::filter::allows_rest(&image) == Some(true) => PASSES,
-        rule => rule.unwrap_or(NO_RULE),
-    }
+    fib::filter::find(&CalledImage::of(image), &seen, in_port).unwrap_or(NO_RULE)
 }
 
 /// Does what the rule says about the packet that was written down.

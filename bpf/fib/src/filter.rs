@@ -5,18 +5,18 @@
 //! all seven rows have is the first matching rule (Lakshman and Stiliadis, "High-Speed Policy-based Packet Forwarding Using
 //! Efficient Multi-dimensional Range Matching", SIGCOMM 1998). Addresses are looked up as those of IPv4 routes are, in a direct
 //! table, blocks and a poptrie ([`crate::lookup`]), so that a hundred thousand prefixes cost little more than one does; the
-//! rows cost seven words for every 64 rules. A field that no rule asks about is not looked up.
+//! rows cost seven words for every 64 rules.
 //!
 //! A filter sees what routes see: unicast packets to the node's own MAC addresses, also those to the node itself, and also
 //! those with hop-by-hop options. Neighbour discovery, which belongs to the link, is not filtered.
 
 use crate::image::Image;
 use crate::layout::{
-    AT_FILTER, DIRECT_BITS_MIN, DIRECT_NODE, FILTER_DEFAULT, FILTER_DESTINATION_PAGES, FILTER_EVERY, FILTER_FIELDS,
-    FILTER_FLAGS, FILTER_IN_PORTS, FILTER_NO_FLAGS, FILTER_NO_PORTS, FILTER_PAGES, FILTER_PROTOCOLS, FILTER_RULE_BYTES,
-    FILTER_RULE_DEPTH, FILTER_RULE_DOES, FILTER_RULE_FLAGS, FILTER_RULE_FLAGS_BYTES, FILTER_RULE_ID,
-    FILTER_RULE_POLICY_ID, FILTER_RULE_RATE, FILTER_SOURCE_PAGES, FILTER_TABLE_BITS, FILTER_WORDS, FILTER_WORDS_MAX,
-    FilterTable, LIMIT_SECOND, Section, filter_action, filter_field, filter_per,
+    AT_FILTER, DIRECT_BITS_MIN, DIRECT_NODE, FILTER_DEFAULT, FILTER_DESTINATION_PAGES, FILTER_FLAGS, FILTER_IN_PORTS,
+    FILTER_NO_FLAGS, FILTER_NO_PORTS, FILTER_PAGES, FILTER_PROTOCOLS, FILTER_RULE_BYTES, FILTER_RULE_DEPTH,
+    FILTER_RULE_DOES, FILTER_RULE_FLAGS, FILTER_RULE_FLAGS_BYTES, FILTER_RULE_ID, FILTER_RULE_POLICY_ID,
+    FILTER_RULE_RATE, FILTER_SOURCE_PAGES, FILTER_TABLE_BITS, FILTER_WORDS, FILTER_WORDS_MAX, FilterTable,
+    LIMIT_SECOND, Section, filter_action, filter_per,
 };
 use crate::lookup::{block, levels, walk};
 use crate::packet::{
@@ -155,18 +155,12 @@ pub fn rule_on<I: Image + ?Sized, N: Node>(image: &I, seen: &Seen, in_port: u32,
     act(image, rule, seen, in_port, node).unwrap_or(Met::only(Reason::BadImage).word())
 }
 
-/// Whether packets that no rule matches go on; `None`: the image is damaged.
-#[inline(always)]
-pub fn allows_rest<I: Image + ?Sized>(image: &I) -> Option<bool> {
-    Some(image.u32(image.head(AT_FILTER)?.wrapping_add(FILTER_DEFAULT))? == u32::from(filter_action::ALLOW))
-}
-
 /// Does what a rule says ([`NO_RULE`]: the default); 0: the packet goes on.
 #[inline(always)]
 pub fn act<I: Image + ?Sized, N: Node>(image: &I, rule: u32, seen: &Seen, in_port: u32, node: &N) -> Option<u64> {
     if rule == NO_RULE {
-        let goes_on = allows_rest(image)?;
-        return Some(if goes_on { 0 } else { Met::filtered(Reason::FilterDefaultDeny, in_port, 0, 0).word() });
+        let deny = image.u32(image.head(AT_FILTER)?.wrapping_add(FILTER_DEFAULT))? != u32::from(filter_action::ALLOW);
+        return Some(if deny { Met::filtered(Reason::FilterDefaultDeny, in_port, 0, 0).word() } else { 0 });
     }
     let at = image.head(Section::FilterRules.at())?.wrapping_add(rule.wrapping_mul(FILTER_RULE_BYTES));
     let id = image.u32(at.wrapping_add(FILTER_RULE_ID))?;
@@ -217,74 +211,35 @@ const fn masks(bits: u8) -> [u64; 2] {
 /// The first rule that matches; [`NO_RULE`]: none does. `None`: the image is damaged.
 #[inline(always)]
 pub fn find<I: Image + ?Sized>(image: &I, seen: &Seen, in_port: u32) -> Option<u32> {
-    use filter_field as field;
-    let flags = if seen.is_later_fragment { Seen::NO_FLAGS + 1 } else { seen.flags };
-    let protocol = FILTER_PROTOCOLS + u32::from(seen.protocol) + if seen.family == 4 { 0 } else { 256 };
-    let mut found = [0; 7];
-    found[2] = port_class(image, seen, [field::SOURCE_PORT, FILTER_SOURCE_PAGES, FILTER_NO_PORTS], seen.ports >> 16)?;
-    let pages = FILTER_DESTINATION_PAGES;
-    found[3] = port_class(image, seen, [field::DESTINATION_PORT, pages, FILTER_NO_PORTS + 2], seen.ports)?;
-    found[4] = plain_class(image, field::PROTOCOL, protocol)?;
-    found[5] = plain_class(image, field::IN_PORT, FILTER_IN_PORTS + (in_port & 0xff))?;
-    found[6] = plain_class(image, field::FLAGS, FILTER_FLAGS + flags)?;
-    // The addresses last: what the others need does not have to lie on the stack while they are looked up.
-    let [source, destination] = if seen.family == 4 {
-        [FilterTable::V4Source.at(), FilterTable::V4Destination.at()]
+    let head = image.head(AT_FILTER)?;
+    let (source, destination) = if seen.family == 4 {
+        (FilterTable::V4Source, FilterTable::V4Destination)
     } else {
-        [FilterTable::V6Source.at(), FilterTable::V6Destination.at()]
+        (FilterTable::V6Source, FilterTable::V6Destination)
     };
-    found[0] = address_class(image, field::SOURCE, source, seen.src)?;
-    found[1] = address_class(image, field::DESTINATION, destination, seen.dst)?;
-    Some(first(image, head(image, FILTER_WORDS)?, &found))
-}
-
-/// A word of the filters' head. Where it stands is read anew each time: what lives through the lookups lies on the stack of a
-/// program, which is full.
-#[inline(always)]
-fn head<I: Image + ?Sized>(image: &I, word: u32) -> Option<u32> {
-    image.u32(image.head(AT_FILTER)?.wrapping_add(word))
-}
-
-/// Whether any rule asks about a field; the class of one that none asks about is in the head.
-#[inline(always)]
-fn is_asked<I: Image + ?Sized>(image: &I, field: u32) -> Option<bool> {
-    Some(head(image, FILTER_FIELDS)? & field != 0)
-}
-
-/// The class at an index of the table of classes.
-#[inline(always)]
-fn listed_class<I: Image + ?Sized>(image: &I, index: u32) -> Option<u32> {
     let classes = image.head(Section::FilterClasses.at())?;
-    image.u16(classes.wrapping_add(index.wrapping_mul(2))).map(u32::from)
-}
-
-#[inline(always)]
-fn plain_class<I: Image + ?Sized>(image: &I, field: u32, index: u32) -> Option<u32> {
-    if !is_asked(image, field)? {
-        return head(image, FILTER_EVERY);
-    }
-    listed_class(image, index)
-}
-
-/// The class of a port, in the low bits of `port`: the field, where its pages are, and where the class of packets without ports is.
-#[inline(always)]
-fn port_class<I: Image + ?Sized>(image: &I, seen: &Seen, [field, pages, none]: [u32; 3], port: u64) -> Option<u32> {
-    if !is_asked(image, field)? {
-        return head(image, FILTER_EVERY);
-    }
-    if seen.ports & Seen::HAS_PORTS == 0 {
-        return listed_class(image, none + u32::from(seen.is_later_fragment));
-    }
-    let page = listed_class(image, pages + (port as u32 >> 8 & 0xff))?;
-    listed_class(image, (FILTER_PAGES + (port as u32 & 0xff)).wrapping_add(page << 8))
-}
-
-#[inline(always)]
-fn address_class<I: Image + ?Sized>(image: &I, field: u32, table: u32, [high, low]: [u64; 2]) -> Option<u32> {
-    if !is_asked(image, field)? {
-        return head(image, FILTER_EVERY);
-    }
-    Some(address(image, image.head(AT_FILTER)?.wrapping_add(table), high, low))
+    let of = |index: u32| image.u16(classes.wrapping_add(index.wrapping_mul(2))).map(u32::from);
+    let ports = |pages: u32, none: u32, port: u32| {
+        if seen.ports & Seen::HAS_PORTS == 0 {
+            return of(none + u32::from(seen.is_later_fragment));
+        }
+        let page = of(pages + (port >> 8 & 0xff))?;
+        of((FILTER_PAGES + (port & 0xff)).wrapping_add(page << 8))
+    };
+    let flags = if seen.is_later_fragment { Seen::NO_FLAGS + 1 } else { seen.flags };
+    // The addresses last: what the others need does not have to lie on the stack while they are looked up.
+    let mut found = [
+        0,
+        0,
+        ports(FILTER_SOURCE_PAGES, FILTER_NO_PORTS, (seen.ports >> 16) as u32 & 0xffff)?,
+        ports(FILTER_DESTINATION_PAGES, FILTER_NO_PORTS + 2, seen.ports as u32 & 0xffff)?,
+        of(FILTER_PROTOCOLS + u32::from(seen.protocol) + if seen.family == 4 { 0 } else { 256 })?,
+        of(FILTER_IN_PORTS + (in_port & 0xff))?,
+        of(FILTER_FLAGS + flags)?,
+    ];
+    found[0] = address(image, head.wrapping_add(source.at()), seen.src[0], seen.src[1]);
+    found[1] = address(image, head.wrapping_add(destination.at()), seen.dst[0], seen.dst[1]);
+    Some(first(image, image.u32(head.wrapping_add(FILTER_WORDS))?, &found))
 }
 
 /// The class of an address in the table whose words stand at `table`.

@@ -174,8 +174,7 @@ pub const V6_ROUTE_BYTES: u32 = 32;
 pub const LOCAL_BYTES: u32 = 24;
 
 /// Head of the filters: words of a row u32, default action u32 ([`filter_action`]), then for each [`FilterTable`] where its
-/// direct table is u32 and the bits that index it u32 (6, 12 or 18), then the fields that any rule asks about u32
-/// ([`filter_field`]), the class of a field that none asks about u32, then zeros.
+/// direct table is u32 and the bits that index it u32 (6, 12 or 18), then zeros.
 ///
 /// A direct entry is a block and its palette, or with [`DIRECT_NODE`] a trie node, as those of the IPv4 FIB; all tables share
 /// blocks, palettes, nodes and leaves, whose colours and leaves mean classes. A class is a row: of the rules that it matches,
@@ -186,19 +185,6 @@ pub const FILTER_DEFAULT: u32 = 4;
 pub const FILTER_TABLES: u32 = 8;
 pub const FILTER_TABLE_BYTES: u32 = 8;
 pub const FILTER_TABLE_BITS: u32 = 4;
-pub const FILTER_FIELDS: u32 = 40;
-pub const FILTER_EVERY: u32 = 44;
-
-/// Fields of a packet, as bits: those that rules ask about are looked up.
-pub mod filter_field {
-    pub const SOURCE: u32 = 1 << 0;
-    pub const DESTINATION: u32 = 1 << 1;
-    pub const SOURCE_PORT: u32 = 1 << 2;
-    pub const DESTINATION_PORT: u32 = 1 << 3;
-    pub const PROTOCOL: u32 = 1 << 4;
-    pub const IN_PORT: u32 = 1 << 5;
-    pub const FLAGS: u32 = 1 << 6;
-}
 /// Most rules of one image.
 pub const FILTER_RULES_MAX: u32 = 1 << 10;
 /// Most words of a row.

@@ -11,7 +11,7 @@ use fib::layout::{
     FILTER_PAGES, FILTER_POLICY_SAYS_NONE, FILTER_PROTOCOLS, FILTER_ROWS_MAX, FILTER_RULE_BYTES, FILTER_RULE_DEPTH,
     FILTER_RULE_DOES, FILTER_RULE_FILE, FILTER_RULE_FLAGS, FILTER_RULE_FLAGS_BYTES, FILTER_RULE_ID, FILTER_RULE_LINE,
     FILTER_RULE_MEANING, FILTER_RULE_NAME, FILTER_RULE_POLICY, FILTER_RULE_POLICY_ID, FILTER_RULE_RATE,
-    FILTER_RULES_MAX, FILTER_SOURCE_PAGES, LIMIT_SECOND, STRIDE_BITS, filter_action, filter_field, filter_per,
+    FILTER_RULES_MAX, FILTER_SOURCE_PAGES, LIMIT_SECOND, STRIDE_BITS, filter_action, filter_per,
 };
 
 use super::CompileError;
@@ -31,9 +31,6 @@ pub(super) struct Filters {
     pub words: u32,
     /// What happens to packets that no rule matches.
     pub default: u8,
-    /// The fields that rules ask about, and the class of those that none asks about.
-    pub fields: u32,
-    pub every: u16,
     /// In the order of `FilterTable`: bits that index it, and its entries.
     pub direct: [(u32, Vec<u32>); 4],
     pub blocks: Blocks,
@@ -63,9 +60,6 @@ impl Filters {
         filters.default = if denies { filter_action::DENY } else { filter_action::ALLOW };
         let words = rules.len().div_ceil(64).max(1);
         let mut rows = Rows::new(words);
-        filters.fields = fields(&rules);
-        let every = rows.set(&rules, |_| true);
-        filters.every = rows.class(&every)?;
         filters.add_addresses(&rules, &mut rows)?;
         filters.classes = classes(&rules, ids, &mut rows)?;
         filters.words = index(words);
@@ -166,23 +160,6 @@ impl Filters {
         self.mixed.insert(classes, entry);
         Some(entry)
     }
-}
-
-/// The fields that any of the rules asks about.
-fn fields(rules: &[&FilterRule]) -> u32 {
-    let asked = |rule: &&FilterRule| {
-        let fields = [
-            (rule.from.is_some(), filter_field::SOURCE),
-            (rule.to.is_some(), filter_field::DESTINATION),
-            (rule.source_ports.is_some(), filter_field::SOURCE_PORT),
-            (rule.ports.is_some(), filter_field::DESTINATION_PORT),
-            (rule.protocol.is_some(), filter_field::PROTOCOL),
-            (rule.in_ports.is_some(), filter_field::IN_PORT),
-            (rule.tcp_flags.is_some(), filter_field::FLAGS),
-        ];
-        fields.into_iter().filter(|(asks, _)| *asks).fold(0, |all, (_, field)| all | field)
-    };
-    rules.iter().map(asked).fold(0, |all, fields| all | fields)
 }
 
 /// Action, keeper and source lengths; rate; depth; flags.

@@ -6,9 +6,9 @@ use std::sync::OnceLock;
 use fib::layout::{
     AT_DIGEST, AT_FILTER, AT_HASH_SEED, AT_IMAGE_BYTES, AT_LAYOUT_VERSION, AT_MAGIC, AT_NEXT_HOPS, AT_REVISION,
     AT_REVISION_BYTES, AT_SERVICES, AT_SLOTS, AT_TARGETS, AT_V4_FIB, AT_V6_FIB, BUCKET_BYTES, BUCKET_TARGETS,
-    CAPACITY_MAX, FILTER_DEFAULT, FILTER_EVERY, FILTER_FIELDS, FILTER_TABLE_BITS, FILTER_WORDS, FilterTable,
-    HEADER_BYTES, LAYOUT_VERSION, MAGIC, PALETTE_BYTES, RADIX_ENTRIES_MAX, RADIX_TAG_BITS, RULES_START, SECTION_ALIGN,
-    Section, V4_BLOCKS, V4_DIRECT, V4_DIRECT_BITS, V4_PALETTES, V6_BUCKETS, V6_ROOT, V6_ROOT_BITS,
+    CAPACITY_MAX, FILTER_DEFAULT, FILTER_TABLE_BITS, FILTER_WORDS, FilterTable, HEADER_BYTES, LAYOUT_VERSION, MAGIC,
+    PALETTE_BYTES, RADIX_ENTRIES_MAX, RADIX_TAG_BITS, RULES_START, SECTION_ALIGN, Section, V4_BLOCKS, V4_DIRECT,
+    V4_DIRECT_BITS, V4_PALETTES, V6_BUCKETS, V6_ROOT, V6_ROOT_BITS,
 };
 
 use super::fib::{Poptrie, Rule, V4Fib, V6Fib};
@@ -310,8 +310,6 @@ fn write_filters(bytes: &mut [u8], filters: &Filters, sections: &Sections) {
     put(bytes, AT_FILTER, &head.to_le_bytes());
     put(bytes, head + FILTER_WORDS, &filters.words.to_le_bytes());
     put(bytes, head + FILTER_DEFAULT, &u32::from(filters.default).to_le_bytes());
-    put(bytes, head + FILTER_FIELDS, &filters.fields.to_le_bytes());
-    put(bytes, head + FILTER_EVERY, &u32::from(filters.every).to_le_bytes());
     let mut at = sections.offset(Section::FilterDirect);
     for (table, (bits, entries)) in FilterTable::ALL.into_iter().zip(&filters.direct) {
         put(bytes, head + table.at(), &at.to_le_bytes());

@@ -2,10 +2,10 @@
 
 use fib::image::Image as _;
 use fib::layout::{
-    AT_FILTER, FILTER_DEFAULT, FILTER_EVERY, FILTER_FLAGS, FILTER_NO_PORTS, FILTER_PAGES, FILTER_POLICY_SAYS_NONE,
-    FILTER_PROTOCOLS, FILTER_RULE_DOES, FILTER_RULE_FILE, FILTER_RULE_ID, FILTER_RULE_IDS_MAX, FILTER_RULE_LINE,
-    FILTER_RULE_MEANING, FILTER_RULE_NAME, FILTER_RULE_POLICY, FILTER_RULE_RATE, FILTER_RULES_MAX, FILTER_SOURCE_PAGES,
-    FILTER_TABLE_BITS, FILTER_WORDS, FilterTable, Section, filter_action,
+    AT_FILTER, FILTER_DEFAULT, FILTER_FLAGS, FILTER_NO_PORTS, FILTER_PAGES, FILTER_POLICY_SAYS_NONE, FILTER_PROTOCOLS,
+    FILTER_RULE_DOES, FILTER_RULE_FILE, FILTER_RULE_ID, FILTER_RULE_IDS_MAX, FILTER_RULE_LINE, FILTER_RULE_MEANING,
+    FILTER_RULE_NAME, FILTER_RULE_POLICY, FILTER_RULE_RATE, FILTER_RULES_MAX, FILTER_SOURCE_PAGES, FILTER_TABLE_BITS,
+    FILTER_WORDS, FilterTable, Section, filter_action,
 };
 
 use super::check::{is_direct_entry, rows, trie};
@@ -130,9 +130,6 @@ pub(super) fn check(view: &View<'_>) -> Result<(), ImageError> {
         return damaged(Section::FilterRows);
     }
     let is_class = |class: u32| class < row_count;
-    if !is_class(view.u32(head + FILTER_EVERY)) {
-        return damaged(Section::FilterHead);
-    }
     // No bit beyond the rules.
     let last = view.rows(Section::FilterRows).skip(words as usize - 1).step_by(words as usize);
     for row in last {

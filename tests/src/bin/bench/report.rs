@@ -54,8 +54,8 @@ impl Samples {
 pub(crate) fn number(value: f64) -> String {
     let magnitude = value.abs();
     if magnitude >= 100.0 {
-        let digits = format!("{value:.0}");
-        let mut text = String::new();
+        let digits = format!("{magnitude:.0}");
+        let mut text = String::from(if value < 0.0 { "-" } else { "" });
         for (at, digit) in digits.chars().enumerate() {
             if at > 0 && (digits.len() - at).is_multiple_of(3) {
                 text.push(',');
