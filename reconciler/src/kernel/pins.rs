@@ -5,8 +5,8 @@
 //!   version                                               symbolic link to the version of wayleave that made it
 //!   maps/{PORTS,PORT_LINKS,NEIGHBOURS,…}                   outlive every generation and program
 //!   class-<bits>/GENERATIONS                              the outer map of a capacity class of 2^bits bytes
-//!   class-<bits>/live-[frags-|tc-]<object>                the live instances of the program, for the hooks in use
-//!   class-<bits>/candidate-<object>                       the instance under test
+//!   class-<bits>/live-[routes-][frags-|tc-]<object>       the live instances of the program, for the hooks in use
+//!   class-<bits>/candidate-[routes-]<object>              the instance under test
 //!   class-<bits>/CANDIDATE_<map>-<object>                 its own counters and ingress ports
 //!   generation/<number>                                   retained images
 //!   link/{xdp,tc}/<device>                                attachments; a dot of the name is a colon
