@@ -687,7 +687,7 @@ fn only_commits_signed_by_an_allowed_signer_are_read() {
     let id = signed.publish('a', "with ECDSA over P-521", Some("lee"));
     check(&node, Err(&[&id, "is signed by lee with a key of the type ecdsa-sha2-nistp521"]));
     for (armor, name) in [("PGP SIGNATURE", "OpenPGP"), ("SIGNED MESSAGE", "X.509")] {
-        let object = signed.repository.git(&["cat-file", "commit", "HEAD"]).unwrap().replace("SSH SIGNATURE", armor);
+        let object = signed.repository.git(&["cat-file", "commit", &id]).unwrap().replace("SSH SIGNATURE", armor);
         fs::write(signed.file("object"), object).unwrap();
         let foreign = signed.repository.git(&["hash-object", "-t", "commit", "-w", &signed.file("object")]).unwrap();
         signed.repository.git(&["reset", "--quiet", "--hard", foreign.trim()]).unwrap();

@@ -457,8 +457,8 @@ Wrong:  ports: {uplink: {device: eth0}, dc: {device: eth0}}
 Right:  ports: {uplink: {device: eth0}, dc: {device: eth1}}"
 
     UnknownHealthCommand "WL0603" Error "a health command is unknown to the node"
-"A service's health check runs a program by a name that the node's `healthCommands` do not have. What is run is said by the
-node's owner alone: correct the name in the policy, or add the program to the node's configuration.
+"A service's health check runs a program by a name that the node's `healthCommands` do not have. What is run is said by
+the node's owner alone: correct the name in the policy, or add the program to the node's configuration.
 
 Wrong:  health: {command: {name: api-redy}}   (the node has healthCommands: {api-ready: {run: [/opt/api-ready]}})
 Right:  health: {command: {name: api-ready}}"
