@@ -555,7 +555,7 @@ fn a_program_that_grew_came_or_went_is_named() {
     check(&[("b", "6.1", 1)], "6.18", &["b on 6.1: new", "a on 6.1: gone"]);
     check(&[("a", "6.18", 1), ("b", "6.18", 1)], "6.18", &["b on 6.18: new"]);
     check(&[("a", "7.0", 1)], "7.0", &[]);
-    check(&[("a", "7.0", 500_001)], "7.0", &["a on 7.0: 500001 instructions, more than 500000"]);
+    check(&[("a", "7.0", 750_001)], "7.0", &["a on 7.0: 750001 instructions, more than 750000"]);
 }
 
 fn check_table(found: &Table, here: &str) -> Result<()> {
