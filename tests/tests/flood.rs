@@ -77,13 +77,11 @@ impl Client {
     fn ask(&mut self) -> std::io::Result<String> {
         self.reader.get_mut().write_all(b"who\n")?;
         let mut line = String::new();
-        match self.reader.read_line(&mut line)? {
-            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
-            _ => {
-                self.heard = Instant::now();
-                Ok(line.trim().to_owned())
-            }
+        if self.reader.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
+        self.heard = Instant::now();
+        Ok(line.trim().to_owned())
     }
 }
 
