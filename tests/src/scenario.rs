@@ -111,7 +111,6 @@ impl Scenario {
         lab.fix_neighbours()?;
         let node = TestNode::router(&lab)?;
         let mut stage = Stage::new(&lab, &node)?;
-        // The daemon borrows the node, which `config` changes: settings are kept apart, and written as one file.
         let mut text = String::new();
         for step in &self.steps {
             let printed =

@@ -422,15 +422,21 @@ fn datagram(lab: &Topology, vip: &str) -> std::io::Result<usize> {
     socket.recv(&mut [0; 64])
 }
 
+/// A node with the routes, attached to every device in one way.
+fn attached<'n>(lab: &'n Topology, attach: &'static str) -> TestNode<'n> {
+    let mut node = TestNode::router(lab).unwrap();
+    for port in ["lan", "uplink-a", "uplink-b", "uplink-c"] {
+        node.set_attach(port, attach).unwrap();
+    }
+    node.write("routes.yaml", &routes(lab)).unwrap();
+    node
+}
+
 #[test]
 fn what_no_backend_takes_is_rejected_and_the_vip_answers_pings() {
     let lab = lab();
     for attach in ["native", "tc", "generic"] {
-        let mut node = TestNode::router(&lab).unwrap();
-        for port in ["lan", "uplink-a", "uplink-b", "uplink-c"] {
-            node.set_attach(port, attach).unwrap();
-        }
-        node.write("routes.yaml", &routes(&lab)).unwrap();
+        let node = attached(&lab, attach);
         let ports = "{port: 443}, {port: 53, protocol: udp}";
         for (name, vip, backend) in
             [("four", VIP, lab.upstreams[0].v4.to_string()), ("six", VIP6, lab.upstreams[0].v6.to_string())]
@@ -490,11 +496,7 @@ fn a_flood_is_not_answered_above_the_rate() {
 fn errors_reach_the_client_and_the_backend() {
     let lab = lab();
     for attach in ["native", "tc", "generic"] {
-        let mut node = TestNode::router(&lab).unwrap();
-        for port in ["lan", "uplink-a", "uplink-b", "uplink-c"] {
-            node.set_attach(port, attach).unwrap();
-        }
-        node.write("routes.yaml", &routes(&lab)).unwrap();
+        let node = attached(&lab, attach);
         let port = "{port: 53, protocol: udp, targetPort: 5399}";
         let upstream = &lab.upstreams[0];
         for (name, vip, backend) in [("four", VIP, upstream.v4.to_string()), ("six", VIP6, upstream.v6.to_string())] {
