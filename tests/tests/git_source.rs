@@ -229,7 +229,8 @@ fn no_secret_is_in_an_argument_or_an_environment_while_a_fetch_runs() {
         let token = node.scratch().join("token");
         fs::write(&token, TOKEN).unwrap();
         node.set_source(&https_source(&https, proxy.port, backend, &token, ", timeout: 2s")).unwrap();
-        let mut child = node.command(&["validate"]).unwrap().stderr(std::process::Stdio::null()).spawn().unwrap();
+        let said = node.scratch().join("said");
+        let mut child = node.command(&["validate"]).unwrap().stderr(fs::File::create(&said).unwrap()).spawn().unwrap();
         let mut seen = 0;
         while child.try_wait().unwrap().is_none() {
             for process in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
@@ -242,7 +243,7 @@ fn no_secret_is_in_an_argument_or_an_environment_while_a_fetch_runs() {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        assert!(seen > 0, "no fetch was seen at all");
+        assert!(seen > 0, "{backend}: no fetch was seen at all: {}", fs::read_to_string(&said).unwrap());
     }
 }
 

@@ -567,6 +567,12 @@ fn a_foreign_hand_in_the_table_of_health_is_found_and_undone_where_that_is_wante
         node.set_spec(&format!("drift: {{mode: {mode}, interval: 1s}}\n")).unwrap();
         let daemon = Daemon::start(&node);
         wait_for(&node, ["healthy"; 3], 2 * SECOND + SLACK);
+        let drift = |code| {
+            let drift = node.run(&["drift"]).unwrap();
+            assert_eq!(drift.code, Some(code), "{mode}: {drift:?}");
+            drift.stdout
+        };
+        drift(0);
         // Ids are given out from 1 on, in the order of names.
         let was = set_word(&node, 1, 1);
         assert_ne!(was, 1);
@@ -586,6 +592,10 @@ fn a_foreign_hand_in_the_table_of_health_is_found_and_undone_where_that_is_wante
         assert_eq!(word(&node, 1), if mode == "heal" { was } else { 1 }, "{mode}");
         if mode == "heal" {
             assert_eq!(answers(&lab, 40).len(), 3, "all serve");
+            drift(0);
+        } else {
+            let said = drift(2);
+            assert!(said.contains(&format!("backend {victim}: somebody changed its entry")), "{said}");
         }
         daemon.stop(Signal::TERM);
     }

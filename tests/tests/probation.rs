@@ -192,33 +192,97 @@ fn a_restart_of_the_machine_is_no_proof() {
     assert!(text.contains(boot.trim()), "{text}");
     std::fs::write(&record, text.replace(boot.trim(), "00000000-0000-4000-8000-000000000000")).unwrap();
     std::fs::remove_dir_all(node.pins()).unwrap();
+    assert!(!reachable(&lab));
     let daemon = Daemon::start(&node);
-    // There is nothing in the kernel to fall back to, and so the client reaches nothing: it is said.
-    let status = wait_for(&node, "rolled-back-unhealthy");
+    // What had proved itself before is live again, and what had not is set aside.
+    let status = wait_for(&node, "rolled-back");
     let why = status["probation"]["why"].as_str().unwrap();
     assert!(why.contains("restarted"), "{status:#}");
-    assert_eq!(status["generation"], Value::Null, "{status:#}");
-    // Set aside: it does not come back by itself; what comes next does.
+    assert_eq!(status["digest"], good["digest"], "{status:#}\n{}", daemon.log());
+    assert!(reachable(&lab));
     thread::sleep(SECOND);
     let status = node.status().unwrap();
     assert_eq!(status["sync"]["state"], "quarantined", "{status:#}\n{}", daemon.log());
-    node.write("web.yaml", &policy(false, 0)).unwrap();
+    assert_eq!(status["digest"], good["digest"], "{status:#}");
+    // What comes next is taken.
+    node.write("web.yaml", &policy(false, 5)).unwrap();
     let deadline = Instant::now() + 20 * SECOND;
-    // Packets meet the rules a moment before the daemon writes down that it looked.
-    let status = loop {
+    while node.status().unwrap()["digest"] == good["digest"] {
+        assert!(Instant::now() < deadline, "{}", daemon.log());
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(reachable(&lab));
+}
+
+/// What a restart of the machine does: the kernel forgets everything, and the state directory stays.
+fn forget(node: &TestNode) {
+    std::fs::remove_dir_all(node.place()).unwrap();
+}
+
+/// Waits until the daemon has looked at the source, and its axis `axis` says `state`.
+fn wait_for_state(node: &TestNode, daemon: &Daemon, axis: &str, state: &str) -> Value {
+    let deadline = Instant::now() + 20 * SECOND;
+    loop {
         let status = node.status().unwrap();
-        if status["digest"] == good["digest"] && status["sync"]["state"] == "in-sync" {
-            break status;
+        if status[axis]["state"] == state {
+            return status;
         }
         assert!(Instant::now() < deadline, "{status:#}\n{}", daemon.log());
         thread::sleep(Duration::from_millis(20));
-    };
+    }
+}
+
+#[test]
+fn after_a_restart_the_last_good_rules_are_live_whatever_the_source_says_by_then() {
+    let (lab, _server) = lab();
+    let mut node = TestNode::router(&lab).unwrap();
+    node.set_spec("guards: {}").unwrap();
+    node.write("web.yaml", &policy(false, 0)).unwrap();
+    apply(&node, &[]);
+    let good = node.status().unwrap()["digest"].clone();
+    forget(&node);
+    assert!(!reachable(&lab));
+    node.write("web.yaml", "kind: RoutePolicy\nspec: {routes: [{prefix: 198.51.100.0/33}]}\n").unwrap();
+    let daemon = Daemon::start(&node);
+    let status = wait_for_state(&node, &daemon, "policy", "invalid");
+    assert_eq!(status["digest"], good, "{status:#}\n{}", daemon.log());
     assert!(reachable(&lab));
-    assert_eq!(
-        (&status["sync"]["state"], &status["health"]["state"]),
-        (&"in-sync".into(), &"healthy".into()),
-        "{status:#}"
-    );
+    let all = node.succeed(&["history", "--all"]).unwrap().stdout;
+    assert!(all.contains("taken up again by") && all.contains("the machine was restarted"), "{all}");
+    daemon.stop(Signal::TERM);
+
+    // Guards compare what the source says with them.
+    forget(&node);
+    let empty = "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {name: web}\nspec: {routes: []}\n";
+    node.write("web.yaml", empty).unwrap();
+    let daemon = Daemon::start(&node);
+    let status = wait_for_state(&node, &daemon, "policy", "refused");
+    assert_eq!(status["digest"], good, "{status:#}\n{}", daemon.log());
+    assert!(reachable(&lab));
+    daemon.stop(Signal::TERM);
+
+    // A file that was damaged is not believed; the source is.
+    forget(&node);
+    let file = node.state().join("settled.image");
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    node.write("web.yaml", "kind: RoutePolicy\nspec: {routes: [{prefix: 198.51.100.0/33}]}\n").unwrap();
+    let daemon = Daemon::start(&node);
+    let status = wait_for_state(&node, &daemon, "policy", "invalid");
+    assert_eq!(status["generation"], Value::Null, "{status:#}\n{}", daemon.log());
+    assert!(daemon.log().contains("cannot be taken up"), "{}", daemon.log());
+    node.write("web.yaml", &policy(false, 0)).unwrap();
+    wait_for_state(&node, &daemon, "sync", "in-sync");
+    daemon.stop(Signal::TERM);
+
+    // Nor does what an operator has taken away come back.
+    node.succeed(&["detach", "--auto-approve"]).unwrap();
+    assert!(!file.exists());
+    node.write("web.yaml", "kind: RoutePolicy\nspec: {routes: [{prefix: 198.51.100.0/33}]}\n").unwrap();
+    let daemon = Daemon::start(&node);
+    let status = wait_for_state(&node, &daemon, "policy", "invalid");
+    assert_eq!(status["generation"], Value::Null, "{status:#}\n{}", daemon.log());
 }
 
 #[test]

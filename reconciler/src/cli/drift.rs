@@ -5,6 +5,7 @@ use serde_json::json;
 use super::node::{self, block_on};
 use super::{Exit, Format, Global, print};
 use crate::daemon::drift::drift;
+use crate::daemon::health;
 
 /// Say where the kernel is not as the last publish left it: rules, programs, attachments, ports
 ///
@@ -18,7 +19,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
     let node = node::load(global)?;
-    let differences = block_on(drift(&node))??;
+    let mut differences = block_on(drift(&node))??;
+    differences.extend(block_on(health::drift(&node))??);
     match args.format {
         Format::Json => {
             print(&format!("{:#}\n", json!({"format_version": 1, "differences": differences})))?;

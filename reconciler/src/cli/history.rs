@@ -45,7 +45,7 @@ fn unrecorded(entries: &[Entry], observed: &Observed) -> anyhow::Result<Vec<Entr
 
 /// Whether an event made a generation live, or left one so.
 fn publishes(entry: &Entry) -> bool {
-    matches!(entry.event, Event::Applied | Event::RolledBack | Event::Repaired)
+    matches!(entry.event, Event::Applied | Event::RolledBack | Event::Restored | Event::Repaired)
 }
 
 pub(crate) fn run(args: &Args, global: &Global) -> anyhow::Result<Exit> {
@@ -99,6 +99,7 @@ fn lines(entries: &[Entry], live: u64, retired: impl Fn(&Entry) -> bool) -> Stri
         Event::Applied => "applied",
         Event::RolledBack => "rolled back",
         Event::Detached => "detached",
+        Event::Restored => "taken up again",
         Event::Suspended => "suspended",
         Event::Resumed => "resumed",
         Event::Repaired => "repaired",

@@ -18,7 +18,8 @@ use std::net::IpAddr;
 use std::sync::OnceLock;
 
 use ::fib::layout::{
-    AT_CREATED_UNIX_MS, AT_DIGEST, AT_GENERATION, AT_PARENT, CAPACITY_MAX, CAPACITY_MIN, REVISION_BYTES_MAX,
+    AT_CREATED_UNIX_MS, AT_DIGEST, AT_GENERATION, AT_LAYOUT_VERSION, AT_MAGIC, AT_PARENT, CAPACITY_MAX, CAPACITY_MIN,
+    DIGEST_BYTES, REVISION_BYTES_MAX, RULES_START,
 };
 
 use crate::policy::{Policy, Prefix, RoutePolicy};
@@ -74,9 +75,28 @@ impl PartialEq for Image {
 impl Eq for Image {}
 
 impl Image {
+    /// What stands before the rules.
+    pub const HEADER_BYTES: usize = RULES_START as usize;
+
     /// The bytes that a view looks at, to be published again.
     pub fn copy_of(view: &View<'_>) -> Self {
         Self { bytes: view.bytes().to_vec(), checked: OnceLock::new() }
+    }
+
+    /// An image that was kept somewhere; an error unless it is whole, and as this version lays it out.
+    pub fn read(bytes: Vec<u8>) -> Result<Self, ImageError> {
+        let image = Self { bytes, checked: OnceLock::new() };
+        image.view()?.verify_digest()?;
+        Ok(image)
+    }
+
+    /// Whether an image that begins with these bytes holds the same rules in the same layout.
+    pub fn has_rules_of(&self, header: &[u8; Self::HEADER_BYTES]) -> bool {
+        let equal = |from: u32, to: u32| {
+            let range = from as usize..to as usize;
+            self.bytes.get(range.clone()).is_some_and(|own| header.get(range) == Some(own))
+        };
+        equal(AT_MAGIC, AT_LAYOUT_VERSION + 4) && equal(AT_DIGEST, AT_DIGEST + DIGEST_BYTES)
     }
 
     pub fn bytes(&self) -> &[u8] {

@@ -19,7 +19,7 @@ use super::execute::{Report, execute};
 use super::journal::{Entry, Event};
 use super::node::{Facts, Node, NodeError, operator, unix_ms};
 use super::probation::{self, Terms};
-use super::suspension;
+use super::{settled, suspension};
 
 /// How long the name of the source's server is looked up.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -226,21 +226,34 @@ pub async fn propose_kept(node: &Node) -> Result<Option<Proposal>, NodeError> {
     let observed = node.observe()?;
     let facts = node.facts().await?;
     let Some(live) = &observed.live else { return Ok(None) };
-    let (image, moved) = {
-        let view = live.image.view()?;
-        let mut addresses = facts.node.local_addresses.clone();
-        addresses.sort_unstable();
-        addresses.dedup();
-        if view.locals().eq(addresses) {
-            (Image::copy_of(&view), false)
-        } else {
-            (readdress(&view, &facts.node)?, true)
-        }
-    };
+    let (image, moved) = for_addresses(&live.image.view()?, &facts)?;
     let mut proposal = proposal(node, image, Vec::new(), observed, facts, Event::Applied)?;
     proposal.why = moved.then(|| "the node has other addresses of its own".to_owned());
     proposal.probes.clone_from(&node.config.probes);
     Ok(Some(proposal))
+}
+
+/// Proposes rules that were live before the machine was restarted, for the node as it is now.
+pub(super) async fn propose_settled(node: &Node, settled: &Image) -> Result<Proposal, NodeError> {
+    node.refuse_newer_layout()?;
+    let (observed, facts) = (node.observe()?, node.facts().await?);
+    let (image, _) = for_addresses(&settled.view()?, &facts)?;
+    let mut proposal = proposal(node, image, Vec::new(), observed, facts, Event::Restored)?;
+    proposal.why = Some("the machine was restarted".to_owned());
+    // A change that the restart kept from proving itself has failed, not been superseded.
+    proposal.concludes = probation::pending(node)?.map(|record| record.generation);
+    Ok(proposal)
+}
+
+/// The same rules for the node's own addresses as they are now, and whether those were others.
+fn for_addresses(view: &View<'_>, facts: &Facts) -> Result<(Image, bool), NodeError> {
+    let mut addresses = facts.node.local_addresses.clone();
+    addresses.sort_unstable();
+    addresses.dedup();
+    if view.locals().eq(addresses) {
+        return Ok((Image::copy_of(view), false));
+    }
+    Ok((readdress(view, &facts.node)?, true))
 }
 
 /// Proposes what was published last once more, as its pin still holds it: for a live slot in which somebody put something
@@ -349,6 +362,9 @@ pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut
     } else {
         probation::supersede(node, now, proposal.concludes)?;
         record(node, &proposal, now)?;
+        if !proposal.terms.as_ref().is_some_and(Terms::ask_anything) {
+            settled::keep(node, &proposal.image);
+        }
     }
     Ok(Applied { live: now, report: result? })
 }

@@ -6,6 +6,7 @@ use crate::kernel::{attach, layout};
 
 use super::journal::{Entry, Event};
 use super::node::{Node, NodeError, operator, unix_ms};
+use super::settled;
 
 /// What was taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,9 @@ pub struct Removed {
 pub fn detach(node: &Node) -> Result<Removed, NodeError> {
     let pins = &node.pins;
     node.refuse_newer_layout()?;
+    let state = |source| NodeError::State { path: node.config.state_dir.clone(), source };
+    // First: a node that was to have no rules must not come up with them.
+    settled::forget(node).map_err(state)?;
     if !pins.exist() && layout::others(pins)?.is_empty() {
         return Ok(Removed { devices: 0, generations: 0 });
     }
@@ -38,6 +42,6 @@ pub fn detach(node: &Node) -> Result<Removed, NodeError> {
     // The directory itself may be the operator's.
     let _ = std::fs::remove_dir(pins.place());
     let entry = Entry { generation: observed.live_number(), by: operator(), ..Entry::new(Event::Detached, unix_ms()) };
-    node.journal.append(&entry).map_err(|source| NodeError::State { path: node.config.state_dir.clone(), source })?;
+    node.journal.append(&entry).map_err(state)?;
     Ok(Removed { devices: devices.len(), generations })
 }

@@ -427,6 +427,7 @@ impl Checker {
     fn record(&mut self) {
         let record = |service: &Service, backend: &Backend| {
             let memory = self.memory.get(&backend.target)?;
+            let standing = self.written.get(&backend.id).copied().unwrap_or_default();
             Some(BackendRecord {
                 id: backend.id,
                 service: service.name.clone(),
@@ -434,6 +435,8 @@ impl Checker {
                 state: memory.health.word().to_owned(),
                 since_unix_ms: memory.since_unix_ms,
                 why: memory.why.clone(),
+                is_down: standing.is_down,
+                away: standing.away,
                 latency_ms: memory.latency.average_ms(),
                 checks: memory.checks,
                 checked_unix_ms: (memory.checks > 0).then_some(memory.checked_unix_ms),
@@ -446,6 +449,42 @@ impl Checker {
         }
         (self.recorded, self.record_at) = (Instant::now(), None);
     }
+}
+
+/// Where the table of health is not what the daemon wrote down that it wrote; nothing where none ever did. For others than the
+/// daemon, which compares by itself.
+pub async fn drift(node: &Node) -> Result<Vec<Difference>, NodeError> {
+    let first = differences(node)?;
+    if first.is_empty() {
+        return Ok(first);
+    }
+    // What was written just now is written down a moment later.
+    tokio::time::sleep(2 * RECORD_NEWS_EVERY).await;
+    let second = differences(node)?;
+    Ok(second.into_iter().filter(|difference| first.contains(difference)).collect())
+}
+
+fn differences(node: &Node) -> Result<Vec<Difference>, NodeError> {
+    let Some(live) = observe::live(&node.pins)? else { return Ok(Vec::new()) };
+    let services = services(&live.image.view()?);
+    let (_, records) = State::new(&node.config.state_dir).backends();
+    if services.is_empty() || records.is_empty() {
+        return Ok(Vec::new());
+    }
+    let table = Backends::open(&node.pins)?;
+    let mut differences = Vec::new();
+    for (service, backend) in services.iter().flat_map(|s| s.backends.iter().map(move |backend| (s, backend))) {
+        // An id may be another's by now.
+        let of = |record: &&BackendRecord| {
+            record.id == backend.id && record.service == service.name && record.backend == backend.name
+        };
+        let Some(record) = records.iter().find(of) else { continue };
+        let found = table.get(backend.id)?;
+        if (found.health.word(), found.is_down, found.away) != (record.state.as_str(), record.is_down, record.away) {
+            differences.push(Difference::foreign_backend(&format!("{}/{}", service.name, backend.name)));
+        }
+    }
+    Ok(differences)
 }
 
 /// Waits for the next target to be checked.

@@ -20,6 +20,8 @@ pub enum Event {
     Applied,
     RolledBack,
     Detached,
+    /// What was live before the machine was restarted is so again.
+    Restored,
     /// What somebody changed in the kernel was put right; the generation may be the same as before.
     Repaired,
     /// Somebody changed something in the kernel, and it was left so.
@@ -133,6 +135,7 @@ fn parse(line: &[u8]) -> Option<Entry> {
         "applied" => Event::Applied,
         "rolled-back" => Event::RolledBack,
         "detached" => Event::Detached,
+        "restored" => Event::Restored,
         "suspended" => Event::Suspended,
         "resumed" => Event::Resumed,
         "repaired" => Event::Repaired,

@@ -263,6 +263,8 @@ impl Node {
         let journalled = self.journal.read().map_err(state)?.iter().map(|e| e.generation).max();
         let pinned = self.pins.generation_numbers()?.last().copied();
         let other_layouts = observed.layouts.iter().map(|layout| layout.newest);
+        // Its publisher may have been killed before it wrote the journal.
+        let on_probation = probation::last(self)?.map(|record| record.generation);
         Ok(Found {
             live: observed.live_number(),
             live_digest,
@@ -285,7 +287,7 @@ impl Node {
                 (Some(tables), Some(live)) => !stale_neighbours(tables, live, facts)?.is_empty(),
                 _ => false,
             },
-            newest: journalled.into_iter().chain(pinned).chain(other_layouts).max().unwrap_or(0),
+            newest: journalled.into_iter().chain(pinned).chain(on_probation).chain(other_layouts).max().unwrap_or(0),
         })
     }
 

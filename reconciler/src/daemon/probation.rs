@@ -20,6 +20,7 @@ use super::apply::{apply, propose_rollback};
 use super::detach::detach;
 use super::node::{Node, NodeError, operator};
 use super::probe::{Results, try_all};
+use super::settled;
 use super::state::{SetAside, State};
 
 /// How often a record is read again while its change is waited for: a person may confirm it meanwhile.
@@ -237,6 +238,9 @@ fn decide(node: &Node, generation: u64, standing: Standing, why: Option<String>)
     match pending(node)? {
         Some(record) if record.generation == generation => {
             store(node, &Record { standing, why, ..record })?;
+            if matches!(standing, Standing::Passed | Standing::Confirmed) {
+                settled::keep_generation(node, generation);
+            }
             Ok(true)
         }
         _ => Ok(false),

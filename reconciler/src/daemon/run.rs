@@ -30,6 +30,7 @@ use super::journal::Event;
 use super::node::{Node, NodeError};
 use super::probation::{self, Standing, Verdict};
 use super::runtime::{Hint, Runtime};
+use super::settled;
 use super::state::State;
 use super::suspension::Watched;
 use super::webhook;
@@ -42,6 +43,8 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(signal_error)?;
+
+    settled::restore(node).await;
 
     let (hints, mut hinted) = mpsc::channel::<()>(1);
     let (changes, mut changed) = mpsc::channel::<Hint>(2);

@@ -33,6 +33,9 @@ pub struct BackendRecord {
     pub since_unix_ms: u64,
     /// Of one that is unhealthy.
     pub why: Option<String>,
+    /// What packets meet: whether they go elsewhere, all of them, or so many of 256 new flows.
+    pub is_down: bool,
+    pub away: u8,
     /// How long the checks that pass take, averaged.
     pub latency_ms: Option<f64>,
     /// How often this daemon has checked it, and when it last did.
@@ -159,6 +162,8 @@ impl State {
                 state: text("state")?,
                 since_unix_ms: entry["since_unix_ms"].as_u64()?,
                 why: text("why"),
+                is_down: entry["is_down"].as_bool()?,
+                away: u8::try_from(entry["away"].as_u64()?).ok()?,
                 latency_ms: entry["latency_ms"].as_f64(),
                 checks: entry["checks"].as_u64()?,
                 checked_unix_ms: entry["checked_unix_ms"].as_u64(),
