@@ -16,6 +16,7 @@ use crate::daemon::apply::{Applied, Proposal, apply, propose};
 use crate::daemon::attempt::{self, By, Noting, Seen, Tried};
 use crate::daemon::node::{Node, NodeError};
 use crate::daemon::probation::{self, Standing};
+use crate::daemon::settled;
 use crate::daemon::state::State;
 use crate::policy::{self, Guard};
 use crate::reconcile::hold::Hold;
@@ -182,6 +183,7 @@ pub(crate) fn carry_out(
         }
         (Ok(applied), None) => {
             report(applied);
+            settled::keep_live(node);
             Exit::Ok
         }
         (Err(_), _) => Exit::Error,

@@ -19,7 +19,7 @@ use super::execute::{Report, execute};
 use super::journal::{Entry, Event};
 use super::node::{Facts, Node, NodeError, operator, unix_ms};
 use super::probation::{self, Terms};
-use super::{settled, suspension};
+use super::suspension;
 
 /// How long the name of the source's server is looked up.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -362,9 +362,6 @@ pub async fn apply(node: &Node, mut proposal: Proposal, progress: &mut dyn FnMut
     } else {
         probation::supersede(node, now, proposal.concludes)?;
         record(node, &proposal, now)?;
-        if !proposal.terms.as_ref().is_some_and(Terms::ask_anything) {
-            settled::keep(node, &proposal.image);
-        }
     }
     Ok(Applied { live: now, report: result? })
 }

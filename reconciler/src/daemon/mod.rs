@@ -19,7 +19,7 @@ pub mod probe;
 pub mod reach;
 pub mod run;
 pub mod runtime;
-mod settled;
+pub mod settled;
 pub mod state;
 pub mod suspension;
 pub mod time;

@@ -239,7 +239,7 @@ fn decide(node: &Node, generation: u64, standing: Standing, why: Option<String>)
         Some(record) if record.generation == generation => {
             store(node, &Record { standing, why, ..record })?;
             if matches!(standing, Standing::Passed | Standing::Confirmed) {
-                settled::keep_generation(node, generation);
+                settled::keep_live(node);
             }
             Ok(true)
         }

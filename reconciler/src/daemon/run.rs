@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
@@ -34,6 +34,9 @@ use super::settled;
 use super::state::State;
 use super::suspension::Watched;
 use super::webhook;
+
+/// How long nothing must change until the live rules are written to the disk.
+const KEEP_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT. SIGHUP looks at once.
 pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
@@ -82,6 +85,8 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
     let mut trial = Trial::default();
     trial.renew(node);
     let mut held = Watched::new(node);
+    // When what is live by then is kept for a restart of the machine.
+    let mut keep_at = None;
 
     loop {
         tokio::select! {
@@ -117,9 +122,16 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
             })),
             (generation, verdict) = trial.verdict() => {
                 daemon.conclude(generation, verdict).await;
+                keep_at = Some(Instant::now() + KEEP_AFTER);
                 runtime.wake();
                 checks.wake()?;
                 schedule.hint(Instant::now());
+            }
+            () = tokio::time::sleep_until(keep_at.unwrap_or_else(Instant::now).into()), if keep_at.is_some() => {
+                keep_at = None;
+                let node = Node::new(node.config.clone());
+                // Nobody waits for it: the next one keeps what this one could not.
+                drop(tokio::task::spawn_blocking(move || settled::keep_live(&node)));
             }
             () = tokio::time::sleep_until(schedule.next().into()) => {
                 schedule.looking();
@@ -135,6 +147,7 @@ pub async fn run(node: &Node, source: &Source) -> Result<(), NodeError> {
                 runtime.wake();
                 checks.wake()?;
                 schedule.finished(outcome, Instant::now());
+                keep_at = Some(Instant::now() + KEEP_AFTER);
                 if !ready {
                     ready = true;
                     notify_systemd(&[sd_notify::NotifyState::Ready]);

@@ -7,7 +7,7 @@
 use std::io::{self, ErrorKind, Read as _};
 
 use crate::compile::Image;
-use crate::kernel::observe::generation;
+use crate::kernel::observe::live;
 
 use super::apply::{apply, propose_settled, summary};
 use super::journal::Event;
@@ -18,29 +18,26 @@ use super::state::State;
 
 const FILE: &str = "settled.image";
 
-/// Keeps these rules, unless they are kept already. They are live, so a full disk is logged, not an error.
-pub(super) fn keep(node: &Node, image: &Image) {
-    if kept_header(node).is_some_and(|kept| image.has_rules_of(&kept)) {
-        return;
-    }
-    if let Err(error) = State::new(&node.config.state_dir).replace(FILE, image.bytes()) {
-        tracing::warn!(%error, "the rules are not kept for a restart of the machine");
+/// Keeps what is live, unless it is kept already or still has to prove itself. It is live, so a full disk is logged, not an error.
+///
+/// Forced to the disk: not while anybody waits for the next change.
+pub fn keep_live(node: &Node) {
+    if let Err(error) = try_keep_live(node) {
+        tracing::warn!(error = %chain(&error), "the live rules are not kept for a restart of the machine");
     }
 }
 
-/// Keeps the rules of a generation that has proved itself.
-pub(super) fn keep_generation(node: &Node, number: u64) {
-    let image = || -> Result<Option<Image>, NodeError> {
-        let Some(found) = generation(&node.pins, number)? else { return Ok(None) };
-        Ok(Some(Image::copy_of(&found.image.view()?)))
-    };
-    match image() {
-        Ok(Some(image)) => keep(node, &image),
-        Ok(None) => {}
-        Err(error) => {
-            tracing::warn!(error = %chain(&error), generation = number, "not kept for a restart of the machine");
-        }
+fn try_keep_live(node: &Node) -> Result<(), NodeError> {
+    let Some(live) = live(&node.pins)? else { return Ok(()) };
+    if probation::pending(node)?.is_some() {
+        return Ok(());
     }
+    let image = Image::copy_of(&live.image.view()?);
+    if kept_header(node).is_some_and(|kept| image.has_rules_of(&kept)) {
+        return Ok(());
+    }
+    let state = |source| NodeError::State { path: node.config.state_dir.clone(), source };
+    State::new(&node.config.state_dir).replace(FILE, image.bytes()).map_err(state)
 }
 
 /// The node is to have no rules: nothing is taken up again.
@@ -67,13 +64,9 @@ pub(super) async fn restore(node: &Node) {
 
 async fn try_restore(node: &Node) -> Result<Option<(u64, String)>, NodeError> {
     let observed = node.observe()?;
-    let live = observed.live_number();
-    if live != 0 {
+    if observed.live_number() != 0 {
         // Whoever published it may have been killed before it was kept.
-        if probation::pending(node)?.is_none() {
-            keep_generation(node, live);
-        }
-        return Ok(None);
+        return try_keep_live(node).map(|()| None);
     }
     let state = |source| NodeError::State { path: node.config.state_dir.clone(), source };
     let last = node.journal.read().map_err(state)?.pop();

@@ -9,7 +9,8 @@ use std::thread;
 
 use aya::maps::{Array, HashMap as AyaHashMap, Map, MapData, PerCpuArray};
 use aya::programs::{ProgramError, ProgramFd, SchedClassifier, TestRunOptions, TestRunResult, Xdp};
-use aya::{Ebpf, EbpfLoader, TestRun as _};
+use aya::{Ebpf, EbpfError, EbpfLoader, TestRun as _};
+use aya_obj::Object;
 use aya_obj::programs::XdpAttachType;
 use fib::Reason;
 use fib::filter::has_filters;
@@ -228,31 +229,90 @@ impl std::fmt::Debug for Programs {
 
 /// Makes the object's maps and programs for a slot of a class; no program is loaded yet.
 pub(super) fn load_object(pins: &Pins, bits: u32, stages: Stages, slot: u32) -> Result<Ebpf, KernelError> {
-    let capacity = 1u32 << bits;
-    let has_all = u32::from(stages == Stages::All);
+    let settings = Settings::new(bits, stages);
+    let mut loader = loader();
+    settings.configure(&mut loader, pins, slot, None)?;
+    loader.load(OBJECT).map_err(object_error)
+}
+
+/// The same for both slots, the candidate's first. A loader reads all types of the kernel when it is made, which takes longer than
+/// the rest and more memory: so there is one for both.
+fn load_objects(pins: &Pins, bits: u32, stages: Stages) -> Result<(Ebpf, Ebpf), KernelError> {
+    let own = Object::parse(OBJECT).map_err(|error| object_error(error.into()))?;
+    let settings = Settings::new(bits, stages);
+    let mut loader = loader();
+    settings.configure(&mut loader, pins, CANDIDATE, None)?;
+    let candidate = loader.load(OBJECT).map_err(object_error)?;
+    settings.configure(&mut loader, pins, LIVE, Some(&own))?;
+    Ok((candidate, loader.load(OBJECT).map_err(object_error)?))
+}
+
+fn object_error(source: EbpfError) -> KernelError {
+    KernelError::Object { source: Box::new(source) }
+}
+
+/// A loader that keeps nothing of the kernel's types: the programs look into no structure of the kernel.
+fn loader<'s>() -> EbpfLoader<'s> {
     let mut loader = EbpfLoader::new();
-    loader.override_global("SLOT", &slot, true).override_global("CAPACITY", &capacity, true);
-    loader.override_global("STAGES", &has_all, true);
-    loader.map_pin_path(GENERATIONS, pins.generations(bits));
-    for name in SHARED_MAPS {
-        loader.map_pin_path(name, pins.map(name));
+    loader.btf(None);
+    loader
+}
+
+/// What a loader is told for programs of a class.
+struct Settings {
+    bits: u32,
+    stages: Stages,
+    capacity: u32,
+    has_all_stages: u32,
+}
+
+impl Settings {
+    fn new(bits: u32, stages: Stages) -> Self {
+        Self { bits, stages, capacity: 1 << bits, has_all_stages: u32::from(stages == Stages::All) }
     }
-    for name in LIVE_MAPS {
-        let path = if slot == LIVE { pins.map(name) } else { Programs::candidate_map(pins, bits, name) };
-        loader.map_pin_path(name, path);
-    }
-    if slot != LIVE {
-        loader.map_max_entries("FLOWS", CANDIDATE_FLOWS);
-        loader.map_max_entries("BACKEND_HEALTH", CANDIDATE_BACKENDS);
-    }
-    for (name, candidate_entries) in LIVE_ONLY_MAPS {
-        if slot == LIVE && stages.makes(name) {
-            loader.map_pin_path(name, pins.map(name));
-        } else {
-            loader.map_max_entries(name, candidate_entries);
+
+    /// `own`: the loader has been told of the candidate before, so that the maps' own sizes must be told, too.
+    fn configure<'s>(
+        &'s self,
+        loader: &mut EbpfLoader<'s>,
+        pins: &Pins,
+        slot: u32,
+        own: Option<&Object>,
+    ) -> Result<(), KernelError> {
+        let is_live = slot == LIVE;
+        loader.override_global("SLOT", if is_live { &LIVE } else { &CANDIDATE }, true).override_global(
+            "CAPACITY",
+            &self.capacity,
+            true,
+        );
+        loader.override_global("STAGES", &self.has_all_stages, true);
+        loader.map_pin_path(GENERATIONS, pins.generations(self.bits));
+        let mut entries = |name: &'static str, candidate: Option<u32>| {
+            if let Some(entries) = candidate {
+                loader.map_max_entries(name, entries);
+            } else if let Some(own) = own {
+                let map = own.maps.get(name).ok_or(KernelError::NoMap { map: name })?;
+                loader.map_max_entries(name, map.max_entries());
+            }
+            Ok(())
+        };
+        entries("FLOWS", (!is_live).then_some(CANDIDATE_FLOWS))?;
+        entries("BACKEND_HEALTH", (!is_live).then_some(CANDIDATE_BACKENDS))?;
+        for (name, candidate_entries) in LIVE_ONLY_MAPS {
+            entries(name, (!is_live || !self.stages.makes(name)).then_some(candidate_entries))?;
         }
+        for name in SHARED_MAPS {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        for name in LIVE_MAPS {
+            let path = if is_live { pins.map(name) } else { Programs::candidate_map(pins, self.bits, name) };
+            loader.map_pin_path(name, path);
+        }
+        for (name, _) in LIVE_ONLY_MAPS.iter().filter(|(name, _)| is_live && self.stages.makes(name)) {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        Ok(())
     }
-    loader.load(OBJECT).map_err(|source| KernelError::Object { source: Box::new(source) })
 }
 
 /// Has the kernel verify one program of an object.
@@ -287,14 +347,20 @@ impl Programs {
             sys::pin(generations.as_fd(), &pins.generations(bits))?;
             generations
         };
-        let mut object = None;
-        if !class.join(Entry::Xdp.live_pin(stages)).exists() {
-            // With the maps that both share.
-            object = Some(load_object(pins, bits, stages, LIVE)?);
-        }
+        let is_missing = |pin: String| !class.join(pin).exists();
+        let (mut object, candidate_object) =
+            match (is_missing(stages.candidate_pin()), is_missing(Entry::Xdp.live_pin(stages))) {
+                (true, true) => {
+                    let (candidate, live) = load_objects(pins, bits, stages)?;
+                    (Some(live), Some(candidate))
+                }
+                (true, false) => (None, Some(load_object(pins, bits, stages, CANDIDATE)?)),
+                (false, true) => (Some(load_object(pins, bits, stages, LIVE)?), None),
+                (false, false) => (None, None),
+            };
         // The verifier takes as long for each, and does both at once. A kill between two pins leaves something that the next start completes.
         let (live, candidate) = thread::scope(|scope| {
-            let candidate = scope.spawn(|| Self::candidate(pins, bits, stages));
+            let candidate = scope.spawn(|| Self::candidate(pins, bits, stages, candidate_object));
             let live = Self::live(pins, bits, stages, Entry::Xdp, &mut object);
             (live, candidate.join().unwrap_or_else(|panic| resume_unwind(panic)))
         });
@@ -335,10 +401,9 @@ impl Programs {
         pins.class(bits).join(format!("CANDIDATE_{name}-{}", object_id()))
     }
 
-    fn candidate(pins: &Pins, bits: u32, stages: Stages) -> Result<Xdp, KernelError> {
+    fn candidate(pins: &Pins, bits: u32, stages: Stages, object: Option<Ebpf>) -> Result<Xdp, KernelError> {
         let path = pins.class(bits).join(stages.candidate_pin());
-        if !path.exists() {
-            let mut object = load_object(pins, bits, stages, CANDIDATE)?;
+        if let Some(mut object) = object {
             sys::pin(load(&mut object, Entry::Xdp)?.as_fd(), &path)?;
         }
         Xdp::from_pin(&path, XdpAttachType::Interface).map_err(KernelError::program("open"))
