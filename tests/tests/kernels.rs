@@ -34,8 +34,9 @@ const MODULES: [&str; 9] = ["veth", "llc", "stp", "bridge", "sch_ingress", "cls_
 /// They apply, publish, roll back, detach and change classes; send packets of every kind through veth; run packets of
 /// random policies through the candidate; follow devices and neighbours. VLAN devices are tested here only: this test's own
 /// machine may have none, so those tests are ignored there.
-/// The packet corpus goes through all three programs.
-const TESTS: [(&str, &[&str]); 10] = [
+/// The packet corpus goes through all three programs. Services, filters and health checks meet real traffic, and the flow tables
+/// what the kernel does of them; drift is made by hand.
+const TESTS: [(&str, &[&str]); 14] = [
     (
         "attach",
         &[
@@ -63,6 +64,41 @@ const TESTS: [(&str, &[&str]); 10] = [
     ("forwarding", &[]),
     ("witnesses", &[]),
     ("vlan", &[]),
+    (
+        "services",
+        &[
+            "a_flood_is_not_answered_above_the_rate",
+            "a_flood_of_handshakes_is_held_to_the_rate_of_new_flows",
+            "a_trace_names_service_backend_and_why",
+            "the_lab_is_as_the_policies_say",
+        ],
+    ),
+    (
+        "filters",
+        &[
+            "a_limit_of_bytes_counts_whole_frames_whatever_their_size",
+            "sources_of_one_prefix_share_a_limit_and_others_have_their_own",
+            "the_tables_find_the_rule_that_a_scan_of_all_rules_finds",
+        ],
+    ),
+    (
+        "health",
+        &[
+            "a_command_of_the_node_decides_and_no_policy_says_what_is_run",
+            "a_page_by_tls_counts_only_with_a_certificate_that_is_trusted_and_meant",
+            "a_page_with_another_status_is_no_health",
+            "a_slow_backend_gets_fewer_new_flows_and_its_share_back_when_it_is_quick_again",
+            "what_was_found_outlives_the_daemon_and_a_new_one_does_not_forget_it",
+            "with_too_few_healthy_ones_all_are_used_and_status_says_so",
+        ],
+    ),
+    (
+        "drift",
+        &[
+            "a_daemon_that_does_not_look_leaves_everything_and_follows_events",
+            "a_daemon_that_reports_changes_nothing_until_somebody_decides",
+        ],
+    ),
 ];
 
 /// Directories of this repository that the tests read.
