@@ -182,6 +182,8 @@ fn flood(lab: &Topology, clients: &mut [Client], what: &str, mut flood: impl FnM
             scope.spawn(|| {
                 let (mut tried, mut made) = (0, 0);
                 while started.elapsed() + NEW < FLOOD {
+                    // Few enough that they do not fill the table themselves.
+                    thread::sleep(SECOND / 50);
                     tried += 1;
                     made += u32::from(Client::try_connect(lab).is_ok());
                 }
