@@ -13,7 +13,7 @@ use fib::answer;
 use fib::icmp;
 use fib::layout::{BACKEND_IDS_MAX, SERVICE_IDS_MAX};
 use fib::packet::{self, Tags};
-use fib::service::{self, Chosen, FlowKey, FlowWords, Steer, step};
+use fib::service::{self, Chosen, FlowKey, FlowWords, HalfOpenWords, Steer, step};
 use fib::verdict::serve_read;
 use fib::{Image, Ingress, Met, Neighbour, Node, ReachWords, Reason};
 
@@ -28,10 +28,17 @@ const FLOWS_MAX: usize = 1 << 17;
 const LIVE: u32 = 0;
 const PREVIOUS: u32 = 2;
 
-/// Flows by their addresses and ports, as `fib::service` writes them; of an image's packets and the answers of its backends.
+/// Established flows by their addresses and ports, as `fib::service` writes them; of an image's packets and the answers of its backends.
 /// The candidate has one of its own, and writes none.
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowWords, FLOWS_MAX> = LruHashMap::new();
+
+/// Entries of the table of half-open flows: with `nat` two a flow.
+const HALF_OPEN_MAX: usize = 1 << 16;
+
+/// Flows of which it was not seen yet that both sides speak. The candidate has one of its own, and writes none.
+#[btf_map]
+static HALF_OPEN: LruHashMap<FlowKey, HalfOpenWords, HALF_OPEN_MAX> = LruHashMap::new();
 
 /// New flows that a CPU takes: how many at once, how many a second, and until when the choice of the generation before is
 /// honoured, in seconds of the monotonic clock. The daemon's to write.
@@ -87,9 +94,11 @@ pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: 
         at = locate(image, steer);
     }
     if at == step::FROM_BACKEND {
+        look_up(steer);
         at = from_backend(steer);
     }
     if at == step::TO_SERVICE {
+        look_up(steer);
         at = known(image, steer);
     }
     if at == step::UNKNOWN {
@@ -155,6 +164,12 @@ fn echo(image: *const u8, steer: *const Steer) -> u32 {
 fn locate(image: *const u8, steer: *mut Steer) -> u32 {
     // SAFETY: as in `read`.
     service::locate(&KernelImage::again(image), unsafe { &mut *steer })
+}
+
+#[inline(never)]
+fn look_up(steer: *mut Steer) {
+    // SAFETY: as in `read`.
+    service::look_up(&FlowNode, unsafe { &mut *steer });
 }
 
 #[inline(never)]
@@ -232,6 +247,36 @@ impl Node for FlowNode {
     fn keep(&self, key: &FlowKey, entry: &FlowWords) {
         if slot() == LIVE {
             let _ = FLOWS.insert(key, entry, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn forget(&self, key: &FlowKey) {
+        if slot() == LIVE {
+            let _ = FLOWS.remove(key);
+        }
+    }
+
+    #[inline(always)]
+    fn half_open(&self, key: &FlowKey) -> HalfOpenWords {
+        let Some(entry) = HALF_OPEN.get_ptr(key) else { return [0; 5] };
+        let entry = entry.cast::<u64>();
+        // SAFETY: as in `flow`, of five words.
+        unsafe {
+            [
+                read_volatile(entry),
+                read_volatile(entry.add(1)),
+                read_volatile(entry.add(2)),
+                read_volatile(entry.add(3)),
+                read_volatile(entry.add(4)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn keep_half_open(&self, key: &FlowKey, entry: &HalfOpenWords) {
+        if slot() == LIVE {
+            let _ = HALF_OPEN.insert(key, entry, 0);
         }
     }
 

@@ -197,6 +197,7 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
         "FLOWS",
         "FLOW_EVENTS",
         "FLOW_LIMITS",
+        "HALF_OPEN",
         "NEIGHBOURS",
         "NEXT_HOP_COUNTERS",
         "POLICY_STAYED",
@@ -219,13 +220,13 @@ fn only_what_belongs(node: &TestNode, status: &serde_json::Value, what: &str) {
     assert_eq!(pinned, generations, "{what}");
     let links = (interfaces.len() - by_tc, by_tc);
     assert_eq!((names("link/xdp").len(), names("link/tc").len()), links, "{what}");
-    // The node's maps, the outer map, the candidate's five, an image for each generation; the live program for each hook in use
+    // The node's maps, the outer map, the candidate's six, an image for each generation; the live program for each hook in use
     // (XDP always), and the candidate.
     let programs = 2 + usize::from(has_tc);
     let objects = BpfObjects::pinned(&node.pins()).unwrap();
     assert_eq!(
         (objects.maps.len(), objects.programs.len()),
-        (maps.len() + 6 + generations.len(), programs),
+        (maps.len() + 7 + generations.len(), programs),
         "{what}: {objects:?}"
     );
 }
@@ -262,8 +263,14 @@ fn lab() -> Topology {
 }
 
 /// The maps that a class directory holds of one version of the program.
-const CANDIDATE_MAPS: [&str; 5] =
-    ["CANDIDATE_BACKEND_HEALTH-", "CANDIDATE_COUNTERS-", "CANDIDATE_DEVICES-", "CANDIDATE_FLOWS-", "CANDIDATE_VLANS-"];
+const CANDIDATE_MAPS: [&str; 6] = [
+    "CANDIDATE_BACKEND_HEALTH-",
+    "CANDIDATE_COUNTERS-",
+    "CANDIDATE_DEVICES-",
+    "CANDIDATE_FLOWS-",
+    "CANDIDATE_HALF_OPEN-",
+    "CANDIDATE_VLANS-",
+];
 /// A filter that stops nothing of what the test sends.
 const FILTER: &str = "apiVersion: wayleave/v1\nkind: FilterPolicy\nmetadata: {name: edge}\nspec:\n  default: allow\n  rules:\n    \
     - {name: telnet, protocol: tcp, ports: [23], action: deny}\n";

@@ -344,3 +344,75 @@ fn a_daemon_that_does_not_look_leaves_everything_and_follows_events() {
     wait_until("another source", &daemon, || drift(&node) == NO_DRIFT);
     drop(daemon);
 }
+
+/// A device that is attached by TC, its link's pin, and what is done to it.
+struct Classified<'a> {
+    lab: &'a Topology,
+    pin: std::path::PathBuf,
+}
+
+impl Classified<'_> {
+    fn tc(&self, arguments: &[&str]) {
+        let output = self.lab.router.command("tc").args(arguments).output().unwrap();
+        assert!(output.status.success(), "tc {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// What somebody did, and what `drift` must say of it. Before Linux 6.6 there is a filter in the place of a link.
+    fn hands(&self) -> Vec<(&'static str, &'static str, Box<dyn Fn(&Self)>)> {
+        const DETACHED: &str = "lan: the program was detached from it";
+        const NOT_ATTACHED: &str = "lan: the program is not attached as the configuration says, for lan\n";
+        // As `kernel/clsact.rs` sets it.
+        const OURS: [&str; 6] = ["dev", "lan", "ingress", "protocol", "all", "pref"];
+        let mut hands: Vec<(_, _, Box<dyn Fn(&Self)>)> =
+            vec![("the pin deleted", NOT_ATTACHED, Box::new(|of| fs::remove_file(&of.pin).unwrap()))];
+        if self.pin.is_symlink() {
+            hands.push((
+                "the filter deleted",
+                DETACHED,
+                Box::new(|of| of.tc(&[&["filter", "del"][..], &OURS, &["30561"]].concat())),
+            ));
+            hands.push((
+                "the qdisc deleted",
+                DETACHED,
+                Box::new(|of| of.tc(&["qdisc", "del", "dev", "lan", "clsact"])),
+            ));
+            hands.push((
+                "the filter replaced",
+                DETACHED,
+                Box::new(|of| {
+                    let another = ["30561", "handle", "0x77617901", "bpf", "bytecode", "1,6 0 0 0,"];
+                    of.tc(&[&["filter", "replace"][..], &OURS, &another].concat());
+                }),
+            ));
+        } else {
+            hands.push(("the link detached", DETACHED, Box::new(|of| detach_link(&of.pin).unwrap())));
+        }
+        hands
+    }
+}
+
+#[test]
+fn hands_at_a_device_that_is_attached_by_tc_are_named_and_mended() {
+    let lab = lab();
+    let mut node = TestNode::router(&lab).unwrap();
+    node.set_attach("lan", "tc").unwrap();
+    node.set_spec("drift: {mode: heal, interval: 300ms}").unwrap();
+    publish_twice(&node);
+    let classified = Classified { lab: &lab, pin: node.pins().join("link/tc/lan") };
+    for (what, says, act) in classified.hands() {
+        assert!(flows(&lab), "before {what}");
+        act(&classified);
+        let said = drift(&node);
+        assert!(said.contains(says), "{what}: {said}");
+        mend(&node);
+        assert!(flows(&lab), "after {what}");
+    }
+    let daemon = Daemon::start(&node);
+    for (what, _, act) in classified.hands() {
+        wait_until("before", &daemon, || flows(&lab));
+        act(&classified);
+        wait_until(what, &daemon, || flows(&lab) && drift(&node) == NO_DRIFT);
+    }
+    assert!(daemon.log().contains("repaired: "), "{}", daemon.log());
+    assert_eq!(daemon.stop(Signal::TERM), Some(0));
+}

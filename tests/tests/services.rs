@@ -8,8 +8,9 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
-use fib::service::{FlowKey, FlowWords};
+use fib::service::{FlowKey, FlowWords, HalfOpenWords};
 use rustix::process::Signal;
 use serde_json::Value;
 use wayleave::kernel::program::object_id;
@@ -278,10 +279,16 @@ fn established_connections_survive_whatever_is_published() {
     }
 }
 
-/// Forgets every flow, as the table does with the least recently used ones when others need the room.
+/// Forgets every flow, as the tables do with the least recently used ones when others need the room; returns the number of entries of
+/// established ones.
 fn forget_flows(node: &TestNode) -> usize {
-    let map = MapData::from_pin(node.pins().join("maps/FLOWS")).unwrap();
-    let mut flows: HashMap<_, FlowKey, FlowWords> = HashMap::try_from(Map::LruHashMap(map)).unwrap();
+    forget::<HalfOpenWords>(node, "HALF_OPEN");
+    forget::<FlowWords>(node, "FLOWS")
+}
+
+fn forget<W: Pod>(node: &TestNode, map: &str) -> usize {
+    let map = MapData::from_pin(node.pins().join("maps").join(map)).unwrap();
+    let mut flows: HashMap<_, FlowKey, W> = HashMap::try_from(Map::LruHashMap(map)).unwrap();
     let keys: Vec<FlowKey> = flows.keys().collect::<Result<_, _>>().unwrap();
     for key in &keys {
         flows.remove(key).unwrap();

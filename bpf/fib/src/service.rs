@@ -9,6 +9,13 @@
 //! it has: they go to a stand-in ([`stand_in`]), and no flow of another backend moves. One that is slow passes a share of its new
 //! flows on ([`Node::passes_on`]), by their hash, and keeps those that it has.
 //!
+//! A flow is *half-open* until it is seen that both sides speak, and lies in a table of its own until then: whoever sends first packets
+//! from invented addresses can only push out other half-open flows. What proves a flow:
+//! - `nat`, TCP: the client acknowledges the sequence number of the backend's SYN-ACK, which only who got it knows; or the backend sends a
+//!   segment without SYN and RST, which it does once its own handshake is complete.
+//! - `nat`, UDP: the client sends another packet after an answer.
+//! - Where answers do not come by here: TCP, a segment without SYN, FIN and RST after the first packet; UDP, a second packet.
+//!
 //! An ICMP error goes where the flow goes of the packet that it quotes ([`crate::icmp`]).
 //!
 //! What is found is a [`Steer`]: the route stage looks its address up, and [`translate`] changes the packet once it is known
@@ -68,6 +75,23 @@ pub const fn flow_key(src: Address, dst: Address, protocol: u8, ports: u32) -> F
 /// the backend's, from a backend the VIP's.
 pub type FlowWords = [u64; 4];
 
+/// An entry of the table of half-open flows: that of the flow table, and a fifth word. From a backend this is 0 until it has
+/// answered, then [`ANSWERED`], with the number that the client has to acknowledge (TCP) in the low half.
+pub type HalfOpenWords = [u64; 5];
+
+/// The bit of a half-open flow's fifth word that says that the backend has answered.
+pub const ANSWERED: u64 = 1 << 32;
+
+/// What a backend may have sent beyond its SYN-ACK before its handshake is complete: a window that is not scaled, RFC 7323 section 2.2.
+const UNSCALED_WINDOW_MAX: u32 = 0xffff;
+
+/// The table that knows a flow.
+pub mod table {
+    pub const NONE: u32 = 0;
+    pub const ESTABLISHED: u32 = 1;
+    pub const HALF_OPEN: u32 = 2;
+}
+
 /// An entry of the flow table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowEntry {
@@ -91,13 +115,13 @@ impl FlowEntry {
     pub const FROM_BACKEND: u8 = 1;
 
     #[inline(always)]
-    const fn state_of(words: FlowWords) -> u8 {
-        (words[1] >> 32) as u8
+    const fn state_of(second: u64) -> u8 {
+        (second >> 32) as u8
     }
 
     #[inline(always)]
-    const fn direction_of(words: FlowWords) -> u8 {
-        (words[1] >> 40) as u8
+    const fn direction_of(second: u64) -> u8 {
+        (second >> 40) as u8
     }
 
     #[inline(always)]
@@ -206,9 +230,9 @@ pub struct Steer {
     pub key: FlowKey,
     /// That of its answers, where they are translated.
     answer_key: FlowKey,
-    /// What the flow table is told.
-    entry: FlowWords,
-    answer: FlowWords,
+    /// What the table of flows, or that of half-open ones, says of the packet's direction and is told of both.
+    entry: HalfOpenWords,
+    answer: HalfOpenWords,
     /// The address that the route stage looks up.
     pub route: [u64; 2],
     /// What the translated address becomes.
@@ -232,6 +256,10 @@ pub struct Steer {
     pub hash: u32,
     /// Flags of the TCP header as [`tcp`] has them.
     pub flags: u32,
+    /// Of a TCP segment: the number that it acknowledges; with SYN, the one that its receiver is to acknowledge.
+    number: u32,
+    /// One of [`table`].
+    table: u32,
     /// Id of the backend that the generation before would have chosen; 0: none, or it is not honoured any more.
     pub previous: u32,
     /// While the stage runs: row and offset of the service, offset of the backend, the backend's port if it has none of its
@@ -252,8 +280,8 @@ impl Steer {
     pub const NONE: Self = Self {
         key: [0; 5],
         answer_key: [0; 5],
-        entry: [0; 4],
-        answer: [0; 4],
+        entry: [0; 5],
+        answer: [0; 5],
         route: [0; 2],
         address: [0; 2],
         port: 0,
@@ -266,6 +294,8 @@ impl Steer {
         segment: 0,
         hash: 0,
         flags: 0,
+        number: 0,
+        table: table::NONE,
         previous: 0,
         row: 0,
         service: 0,
@@ -318,6 +348,8 @@ pub mod tcp {
     pub const RST: u32 = 4;
     pub const ACK: u32 = 16;
 }
+const TCP_SEQUENCE_AT: u32 = 4;
+const TCP_ACKNOWLEDGES_AT: u32 = 8;
 const TCP_FLAGS_AT: u32 = 12;
 pub(crate) const TCP_CHECKSUM_AT: u32 = 16;
 const TCP_BYTES: u32 = 20;
@@ -385,6 +417,7 @@ pub fn read<P: Packet + ?Sized>(headers: &P, ethertype: u16, steer: &mut Steer) 
     steer.transport = header_bytes;
     steer.quoted = 0;
     steer.flags = 0;
+    steer.number = 0;
     steer.chosen = 0;
     steer.why = Why::Slot as u32;
     steer.previous = 0;
@@ -402,6 +435,12 @@ pub fn read<P: Packet + ?Sized>(headers: &P, ethertype: u16, steer: &mut Steer) 
                 return step::stays(Reason::Malformed);
             };
             steer.flags = u32::from(flags) & 0x1ff;
+            let (Some(sequence), Some(acknowledges)) =
+                (headers.be32(at + TCP_SEQUENCE_AT), headers.be32(at + TCP_ACKNOWLEDGES_AT))
+            else {
+                return step::stays(Reason::Malformed);
+            };
+            steer.number = if steer.flags & tcp::SYN != 0 { sequence.wrapping_add(1) } else { acknowledges };
         } else if headers.be16(at + UDP_BYTES - 2).is_none() {
             return step::stays(Reason::Malformed);
         }
@@ -415,6 +454,7 @@ pub fn read<P: Packet + ?Sized>(headers: &P, ethertype: u16, steer: &mut Steer) 
 pub fn stage<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -> u32 {
     match locate(image, steer) {
         step::TO_SERVICE => {
+            look_up(node, steer);
             let mut at = known(image, node, steer);
             if at == step::UNKNOWN {
                 steer.previous = node.previous_choice(steer);
@@ -428,7 +468,10 @@ pub fn stage<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer)
             }
             if at == step::BEGUN || at == step::REFRESH { keep(image, node, steer, at) } else { at }
         }
-        step::FROM_BACKEND => answer(node, steer),
+        step::FROM_BACKEND => {
+            look_up(node, steer);
+            answer(node, steer)
+        }
         other => other,
     }
 }
@@ -521,7 +564,41 @@ const fn is_syn(steer: &Steer) -> bool {
     steer.protocol() == TCP && steer.flags & (tcp::SYN | tcp::ACK) == tcp::SYN
 }
 
-/// The backend that the flow table knows for a packet to a service.
+/// What the tables of flows know of the packet's.
+#[inline(always)]
+pub fn look_up<N: Node>(node: &N, steer: &mut Steer) {
+    steer.now_s = node.now_s();
+    steer.table = table::ESTABLISHED;
+    let words = node.flow(&steer.key);
+    if words[0] != 0 {
+        steer.entry = half_open(words, 0);
+        return;
+    }
+    steer.entry = node.half_open(&steer.key);
+    steer.table = if steer.entry[0] == 0 { table::NONE } else { table::HALF_OPEN };
+}
+
+/// The entry of a half-open flow that nobody has answered.
+pub const fn unanswered(words: FlowWords) -> HalfOpenWords {
+    half_open(words, 0)
+}
+
+#[inline(always)]
+const fn half_open(words: FlowWords, proof: u64) -> HalfOpenWords {
+    [words[0], words[1], words[2], words[3], proof]
+}
+
+/// Writes an entry to the table of flows, or to that of half-open ones.
+#[inline(always)]
+fn write<N: Node>(node: &N, key: &FlowKey, words: &HalfOpenWords, is_established: bool) {
+    if !is_established {
+        node.keep_half_open(key, words);
+    } else if let Some(words) = words.first_chunk() {
+        node.keep(key, words);
+    }
+}
+
+/// The backend that the flow tables know for a packet to a service; after [`look_up`].
 #[inline(always)]
 pub fn known<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -> u32 {
     known_in(image, node, steer).unwrap_or(BAD_IMAGE)
@@ -529,11 +606,9 @@ pub fn known<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer)
 
 #[inline(always)]
 fn known_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) -> Option<u32> {
-    let words = node.flow(&steer.key);
-    steer.now_s = node.now_s();
-    steer.entry = words;
-    let (owner, state) = (words[0] as u32, FlowEntry::state_of(words));
-    if owner != Chosen(steer.chosen).service() || FlowEntry::direction_of(words) != FlowEntry::TO_BACKEND {
+    let words = steer.entry;
+    let (owner, state) = (words[0] as u32, FlowEntry::state_of(words[1]));
+    if owner != Chosen(steer.chosen).service() || FlowEntry::direction_of(words[1]) != FlowEntry::TO_BACKEND {
         return Some(step::UNKNOWN);
     }
     let id = (words[0] >> 32) as u32;
@@ -567,7 +642,8 @@ fn known_in<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer) 
     let port = (words[1] >> 48) as u32;
     steered(image, port, id, steer)?;
     steer.why = Why::Flow as u32;
-    if now == state && age_s < REFRESH_S {
+    let may_prove = steer.table == table::HALF_OPEN && may_prove(steer);
+    if now == state && age_s < REFRESH_S && !may_prove {
         return Some(step::STEERED);
     }
     steer.entry[1] = FlowEntry::second_word(steer.now_s, now, FlowEntry::TO_BACKEND, port);
@@ -688,11 +764,24 @@ fn begin_in<I: Image + ?Sized>(image: &I, steer: &mut Steer) -> Option<u32> {
         FlowEntry::second_word(steer.now_s, state, FlowEntry::TO_BACKEND, port),
         steer.address[0],
         steer.address[1],
+        0,
     ];
     Some(step::BEGUN)
 }
 
-/// Tells the flow table of a flow that begins ([`step::BEGUN`]) or goes on, and of its answers.
+/// Whether a packet of a half-open flow to its backend can show that somebody is there; not of one that is only about to end.
+#[inline(always)]
+const fn may_prove(steer: &Steer) -> bool {
+    !steer.is_tcp() || steer.flags & (tcp::SYN | tcp::FIN | tcp::RST | tcp::ACK) == tcp::ACK
+}
+
+/// Whether the backend's answer, as the fifth word of its half-open flow says, is what this packet of the client shows to have got.
+#[inline(always)]
+const fn proves(answered: u64, steer: &Steer) -> bool {
+    answered & ANSWERED != 0 && (!steer.is_tcp() || steer.number.wrapping_sub(answered as u32) <= UNSCALED_WINDOW_MAX)
+}
+
+/// Tells the tables of a flow that begins ([`step::BEGUN`]) or goes on, and of its answers.
 #[inline(always)]
 pub fn keep<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer, at: u32) -> u32 {
     if steer.quoted != 0 {
@@ -700,54 +789,95 @@ pub fn keep<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &mut Steer, 
         return step::STEERED;
     }
     let is_nat = steer.translated != translated::NOTHING;
-    if at == step::BEGUN && !node.admits_flow() {
+    let is_begun = at == step::BEGUN;
+    if is_begun && !node.admits_flow() {
         return if is_nat { step::stays(Reason::NewFlowRate) } else { step::STEERED };
     }
+    let was_established = !is_begun && steer.table == table::ESTABLISHED;
+    let mut is_established = was_established || !is_begun && may_prove(steer);
     if is_nat {
         // The other direction may have been silent for long, and must not be forgotten first.
         let vip_port = steer.ports() & 0xffff;
         let ports = steer.port << 16 | steer.ports() >> 16;
         steer.answer_key = flow_key(steer.address, steer.source(), steer.protocol(), ports);
-        let words = node.flow(&steer.answer_key);
+        steer.answer = half_open(node.flow(&steer.answer_key), 0);
+        let is_known = steer.answer[0] != 0;
+        if !is_known {
+            steer.answer = node.half_open(&steer.answer_key);
+        }
         let vip = steer.destination();
-        if words[0] != 0 && ([words[2], words[3]] != vip || (words[1] >> 48) as u32 != vip_port) {
-            let longest = if steer.protocol() == TCP { SERVICE_ESTABLISHED_S } else { SERVICE_UDP_S };
+        let second = steer.answer[1];
+        if steer.answer[0] != 0 && ([steer.answer[2], steer.answer[3]] != vip || (second >> 48) as u32 != vip_port) {
+            let longest = if steer.is_tcp() { SERVICE_ESTABLISHED_S } else { SERVICE_UDP_S };
             let Some(longest_s) = image.u32(steer.service.wrapping_add(longest)) else { return BAD_IMAGE };
-            let age_s = steer.now_s.wrapping_sub(words[1] as u32);
-            if FlowEntry::state_of(words) != FlowEntry::CLOSING && age_s <= longest_s {
+            let age_s = steer.now_s.wrapping_sub(second as u32);
+            if FlowEntry::state_of(second) != FlowEntry::CLOSING && age_s <= longest_s {
                 return step::stays(Reason::FlowCollision);
             }
+            steer.answer[4] = 0;
         }
+        if is_begun {
+            steer.answer[4] = 0;
+            if is_known {
+                node.forget(&steer.answer_key);
+            }
+        }
+        is_established = was_established || is_established && proves(steer.answer[4], steer);
         let second = FlowEntry::second_word(steer.now_s, FlowEntry::NEW, FlowEntry::FROM_BACKEND, vip_port);
-        steer.answer = [steer.entry[0], second, vip[0], vip[1]];
-        node.keep(&steer.answer_key, &steer.answer);
+        steer.answer = half_open([steer.entry[0], second, vip[0], vip[1]], steer.answer[4]);
+        write(node, &steer.answer_key, &steer.answer, is_established);
     }
-    node.keep(&steer.key, &steer.entry);
+    if is_begun && steer.table == table::ESTABLISHED {
+        // What the flow was before it began anew: it would be found first.
+        node.forget(&steer.key);
+    }
+    write(node, &steer.key, &steer.entry, is_established);
     step::STEERED
 }
 
-/// An answer of a backend, if the flow table knows what it answers.
+/// An answer of a backend, if the flow tables know what it answers; after [`look_up`].
 #[inline(always)]
 pub fn answer<N: Node>(node: &N, steer: &mut Steer) -> u32 {
-    let words = node.flow(&steer.key);
-    if words[0] == 0 || FlowEntry::direction_of(words) != FlowEntry::FROM_BACKEND {
+    let words = steer.entry;
+    if words[0] == 0 || FlowEntry::direction_of(words[1]) != FlowEntry::FROM_BACKEND {
         return step::UNSERVED;
     }
-    steer.now_s = node.now_s();
     steer.chosen = Chosen::of(words[0] as u32, (words[0] >> 32) as u32).0;
     steer.why = Why::Answer as u32;
     steer.translated = translated::SOURCE;
     steer.address = [words[2], words[3]];
     steer.port = (words[1] >> 48) as u32;
     steer.route = plain(steer.destination());
-    let state = FlowEntry::state_of(words);
-    let now = next_state(state, steer.protocol() == TCP, steer.flags);
-    let is_news = now != state || steer.now_s.wrapping_sub(words[1] as u32) >= REFRESH_S;
-    if is_news && steer.quoted == 0 {
-        steer.entry = words;
-        steer.entry[1] = FlowEntry::second_word(steer.now_s, now, FlowEntry::FROM_BACKEND, steer.port);
-        node.keep(&steer.key, &steer.entry);
+    if steer.quoted != 0 {
+        return step::STEERED;
     }
+    let state = FlowEntry::state_of(words[1]);
+    let now = next_state(state, steer.is_tcp(), steer.flags);
+    let is_news = now != state || steer.now_s.wrapping_sub(words[1] as u32) >= REFRESH_S;
+    steer.entry[1] = FlowEntry::second_word(steer.now_s, now, FlowEntry::FROM_BACKEND, steer.port);
+    let mut is_established = steer.table == table::ESTABLISHED;
+    if is_established {
+        if !is_news {
+            return step::STEERED;
+        }
+    } else if steer.is_tcp() && steer.flags & (tcp::SYN | tcp::RST) == 0 {
+        // The backend's handshake is complete: the flow is one, in both directions.
+        is_established = true;
+        let ports = steer.ports() << 16 | steer.port;
+        steer.answer_key = flow_key(steer.destination(), steer.address, steer.protocol(), ports);
+        let second =
+            FlowEntry::second_word(steer.now_s, FlowEntry::ESTABLISHED, FlowEntry::TO_BACKEND, steer.ports() >> 16);
+        steer.answer = half_open([words[0], second, steer.key[0], steer.key[1]], 0);
+        write(node, &steer.answer_key, &steer.answer, is_established);
+    } else {
+        let is_reset = steer.is_tcp() && steer.flags & tcp::RST != 0;
+        let answered = if is_reset { 0 } else { ANSWERED | u64::from(steer.number) };
+        if !is_news && answered == words[4] {
+            return step::STEERED;
+        }
+        steer.entry[4] = answered;
+    }
+    write(node, &steer.key, &steer.entry, is_established);
     step::STEERED
 }
 

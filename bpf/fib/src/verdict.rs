@@ -10,7 +10,7 @@ use crate::layout::{
     POLICY_IDS_MAX, PORT_IDS_MAX, SLOT_BYTES, Section, TARGET_BYTES, TARGET_FLAGS_ON_ALL_DOWN_DROP, kind,
 };
 use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse_route, ports_v4};
-use crate::service::{self, FlowKey, FlowWords, Steer, step};
+use crate::service::{self, FlowKey, FlowWords, HalfOpenWords, Steer, step};
 use crate::{hash, icmp, lookup};
 
 /// What becomes of a packet.
@@ -278,6 +278,17 @@ pub trait Node {
     /// Writes an entry of the flow table.
     #[inline(always)]
     fn keep(&self, _key: &FlowKey, _entry: &FlowWords) {}
+    /// Removes an entry of the flow table.
+    #[inline(always)]
+    fn forget(&self, _key: &FlowKey) {}
+    /// The entry of the table of half-open flows; all zeros: it has none.
+    #[inline(always)]
+    fn half_open(&self, _key: &FlowKey) -> HalfOpenWords {
+        [0; 5]
+    }
+    /// Writes an entry of the table of half-open flows.
+    #[inline(always)]
+    fn keep_half_open(&self, _key: &FlowKey, _entry: &HalfOpenWords) {}
     /// Whether the backend with this id gets no packets: its health checks fail.
     #[inline(always)]
     fn is_down(&self, _backend: u32) -> bool {

@@ -102,7 +102,8 @@ fn document(node: &Node, observed: &Observed, links: &[Link]) -> anyhow::Result<
         hop_words = runtime.human();
     }
     if let Some(table) = objects.is_some().then(|| flows::table(&node.pins)).transpose()?.flatten() {
-        status["flow_table"] = json!({"capacity": table.capacity, "new_flows_per_second_and_cpu": table.rate,
+        status["flow_table"] = json!({"capacity": table.capacity,
+            "half_open_capacity": table.half_open_capacity, "new_flows_per_second_and_cpu": table.rate,
             "begun": table.begun, "refused": table.refused});
     }
     let interfaces = interfaces(node, observed, links);
@@ -404,8 +405,12 @@ fn human(status: &Value, next_hops: &str) -> String {
         let table = &status["flow_table"];
         let _ = writeln!(
             out,
-            "  flow table  {} entries, {} flows begun, {} refused over {} a second and CPU",
-            table["capacity"], table["begun"], table["refused"], table["new_flows_per_second_and_cpu"]
+            "  flow table  {} entries, {} for half-open flows, {} flows begun, {} refused over {} a second and CPU",
+            table["capacity"],
+            table["half_open_capacity"],
+            table["begun"],
+            table["refused"],
+            table["new_flows_per_second_and_cpu"]
         );
     }
     for counter in list(&status["counters"]) {

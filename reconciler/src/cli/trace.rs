@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use fib::packet::{Tags, destination_mac};
-use fib::service::{FlowKey, FlowWords};
+use fib::service::{FlowKey, FlowWords, HalfOpenWords};
 use fib::{Image, Ingress, Neighbour, Reach, ReachWords, Reason};
 
 use super::node::{self, block_on, fail};
@@ -126,6 +126,10 @@ impl fib::Node for Asked {
 
     fn flow(&self, key: &FlowKey) -> FlowWords {
         self.flows.as_ref().map_or([0; 4], |flows| flows.get(key))
+    }
+
+    fn half_open(&self, key: &FlowKey) -> HalfOpenWords {
+        self.flows.as_ref().map_or([0; 5], |flows| flows.half_open(key))
     }
 
     fn is_down(&self, backend: u32) -> bool {

@@ -225,6 +225,11 @@ fn in_words(node: &Node, step: &Step, proposal: &Proposal) -> Option<Difference>
             let message = format!("{}: the program is attached, and the configuration has no port there", link.device);
             Difference::new(Kind::Link, &link.device, message)
         }
+        // A filter of a classifier, whose pin tells where it was.
+        Step::UpdateLink { link } if link.program == 0 => {
+            let message = format!("{}: the program was detached from it", link.device);
+            Difference::new(Kind::Link, &link.device, message)
+        }
         Step::UpdateLink { link } => {
             let message = format!("{}: program {} runs, which is not this version's", link.device, link.program);
             Difference::new(Kind::Program, &link.device, message)

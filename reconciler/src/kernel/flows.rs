@@ -1,12 +1,12 @@
-//! The flow table beside the generation: how many flows it takes, and how many it holds.
+//! The flow table beside the generation, and that of half-open flows: how many flows they take, and how many they hold.
 //!
-//! The programs write it. It outlives generations, programs and daemons; what an entry says is checked against the live
+//! The programs write them. They outlive generations, programs and daemons; what an entry says is checked against the live
 //! generation by every packet that meets it.
 
 use std::os::fd::AsFd as _;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use fib::service::{FlowKey, FlowWords};
+use fib::service::{FlowKey, FlowWords, HalfOpenWords};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::counters::Count;
@@ -15,8 +15,9 @@ use super::{KernelError, sys};
 
 /// Seconds after a publish for which flows that the table does not know go where the generation before would have sent them.
 pub const PREVIOUS_HONOURED_S: u64 = 900;
-/// Seconds in which new flows may fill the whole table.
-const TURNOVER_S: u64 = 5;
+/// Seconds that a half-open flow has at least until others push it out: time for a SYN-ACK that is sent again after one (RFC 6298
+/// section 2.1).
+const HANDSHAKE_S: u64 = 2;
 /// New flows a second that every CPU takes, however many there are.
 const RATE_MIN: u64 = 1_000;
 /// Entries that a flow takes at most.
@@ -27,6 +28,8 @@ const ENTRIES_A_FLOW: u64 = 2;
 pub struct FlowTable {
     /// Entries that it has room for; a flow with `nat` takes two.
     pub capacity: u32,
+    /// The same of the table of half-open flows; 0: the program is of a version that has none.
+    pub half_open_capacity: u32,
     /// New flows a second that one CPU takes; 0: nothing was published yet.
     pub rate: u64,
     /// Flows that were begun since the table was made.
@@ -38,7 +41,7 @@ pub struct FlowTable {
 /// Sets the rate of new flows, and from when on the generation before is not honoured any more.
 pub(super) fn set_limits(pins: &Pins) -> Result<(), KernelError> {
     let cpus = aya::util::nr_cpus().map_err(|(_, source)| KernelError::Cpus { source })?;
-    let rate = (u64::from(capacity(pins)?) / ENTRIES_A_FLOW / TURNOVER_S / cpus as u64).max(RATE_MIN);
+    let rate = (u64::from(capacity(pins, "HALF_OPEN")?) / ENTRIES_A_FLOW / HANDSHAKE_S / cpus as u64).max(RATE_MIN);
     let mut limits = limits(pins)?;
     limits.set(0, [rate, rate, now_s() + PREVIOUS_HONOURED_S], 0).map_err(KernelError::map("FLOW_LIMITS"))
 }
@@ -54,26 +57,37 @@ pub fn table(pins: &Pins) -> Result<Option<FlowTable>, KernelError> {
         PerCpuArray::try_from(Map::PerCpuArray(events)).map_err(KernelError::map("FLOW_EVENTS"))?;
     let counts = events.get(&0, 0).map_err(KernelError::map("FLOW_EVENTS"))?;
     let sum = |at: usize| counts.iter().map(|count| count[at]).sum();
-    Ok(Some(FlowTable { capacity: capacity(pins)?, rate, begun: sum(0), refused: sum(1) }))
+    let half_open_capacity = match capacity(pins, "HALF_OPEN") {
+        Err(KernelError::NoMap { .. }) => 0,
+        capacity => capacity?,
+    };
+    let capacity = capacity(pins, "FLOWS")?;
+    Ok(Some(FlowTable { capacity, half_open_capacity, rate, begun: sum(0), refused: sum(1) }))
 }
 
-/// The open flow table, to look flows up in.
+/// The open flow tables, to look flows up in.
 #[derive(Debug)]
-pub struct Flows(HashMap<MapData, FlowKey, FlowWords>);
+pub struct Flows {
+    established: HashMap<MapData, FlowKey, FlowWords>,
+    /// `None`: the program is of a version that has none.
+    half_open: Option<HashMap<MapData, FlowKey, HalfOpenWords>>,
+}
 
 impl Flows {
     /// `None` while no program was loaded.
     pub fn open(pins: &Pins) -> Result<Option<Self>, KernelError> {
-        if sys::pinned(&pins.map("FLOWS"))?.is_none() {
-            return Ok(None);
-        }
-        let map = MapData::from_pin(pins.map("FLOWS")).map_err(KernelError::map("FLOWS"))?;
-        HashMap::try_from(Map::LruHashMap(map)).map(|map| Some(Self(map))).map_err(KernelError::map("FLOWS"))
+        let Some(established) = table_of(pins, "FLOWS")? else { return Ok(None) };
+        Ok(Some(Self { established, half_open: table_of(pins, "HALF_OPEN")? }))
     }
 
-    /// All zeros: there is none.
+    /// Of an established flow; all zeros: there is none.
     pub fn get(&self, key: &FlowKey) -> FlowWords {
-        self.0.get(key, 0).unwrap_or_default()
+        self.established.get(key, 0).unwrap_or_default()
+    }
+
+    /// Of a half-open flow; all zeros: there is none.
+    pub fn half_open(&self, key: &FlowKey) -> HalfOpenWords {
+        self.half_open.as_ref().and_then(|flows| flows.get(key, 0).ok()).unwrap_or_default()
     }
 }
 
@@ -89,8 +103,17 @@ pub struct ServiceCount {
     pub answers: Count,
 }
 
-fn capacity(pins: &Pins) -> Result<u32, KernelError> {
-    let flows = sys::pinned(&pins.map("FLOWS"))?.ok_or(KernelError::NoMap { map: "FLOWS" })?;
+/// `None`: no program has made it.
+fn table_of<W: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Option<HashMap<MapData, FlowKey, W>>, KernelError> {
+    if sys::pinned(&pins.map(name))?.is_none() {
+        return Ok(None);
+    }
+    let map = MapData::from_pin(pins.map(name)).map_err(KernelError::map(name))?;
+    HashMap::try_from(Map::LruHashMap(map)).map(Some).map_err(KernelError::map(name))
+}
+
+fn capacity(pins: &Pins, map: &'static str) -> Result<u32, KernelError> {
+    let flows = sys::pinned(&pins.map(map))?.ok_or(KernelError::NoMap { map })?;
     sys::map_entries(flows.as_fd())
 }
 

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::thread;
 
-use aya::maps::{Array, HashMap as AyaHashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap as AyaHashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{ProgramError, ProgramFd, SchedClassifier, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, TestRun as _};
 use aya_obj::Object;
 use aya_obj::programs::XdpAttachType;
 use fib::Reason;
 use fib::filter::has_filters;
-use fib::service::{FlowKey, FlowWords, has_services};
+use fib::service::{FlowKey, FlowWords, HalfOpenWords, has_services};
 
 use crate::compile::View;
 
@@ -112,9 +112,9 @@ impl Stages {
 const SHARED_MAPS: [&str; 4] = ["PORTS", "PORTS_FRAGS", "PORT_LINKS", "NEIGHBOURS"];
 
 /// Maps that belong to live packets alone: the candidate has its own, beside its program.
-const LIVE_MAPS: [&str; 5] = ["DEVICES", "VLANS", "COUNTERS", "FLOWS", "BACKEND_HEALTH"];
+const LIVE_MAPS: [&str; 6] = ["DEVICES", "VLANS", "COUNTERS", "FLOWS", "HALF_OPEN", "BACKEND_HEALTH"];
 
-/// Entries of the candidate's flow table: what tests put there.
+/// Entries of the candidate's tables of flows: what tests put there.
 const CANDIDATE_FLOWS: u32 = 64;
 
 /// Backends of which the candidate can be told that they are down: tests have few. All others are up for it.
@@ -218,6 +218,7 @@ pub struct Programs {
     candidate_devices: RefCell<Array<MapData, u64>>,
     candidate_vlans: RefCell<AyaHashMap<MapData, u64, u64>>,
     candidate_flows: RefCell<AyaHashMap<MapData, FlowKey, FlowWords>>,
+    candidate_half_open: RefCell<AyaHashMap<MapData, FlowKey, HalfOpenWords>>,
     candidate_backends: RefCell<Array<MapData, u32>>,
 }
 
@@ -296,7 +297,9 @@ impl Settings {
             }
             Ok(())
         };
-        entries("FLOWS", (!is_live).then_some(CANDIDATE_FLOWS))?;
+        for name in ["FLOWS", "HALF_OPEN"] {
+            entries(name, (!is_live).then_some(CANDIDATE_FLOWS))?;
+        }
         entries("BACKEND_HEALTH", (!is_live).then_some(CANDIDATE_BACKENDS))?;
         for (name, candidate_entries) in LIVE_ONLY_MAPS {
             entries(name, (!is_live || !self.stages.makes(name)).then_some(candidate_entries))?;
@@ -373,6 +376,8 @@ impl Programs {
         let candidate_vlans = AyaHashMap::try_from(Map::HashMap(own("VLANS")?)).map_err(KernelError::map("VLANS"))?;
         let candidate_flows =
             AyaHashMap::try_from(Map::LruHashMap(own("FLOWS")?)).map_err(KernelError::map("FLOWS"))?;
+        let candidate_half_open =
+            AyaHashMap::try_from(Map::LruHashMap(own("HALF_OPEN")?)).map_err(KernelError::map("HALF_OPEN"))?;
         let candidate_backends =
             Array::try_from(Map::Array(own("BACKEND_HEALTH")?)).map_err(KernelError::map("BACKEND_HEALTH"))?;
         let candidate_devices = Array::try_from(Map::Array(own("DEVICES")?)).map_err(KernelError::map("DEVICES"))?;
@@ -390,6 +395,7 @@ impl Programs {
             candidate_devices: RefCell::new(candidate_devices),
             candidate_vlans: RefCell::new(candidate_vlans),
             candidate_flows: RefCell::new(candidate_flows),
+            candidate_half_open: RefCell::new(candidate_half_open),
             candidate_backends: RefCell::new(candidate_backends),
         };
         programs.set_test_ingress(0, Some(&TEST_INGRESS))?;
@@ -492,7 +498,7 @@ impl Programs {
         let result = match ingress {
             Some(ingress) => self.candidate_vlans.borrow_mut().insert(key, ingress.encode(), 0),
             None => match self.candidate_vlans.borrow_mut().remove(&key) {
-                Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+                Err(MapError::KeyNotFound) => Ok(()),
                 result => result,
             },
         };
@@ -501,15 +507,12 @@ impl Programs {
 
     /// Gives the candidate's flow table an entry, or takes it away; test runs write none.
     pub fn set_test_flow(&self, key: &FlowKey, entry: Option<&FlowWords>) -> Result<(), KernelError> {
-        let mut flows = self.candidate_flows.borrow_mut();
-        let result = match entry {
-            Some(entry) => flows.insert(key, entry, 0),
-            None => match flows.remove(key) {
-                Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-                result => result,
-            },
-        };
-        result.map_err(KernelError::map("FLOWS"))
+        set(&mut self.candidate_flows.borrow_mut(), key, entry).map_err(KernelError::map("FLOWS"))
+    }
+
+    /// The same for its table of half-open flows.
+    pub fn set_test_half_open(&self, key: &FlowKey, entry: Option<&HalfOpenWords>) -> Result<(), KernelError> {
+        set(&mut self.candidate_half_open.borrow_mut(), key, entry).map_err(KernelError::map("HALF_OPEN"))
     }
 
     /// Tells the candidate how a backend is, in a word as `BACKEND_HEALTH` has it.
@@ -519,5 +522,16 @@ impl Programs {
 
     fn candidate_packets(&self) -> Result<Vec<u64>, KernelError> {
         counters::packets(&self.candidate_counters).map(|all| all.iter().map(|c| c.packets).collect())
+    }
+}
+
+fn set<W: aya::Pod>(
+    flows: &mut AyaHashMap<MapData, FlowKey, W>,
+    key: &FlowKey,
+    entry: Option<&W>,
+) -> Result<(), MapError> {
+    match entry {
+        Some(entry) => flows.insert(key, entry, 0),
+        None => flows.remove(key),
     }
 }

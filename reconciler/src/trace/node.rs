@@ -1,7 +1,7 @@
 //! The node as a trace asks it: what the verdict needs, and what is shown beside it.
 
 use fib::packet::{ETHERTYPE_QINQ, Tags};
-use fib::service::{FlowKey, FlowWords};
+use fib::service::{FlowKey, FlowWords, HalfOpenWords};
 use fib::{Ingress, Neighbour, Node, Reach, ReachWords};
 
 /// How packets leave by a port.
@@ -106,6 +106,10 @@ impl<N: Node> Node for AllUp<'_, N> {
 
     fn flow(&self, key: &FlowKey) -> FlowWords {
         self.0.flow(key)
+    }
+
+    fn half_open(&self, key: &FlowKey) -> HalfOpenWords {
+        self.0.half_open(key)
     }
 
     fn is_down(&self, backend: u32) -> bool {

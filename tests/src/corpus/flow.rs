@@ -8,8 +8,8 @@ use wayleave::compile::View;
 
 use super::words::Words;
 
-/// One flow of a service: `SERVICE PROTOCOL CLIENT VIP BACKEND [new|closing] [age=SECONDS]`, addresses with ports. The
-/// backend's port is that of its translated packets; with `l2-dsr` that of the vip.
+/// One flow of a service: `SERVICE PROTOCOL CLIENT VIP BACKEND [new|closing] [half-open] [age=SECONDS]`, addresses with
+/// ports. The backend's port is that of its translated packets; with `l2-dsr` that of the vip.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KnownFlow {
     service: String,
@@ -19,6 +19,8 @@ pub(super) struct KnownFlow {
     backend: SocketAddr,
     state: u8,
     age_s: u32,
+    /// Which table it lies in.
+    pub(super) is_half_open: bool,
 }
 
 impl KnownFlow {
@@ -29,6 +31,7 @@ impl KnownFlow {
             (_, true) => FlowEntry::CLOSING,
             _ => FlowEntry::ESTABLISHED,
         };
+        let is_half_open = words.flag("half-open");
         let service = words.next("the service")?.to_owned();
         let protocol = match words.next("the protocol")? {
             "tcp" => 6,
@@ -39,7 +42,7 @@ impl KnownFlow {
         let (client, vip, backend) = (socket("the client")?, socket("the vip")?, socket("the backend")?);
         let age_s = words.number("age")?.unwrap_or(0);
         words.finish()?;
-        Ok(Self { service, protocol, client, vip, backend, state, age_s })
+        Ok(Self { service, protocol, client, vip, backend, state, age_s, is_half_open })
     }
 
     /// The entries of both directions, as they are at the second `now_s`.

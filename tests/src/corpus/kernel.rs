@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
+use fib::service::unanswered;
 use fib::{Reason, Verdict};
 use wayleave::compile::capacity_class;
 use wayleave::kernel::flows::now_s;
@@ -144,9 +145,20 @@ fn run(themes: &[Theme], program: Program, pins: &Pins) -> Result<Report> {
             let now_s = u32::try_from(now_s()).unwrap_or_default();
             let flows: Vec<_> =
                 case.flows.iter().map(|flow| flow.entries(&view, now_s)).collect::<Result<_>>().with_context(place)?;
-            for (key, entry) in flows.as_flattened() {
-                programs.set_test_flow(key, Some(entry))?;
-            }
+            let set_flows = |are_there: bool| -> Result<()> {
+                for (flow, entries) in case.flows.iter().zip(&flows) {
+                    for (key, entry) in entries {
+                        if flow.is_half_open {
+                            let entry = unanswered(*entry);
+                            programs.set_test_half_open(key, are_there.then_some(&entry))?;
+                        } else {
+                            programs.set_test_flow(key, are_there.then_some(entry))?;
+                        }
+                    }
+                }
+                Ok(())
+            };
+            set_flows(true)?;
             let words = case.backend_words(&view).with_context(place)?;
             words.iter().try_for_each(|(id, word)| programs.set_test_health(*id, *word))?;
             let got = test_run(case).with_context(place)?;
@@ -165,9 +177,7 @@ fn run(themes: &[Theme], program: Program, pins: &Pins) -> Result<Report> {
             }
             report.note(case, program.name(), result);
             words.keys().try_for_each(|id| programs.set_test_health(*id, 0))?;
-            for (key, _) in flows.as_flattened() {
-                programs.set_test_flow(key, None)?;
-            }
+            set_flows(false)?;
             for (vids, _) in ingress {
                 programs.set_test_ingress(vids, None)?;
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use fib::packet::Tags;
-use fib::service::{BACKEND_DOWN, FlowKey, FlowWords, passes_on};
+use fib::service::{BACKEND_DOWN, FlowKey, FlowWords, HalfOpenWords, passes_on, unanswered};
 use fib::{Image, Ingress, Neighbour, Node, Reach, ReachWords, Reason, Verdict};
 use wayleave::compile::View;
 use wayleave::trace::Frame;
@@ -18,6 +18,7 @@ struct LibraryNode {
     ingress: BTreeMap<u32, Ingress>,
     reach: BTreeMap<u32, Reach>,
     flows: BTreeMap<FlowKey, FlowWords>,
+    half_open: BTreeMap<FlowKey, FlowWords>,
     backend_words: BTreeMap<u32, u32>,
 }
 
@@ -30,14 +31,16 @@ impl LibraryNode {
         for hop in view.next_hops() {
             reach.insert(hop.id, theme.node.reach(hop.name, hop.port, &case.down)?);
         }
-        let mut flows = BTreeMap::new();
+        let (mut flows, mut half_open) = (BTreeMap::new(), BTreeMap::new());
         for flow in &case.flows {
-            flows.extend(flow.entries(view, NOW_S)?);
+            let table = if flow.is_half_open { &mut half_open } else { &mut flows };
+            table.extend(flow.entries(view, NOW_S)?);
         }
         Ok(Self {
             ingress: theme.node.ingress(case.ingress, |name| port_id(view, name)).collect(),
             reach,
             flows,
+            half_open,
             backend_words: case.backend_words(view)?,
         })
     }
@@ -64,6 +67,10 @@ impl Node for LibraryNode {
 
     fn flow(&self, key: &FlowKey) -> FlowWords {
         self.flows.get(key).copied().unwrap_or_default()
+    }
+
+    fn half_open(&self, key: &FlowKey) -> HalfOpenWords {
+        self.half_open.get(key).map_or([0; 5], |words| unanswered(*words))
     }
 
     fn is_down(&self, backend: u32) -> bool {

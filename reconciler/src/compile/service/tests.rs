@@ -1,9 +1,10 @@
 //! The policy scanned naively and the packet path agree on every packet's service and backend.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
+use std::cell::RefCell;
 use std::net::Ipv4Addr;
 
-use fib::service::{Steer, Why, flow_key, read, stage, step};
+use fib::service::{FlowKey, FlowWords, HalfOpenWords, Steer, Why, flow_key, read, stage, step, tcp};
 use fib::{Image, Ingress, Neighbour, Node, ReachWords, hash};
 use proptest::prelude::*;
 
@@ -379,4 +380,142 @@ fn translation_there_and_back_is_none() {
     steer.port = 443;
     fib::service::translate(&mut there[..], &mut steer).unwrap();
     assert_eq!(there, frame);
+}
+
+/// A node whose tables of flows hold whatever they are told.
+#[derive(Default)]
+struct Remembering {
+    established: RefCell<BTreeMap<FlowKey, FlowWords>>,
+    half_open: RefCell<BTreeMap<FlowKey, HalfOpenWords>>,
+}
+
+impl Node for Remembering {
+    fn ingress(&self, _tags: fib::packet::Tags) -> Option<Ingress> {
+        None
+    }
+    fn reach(&self, _id: u32) -> ReachWords {
+        [0; 4]
+    }
+    fn ask<I: Image + ?Sized>(&self, _image: &I, _at: u32, _port: u32) -> Option<Neighbour> {
+        None
+    }
+    fn flow(&self, key: &FlowKey) -> FlowWords {
+        self.established.borrow().get(key).copied().unwrap_or_default()
+    }
+    fn keep(&self, key: &FlowKey, entry: &FlowWords) {
+        self.established.borrow_mut().insert(*key, *entry);
+    }
+    fn forget(&self, key: &FlowKey) {
+        self.established.borrow_mut().remove(key);
+    }
+    fn half_open(&self, key: &FlowKey) -> HalfOpenWords {
+        self.half_open.borrow().get(key).copied().unwrap_or_default()
+    }
+    fn keep_half_open(&self, key: &FlowKey, entry: &HalfOpenWords) {
+        self.half_open.borrow_mut().insert(*key, *entry);
+    }
+}
+
+/// A packet of the one flow of [`becomes`]: of the client or of its backend, of TCP where it has flags.
+#[derive(Clone, Copy)]
+enum Said {
+    Client(u32, u32),
+    Backend(u32, u32),
+    ClientDatagram,
+    BackendDatagram,
+}
+use Said::{Backend as FromBackend, BackendDatagram, Client, ClientDatagram};
+
+const SYN: u32 = tcp::SYN;
+const ACK: u32 = tcp::ACK;
+const FIN: u32 = tcp::FIN;
+const RST: u32 = tcp::RST;
+
+/// The frame, with a number in both places of the header: flags say which of them counts.
+fn frame(said: Said) -> Vec<u8> {
+    const CLIENT: ([u8; 4], u16) = ([198, 18, 0, 1], 40_000);
+    let (from, to, tcp) = match said {
+        Client(flags, number) => (CLIENT, ([198, 51, 100, 10], 443), Some((flags, number))),
+        ClientDatagram => (CLIENT, ([198, 51, 100, 10], 443), None),
+        FromBackend(flags, number) => (([10, 1, 1, 1], 443), CLIENT, Some((flags, number))),
+        BackendDatagram => (([10, 1, 1, 1], 443), CLIENT, None),
+    };
+    let (protocol, bytes) = if tcp.is_some() { (6, 40) } else { (17, 28) };
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    frame.extend([0x45, 0, 0, bytes, 0, 1, 0x40, 0, 64, protocol, 0, 0]);
+    frame.extend(from.0.into_iter().chain(to.0));
+    frame.extend(from.1.to_be_bytes().into_iter().chain(to.1.to_be_bytes()));
+    match tcp {
+        None => frame.extend([0, 8, 0, 0]),
+        Some((flags, number)) => {
+            frame.extend(number.to_be_bytes().into_iter().chain(number.to_be_bytes()));
+            frame.extend([0x50, u8::try_from(flags).unwrap(), 0xff, 0xff, 0, 0, 0, 0]);
+        }
+    }
+    frame
+}
+
+/// Sends the packets one after the other; which of them left the flow among the established ones.
+fn becomes(forwarding: Forwarding, packets: &[Said]) -> Vec<bool> {
+    let port = |protocol| ServicePort { protocol, first: 443, last: 443, target: None };
+    let ports = vec![port(Protocol::Tcp), port(Protocol::Udp)];
+    let one = ServicePolicy { forwarding, ..service(1, 10, ports, &[1]) };
+    let image = compile(&policy(vec![one]), &NodeFacts::default(), &LiveIds::default()).unwrap();
+    let view = image.view().unwrap();
+    let node = Remembering::default();
+    let entries = if forwarding == Forwarding::Nat { 2 } else { 1 };
+    let sent = |said: &Said| {
+        let mut steer = Steer::NONE;
+        assert_eq!(read(&frame(*said)[..], 0x0800, &mut steer), step::TO_SERVICE);
+        assert_eq!(stage(view.bytes(), &node, &mut steer), step::STEERED);
+        let established = node.established.borrow().len();
+        assert!([0, entries].contains(&established), "both directions or none: {established}");
+        established != 0
+    };
+    packets.iter().map(sent).collect()
+}
+
+#[test]
+fn a_flow_is_half_open_until_both_sides_are_seen_to_speak() {
+    let check = |what: &str, forwarding, packets: &[Said], expected: &[bool]| {
+        assert_eq!(becomes(forwarding, packets), expected, "{what}");
+    };
+    let nat = |what, packets: &[Said], expected: &[bool]| check(what, Forwarding::Nat, packets, expected);
+    let dsr = |what, packets: &[Said], expected: &[bool]| check(what, Forwarding::L2Dsr, packets, expected);
+
+    nat("a handshake", &[Client(SYN, 7), FromBackend(SYN | ACK, 999), Client(ACK, 1_000)], &[false, false, true]);
+    nat("handshakes alone", &[Client(SYN, 7); 4], &[false; 4]);
+    nat("nothing was answered yet", &[Client(SYN, 7), Client(ACK, 0), Client(ACK, 1)], &[false; 3]);
+    nat("only answered", &[Client(SYN, 7), FromBackend(SYN | ACK, 999), Client(SYN, 7)], &[false; 3]);
+    let guessed = |number| [Client(SYN, 7), FromBackend(SYN | ACK, 999), Client(ACK, number)];
+    nat("a guess below", &guessed(999), &[false; 3]);
+    nat("a guess above", &guessed(1_000 + 0x1_0000), &[false; 3]);
+    nat("what may have been sent with the handshake", &guessed(1_000 + 0xffff), &[false, false, true]);
+    let around = [Client(SYN, 7), FromBackend(SYN | ACK, u32::MAX), Client(ACK, 0)];
+    nat("the number of a handshake that goes around", &around, &[false, false, true]);
+    let ended = [Client(SYN, 7), FromBackend(SYN | ACK, 999), Client(FIN | ACK, 1_000), Client(RST | ACK, 1_000)];
+    nat("what ends before it has begun", &ended, &[false; 4]);
+    nat("the backend refuses", &[Client(SYN, 7), FromBackend(RST | ACK, 0), Client(ACK, 0)], &[false; 3]);
+    nat("the backend goes on", &[Client(SYN, 7), FromBackend(ACK, 1_000)], &[false, true]);
+    nat("a flow that was forgotten", &[Client(ACK, 77), Client(ACK, 78), FromBackend(ACK, 5)], &[false, false, true]);
+
+    nat("datagrams without an answer", &[ClientDatagram; 3], &[false; 3]);
+    let asked = [ClientDatagram, BackendDatagram, BackendDatagram, ClientDatagram];
+    nat("datagrams there, back and there", &asked, &[false, false, false, true]);
+
+    dsr("handshakes alone", &[Client(SYN, 7); 3], &[false; 3]);
+    dsr("a handshake", &[Client(SYN, 7), Client(ACK, 5)], &[false, true]);
+    dsr("what ends before it has begun", &[Client(SYN, 7), Client(RST, 5), Client(FIN | ACK, 5)], &[false; 3]);
+    dsr("a second datagram", &[ClientDatagram; 2], &[false, true]);
+
+    // Over a flow that has ended a new one begins, in the place of all.
+    let reopened = [
+        Client(SYN, 7),
+        FromBackend(SYN | ACK, 999),
+        Client(ACK, 1_000),
+        Client(FIN | ACK, 1_000),
+        Client(SYN, 9),
+        Client(ACK, 1_000),
+    ];
+    nat("a new flow over an old one", &reopened, &[false, false, true, true, false, false]);
 }
