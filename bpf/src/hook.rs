@@ -6,6 +6,7 @@ use core::ptr::read_volatile;
 use fib::layout::AT_GENERATION;
 use fib::packet::{self, Link};
 use fib::service::step;
+use fib::tunnel;
 use fib::verdict::{decide_linked, decide_plain_v4, decide_served};
 use fib::{Decision, Image as _, Met, PacketMut, Reason};
 
@@ -120,7 +121,11 @@ fn run_served<H: Hook>(context: *mut H::Context, image: &KernelImage, bytes: u32
             // SAFETY: the entry belongs to this CPU while the program runs.
             let route = unsafe { (*steer).route };
             let decision = decide_served(image, &frame, &link, &node, at, route);
-            match forward_served::<H>(context, &frame, &decision, at, steer, bytes) {
+            if tunnel::is_tunnel(at) {
+                // SAFETY: as above.
+                tunnel::note(at, decision.sent_to(), unsafe { &mut *steer });
+            }
+            match forward_served::<H>(context, &frame, image, &decision, at, steer, bytes) {
                 Ok(action) => return action,
                 Err(met) => met,
             }
@@ -129,6 +134,9 @@ fn run_served<H: Hook>(context: *mut H::Context, image: &KernelImage, bytes: u32
     };
     if Reason::ANSWERS >> (met.reason() & 63) & 1 != 0 {
         met = met.because_of(service::answer_packet::<H>(context, steer, met.reason()));
+    }
+    if met.reason() == Reason::Decapsulated as u8 && service::decapsulate::<H>(context, steer) == 0 {
+        met = met.because(Reason::NoRoom);
     }
     let chosen = service::stays::<H>(context, steer, at, met, bytes);
     stay::<H>(context, met.word(), bytes, image.u64(AT_GENERATION).unwrap_or(0), chosen)
@@ -139,6 +147,7 @@ fn run_served<H: Hook>(context: *mut H::Context, image: &KernelImage, bytes: u32
 fn forward_served<H: Hook>(
     context: *mut H::Context,
     frame: &H,
+    image: &KernelImage,
     decision: &Decision,
     at: u32,
     steer: *mut fib::Steer,
@@ -149,6 +158,14 @@ fn forward_served<H: Hook>(
         return Err(met);
     }
     let Some(action) = frame.redirect(decision.port) else { return Err(met.because(Reason::NoPort)) };
+    if tunnel::is_tunnel(at) {
+        if service::encapsulate::<H>(context, image.bytes(), steer) == 0 {
+            return Err(met.because(Reason::NoRoom));
+        }
+        service::count(steer, bytes, 1);
+        maps::count_next_hop(met.next_hop(), bytes.into());
+        return Ok(action);
+    }
     let mut frame = H::of(context);
     // The tags first: where there is no room for them the packet is still as it came.
     let Some(()) = packet::forward(&mut frame, decision.sent_to()) else { return Err(met.because(Reason::NoRoom)) };

@@ -14,6 +14,7 @@ use fib::icmp;
 use fib::layout::{BACKEND_IDS_MAX, SERVICE_IDS_MAX};
 use fib::packet::{self, Tags};
 use fib::service::{self, Chosen, FlowKey, FlowWords, Steer, step};
+use fib::tunnel;
 use fib::verdict::serve_read;
 use fib::{Image, Ingress, Met, Neighbour, Node, ReachWords, Reason};
 
@@ -77,6 +78,9 @@ pub(crate) fn steer() -> Option<*mut Steer> {
 #[inline(always)]
 pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: *mut Steer) -> u32 {
     let mut at = read::<H>(context, steer);
+    if at == step::OUTER {
+        at = judge_outer::<H>(context, image, steer);
+    }
     if at == step::ICMP {
         at = read_icmp::<H>(context, steer);
     }
@@ -105,6 +109,8 @@ pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: 
     if at == step::BEGUN || at == step::REFRESH {
         at = keep(image, steer, at);
     }
+    // SAFETY: as in `read`.
+    at = tunnel::step(at, unsafe { (*steer).tunnel });
     forgotten(at, steer)
 }
 
@@ -136,6 +142,31 @@ fn read_icmp<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
     let Ok(link) = packet::link(&frame) else { return step::UNSERVED };
     // SAFETY: as in `read`.
     icmp::read(&frame.after(link.tag_bytes), unsafe { &mut *steer })
+}
+
+/// Reads what a packet holds that holds another one.
+#[inline(never)]
+fn judge_outer<H: Hook>(context: *mut H::Context, image: *const u8, steer: *mut Steer) -> u32 {
+    let frame = H::of(through_memory(context));
+    let Ok(link) = packet::link(&frame) else { return step::UNSERVED };
+    // SAFETY: as in `read`.
+    tunnel::judge(&CalledImage::of(image), &frame.after(link.tag_bytes), unsafe { &mut *steer })
+}
+
+/// Puts the packet into one to its backend. 0: the frame has no room.
+#[inline(never)]
+pub(crate) fn encapsulate<H: Hook>(context: *mut H::Context, image: *const u8, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(tunnel::encapsulate(&CalledImage::of(image), &mut frame, unsafe { &*steer }).is_some())
+}
+
+/// Takes the outer header off. 0: it could not be taken off.
+#[inline(never)]
+pub(crate) fn decapsulate<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(tunnel::decapsulate(&mut frame, unsafe { &*steer }).is_some())
 }
 
 /// The same pointer: the compiler would otherwise hand over the frame's pointers as they stand in the context, cut to 32 bits.
@@ -333,6 +364,8 @@ pub(crate) fn answer_packet<H: Hook>(context: *mut H::Context, steer: *const Ste
         answer_echo::<H>(context, steer)
     } else if admits_answer() == 0 {
         return Reason::AnswerRate as u8;
+    } else if reason == Reason::TunnelMtu as u8 {
+        answer_too_large::<H>(context, steer)
     // SAFETY: the entry belongs to this CPU while the program runs.
     } else if unsafe { (*steer).is_tcp() } {
         answer_reset::<H>(context, steer)
@@ -354,6 +387,13 @@ fn answer_reset<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
     let mut frame = H::of(through_memory(context));
     // SAFETY: as in `translate`.
     u32::from(answer::reset(&mut frame, unsafe { &*steer }).is_some())
+}
+
+#[inline(never)]
+fn answer_too_large<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(answer::too_large(&mut frame, unsafe { &*steer }).is_some())
 }
 
 #[inline(never)]

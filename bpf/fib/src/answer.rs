@@ -6,7 +6,9 @@
 
 use core::cmp::min;
 
-use crate::icmp::{ERROR_V4_PORT_UNREACHABLE, ERROR_V6_PORT_UNREACHABLE, end};
+use crate::icmp::{
+    ERROR_V4_FRAGMENTATION_NEEDED, ERROR_V4_PORT_UNREACHABLE, ERROR_V6_PACKET_TOO_BIG, ERROR_V6_PORT_UNREACHABLE, end,
+};
 use crate::packet::{ETHERNET_BYTES, ICMP, ICMPV6, PacketMut, SUM_BYTES_MAX, TCP, destination_mac, link, source_mac};
 use crate::service::{Address, Difference, Steer, is_v4, tcp};
 use crate::verdict::Reason;
@@ -17,6 +19,8 @@ const V4_BYTES: u32 = 20;
 const V6_BYTES: u32 = 40;
 const TCP_BYTES: u32 = 20;
 const ICMP_BYTES: u32 = 8;
+/// RFC 8200 section 5.
+const V6_MTU_MIN: u32 = 1280;
 /// Most that an error quotes: as [`crate::Packet::sum`] takes it. RFC 792 wants 28 bytes of a packet without options at least; RFC 1812 and
 /// RFC 4443 want more, for protocols whose ports lie deeper, which services have not.
 const QUOTED_BYTES_MAX: u32 = SUM_BYTES_MAX;
@@ -31,6 +35,7 @@ const V4_FIRST: u16 = 0x4500;
 pub fn answer<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer, reason: Reason) -> Reason {
     let made = match reason {
         Reason::EchoAnswered => echo(packet, steer),
+        Reason::TunnelMtu => too_large(packet, steer),
         _ if steer.protocol() == TCP => reset(packet, steer),
         _ => unreachable(packet, steer),
     };
@@ -108,6 +113,24 @@ pub fn reset<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer) -> Option<()>
 pub fn unreachable<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer) -> Option<()> {
     let kind = if is_v4(steer.source()) { ERROR_V4_PORT_UNREACHABLE } else { ERROR_V6_PORT_UNREACHABLE };
     error(packet, steer, kind, 0)
+}
+
+/// A packet becomes an error that says how large the next one may be: RFC 1191 and RFC 4443 section 3.2. `None` of an error, which nobody
+/// answers (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
+///
+/// A packet of IPv4 that may be fragmented is answered, too. Nothing here fragments: RFC 1812 section 5.2.7.1 knows no better word for it,
+/// and hosts lower their path MTU by it whatever they sent (Linux: `ipv4_update_pmtu`). Katran answers alike.
+#[inline(always)]
+pub fn too_large<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer) -> Option<()> {
+    if steer.quoted != 0 {
+        return None;
+    }
+    if is_v4(steer.source()) {
+        error(packet, steer, ERROR_V4_FRAGMENTATION_NEEDED, steer.mtu)
+    } else {
+        // No link carries less, RFC 8200 section 5: a smaller number would be ignored.
+        error(packet, steer, ERROR_V6_PACKET_TOO_BIG, steer.mtu.max(V6_MTU_MIN))
+    }
 }
 
 /// A packet becomes an error that quotes it: type and code, then what stands in its second word.

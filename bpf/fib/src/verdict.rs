@@ -11,7 +11,7 @@ use crate::layout::{
 };
 use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse_route, ports_v4};
 use crate::service::{self, FlowKey, FlowWords, Steer, step};
-use crate::{hash, icmp, lookup};
+use crate::{hash, icmp, lookup, tunnel};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,8 +125,17 @@ reasons! {
     NoBackendReject = 30, Answer, "no-backend-reject";
     /// The same, but more of them than are answered.
     AnswerRate = 31, Drop, "answer-rate";
-    /// The answer could not be made: the frame has no room for it, or its headers do not lie in one piece.
+    /// The answer could not be made: the frame has no room for it, its headers do not lie in one piece, or it is an error itself.
     NoAnswer = 32, Drop, "no-answer";
+    /// With the outer header of its backend's tunnel it would be larger than the egress MTU: its sender is told.
+    TunnelMtu = 33, Answer, "tunnel-mtu";
+    /// The outer header was taken off, and the kernel gets what was in it.
+    Decapsulated = 34, Pass, "decapsulated";
+    /// A packet in a packet to an address that decapsulates, whose outer source, inner destination or families are not allowed, or whose
+    /// congestion mark the inner packet cannot carry on (RFC 6040).
+    DecapsulationRefused = 35, Drop, "decapsulation-refused";
+    /// A packet in a packet to such an address that is none: cut off, a fragment, or with a header that contradicts itself.
+    DecapsulationMalformed = 36, Drop, "decapsulation-malformed";
 }
 
 /// Room for reasons in the counter array.
@@ -443,7 +452,7 @@ impl Decision {
     /// Where the packet is sent, or would be if it could leave by that device.
     #[inline(always)]
     pub fn neighbour(&self) -> Option<Neighbour> {
-        let reached = [Reason::Forwarded as u8, Reason::OverMtu as u8, Reason::Scattered as u8];
+        let reached = [Reason::Forwarded, Reason::OverMtu, Reason::TunnelMtu, Reason::Scattered].map(|reason| reason as u8);
         reached.contains(&self.met.reason()).then_some(self.sent_to)
     }
 
@@ -511,6 +520,9 @@ fn decide_steered<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     steer: &mut Steer,
 ) -> Decision {
     let mut at = serve_read(packet, link, node, steer);
+    if at == step::OUTER {
+        at = tunnel::judge(image, &packet.after(link.tag_bytes), steer);
+    }
     if at == step::ICMP {
         at = icmp::read(&packet.after(link.tag_bytes), steer);
     }
@@ -520,7 +532,10 @@ fn decide_steered<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     if at == step::TO_SERVICE {
         at = service::stage(image, node, steer);
     }
-    decide_served(image, packet, link, node, at, steer.route)
+    at = tunnel::step(at, steer.tunnel);
+    let decision = decide_served(image, packet, link, node, at, steer.route);
+    tunnel::note(at, decision.sent_to(), steer);
+    decision
 }
 
 /// What the service stage reads of a packet, as [`service::read`] says it.
@@ -584,23 +599,32 @@ fn under<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     }
     let mut decision = Decision { family: parsed.family, ..Decision::early(Reason::BadImage) };
     decision.met = decision.met.and(u64::from(ingress.port as u8), Met::IN_PORT);
-    let dst = match at {
-        step::UNSERVED => parsed.flow.dst,
-        step::STEERED => steered,
+    let (dst, family) = match at {
+        step::UNSERVED => (parsed.flow.dst, parsed.family),
+        step::STEERED => (steered, parsed.family),
+        step::TUNNEL_V4 => (steered, 4),
+        step::TUNNEL_V6 => (steered, 6),
         stays => {
             decision.met = decision.met.because_of(step::reason(stays));
             return decision;
         }
     };
     // Read here, so that no pointer into the frame has to live through the lookup.
-    let size = Size { largest_segment: headers.largest_segment(&parsed), is_scattered: packet.is_scattered() };
-    route(image, packet, &size, &parsed, dst, node, &mut decision);
+    let size = Size {
+        largest_segment: headers.largest_segment(&parsed) + tunnel::overhead(at),
+        too_large: if tunnel::overhead(at) == 0 { Reason::OverMtu } else { Reason::TunnelMtu },
+        is_scattered: packet.is_scattered(),
+    };
+    route(image, packet, &size, &parsed, (family, dst), node, &mut decision);
     decision
 }
 
 /// What limits how a packet can be sent.
 struct Size {
+    /// With the outer header that it gets.
     largest_segment: u32,
+    /// Why it is not forwarded where that is too large.
+    too_large: Reason,
     is_scattered: bool,
 }
 
@@ -611,12 +635,12 @@ fn route<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     packet: &P,
     size: &Size,
     parsed: &Parsed,
-    dst: [u64; 2],
+    (family, dst): (u8, [u64; 2]),
     node: &N,
     decision: &mut Decision,
 ) {
     let target =
-        if parsed.family == 4 { lookup::v4(image, (dst[0] >> 32) as u32) } else { lookup::v6(image, dst[0], dst[1]) };
+        if family == 4 { lookup::v4(image, (dst[0] >> 32) as u32) } else { lookup::v6(image, dst[0], dst[1]) };
     let Some(target) = target else { return };
     decision.met = decision.met.and(target.into(), Met::TARGET);
     let Some(hop) = choose(image, packet, target, parsed, node, decision) else { return };
@@ -645,7 +669,7 @@ fn route<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     decision.sent_to = neighbour;
     if size.largest_segment > u32::from(neighbour.mtu) && neighbour.mtu != 0 {
         cold_path();
-        decision.met = decision.met.because(Reason::OverMtu);
+        decision.met = decision.met.because(size.too_large);
         return;
     }
     if neighbour.one_buffer && size.is_scattered {

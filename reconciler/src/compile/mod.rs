@@ -11,6 +11,7 @@ mod service;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 pub mod view;
 mod write;
 
@@ -21,12 +22,13 @@ use ::fib::layout::{
     AT_CREATED_UNIX_MS, AT_DIGEST, AT_GENERATION, AT_PARENT, CAPACITY_MAX, CAPACITY_MIN, REVISION_BYTES_MAX,
 };
 
-use crate::policy::{Policy, Prefix, RoutePolicy};
+use crate::policy::{Policy, Prefix, RoutePolicy, Tunnels};
 use fib::{Address, Rule, V4Fib, V6Fib};
 use filter::Filters;
 pub use group::{MEMBERS_MAX, SLOTS_MAX};
 pub use ids::LiveIds;
 use tables::{TARGET_LOCAL, Tables};
+use tunnel::TunnelTables;
 use view::Checked;
 pub use view::{Digest, ImageError, View};
 use write::{Contents, Lookup};
@@ -40,6 +42,8 @@ pub struct NodeFacts {
     /// Addresses of the node itself, in any order: packets to them are the kernel's, unless a route names exactly that
     /// address.
     pub local_addresses: Vec<IpAddr>,
+    /// Its ends of tunnels.
+    pub tunnels: Tunnels,
 }
 
 /// Why a policy does not fit into an image.
@@ -131,7 +135,9 @@ pub fn compile(policy: &Policy, node: &NodeFacts, live: &LiveIds) -> Result<Imag
     check_once(policy, &v4_rules, |rule| Prefix::containing(IpAddr::V4(rule.address.into()), rule.length))?;
     check_once(policy, &v6_rules, |rule| Prefix::containing(IpAddr::V6(rule.address.into()), rule.length))?;
     let lookup = lookup(v4_rules, v6_rules, &node.local_addresses);
-    write::write(&Contents { revision: &policy.revision, tables: &tables, lookup: &lookup, filters: &filters })
+    let tunnels = TunnelTables::of(policy, &node.tunnels)?;
+    tunnels.place(&mut tables.services);
+    write::write(&Contents { tunnels: &tunnels, revision: &policy.revision, tables: &tables, lookup: &lookup, filters: &filters })
 }
 
 /// The same rules on a node that has other addresses of its own: what compiling their policies again would give.
