@@ -208,7 +208,7 @@ fn next_hops(view: &View) -> Vec<Named> {
 }
 
 fn locals(view: &View) -> Vec<Named> {
-    let named = |address: std::net::IpAddr| Named { name: address.to_string(), text: "local".to_owned(), place: None };
+    let named = |address: IpAddr| Named { name: address.to_string(), text: "local".to_owned(), place: None };
     sorted(view.locals().map(named).collect())
 }
 
