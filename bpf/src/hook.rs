@@ -114,23 +114,18 @@ fn has_all_stages() -> bool {
 fn run_served<H: Hook>(context: *mut H::Context, image: &KernelImage, bytes: u32) -> i32 {
     let Some(steer) = service::steer() else { return H::PASS };
     let at = service::stage::<H>(context, image.bytes(), steer);
+    service::parse::<H>(context, steer, at);
     let frame = H::of(context);
     let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
-    let mut met = match packet::link(&frame) {
-        Ok(link) => {
-            // SAFETY: the entry belongs to this CPU while the program runs.
-            let route = unsafe { (*steer).route };
-            let decision = decide_served(image, &frame, &link, &node, at, route);
-            if tunnel::is_tunnel(at) {
-                // SAFETY: as above.
-                tunnel::note(at, decision.sent_to(), unsafe { &mut *steer });
-            }
-            match forward_served::<H>(context, &frame, image, &decision, at, steer, bytes) {
-                Ok(action) => return action,
-                Err(met) => met,
-            }
-        }
-        Err(reason) => Met::only(reason),
+    // SAFETY: the entry belongs to this CPU while the program runs.
+    let decision = decide_served(image, &node, unsafe { &*steer });
+    if tunnel::is_tunnel(at) {
+        // SAFETY: as above.
+        tunnel::note(at, decision.sent_to(), unsafe { &mut *steer });
+    }
+    let mut met = match forward_served::<H>(context, &frame, image, &decision, at, steer, bytes) {
+        Ok(action) => return action,
+        Err(met) => service::forgotten(met, steer),
     };
     if Reason::ANSWERS >> (met.reason() & 63) & 1 != 0 {
         met = met.because_of(service::answer_packet::<H>(context, steer, met.reason()));

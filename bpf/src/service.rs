@@ -15,7 +15,7 @@ use fib::layout::{BACKEND_IDS_MAX, SERVICE_IDS_MAX};
 use fib::packet::{self, Tags};
 use fib::service::{self, Chosen, FlowKey, FlowWords, Steer, step};
 use fib::tunnel;
-use fib::verdict::serve_read;
+use fib::verdict::{parse_served, serve_read};
 use fib::{Image, Ingress, Met, Neighbour, Node, ReachWords, Reason};
 
 use crate::hook::{Hook, slot};
@@ -111,17 +111,21 @@ pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: 
     }
     // SAFETY: as in `read`.
     at = tunnel::step(at, unsafe { (*steer).tunnel });
-    forgotten(at, steer)
-}
-
-/// The same number, of which the verifier forgets what it knows: it would follow the rest of the program for each one apart.
-#[inline(always)]
-fn forgotten(at: u32, steer: *mut Steer) -> u32 {
-    // SAFETY: the entry belongs to this CPU while the program runs.
+    // SAFETY: as in `read`.
     unsafe {
         write_volatile(&raw mut (*steer).at, at);
         read_volatile(&raw const (*steer).at)
     }
+}
+
+/// The same word, of which the verifier forgets what it knows: it would follow the rest of the program for each one apart.
+#[inline(always)]
+pub(crate) fn forgotten(met: Met, steer: *mut Steer) -> Met {
+    // SAFETY: the entry belongs to this CPU while the program runs.
+    Met::from_word(unsafe {
+        write_volatile(&raw mut (*steer).met, met.word());
+        read_volatile(&raw const (*steer).met)
+    })
 }
 
 /// Reads the packet. Not inlined, as the others: images without services never come here.
@@ -133,6 +137,15 @@ fn read<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
     // SAFETY: the entry belongs to this CPU while the program runs; so everywhere below.
     let steer = unsafe { &mut *steer };
     serve_read(&frame, &link, &node, steer)
+}
+
+/// Reads what the route stage decides on.
+#[inline(never)]
+pub(crate) fn parse<H: Hook>(context: *mut H::Context, steer: *mut Steer, at: u32) {
+    let frame = H::of(through_memory(context));
+    let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
+    // SAFETY: as in `read`.
+    parse_served(&frame, packet::link(&frame), &node, at, unsafe { &mut *steer });
 }
 
 /// Reads what a packet of ICMP quotes.
@@ -364,13 +377,11 @@ pub(crate) fn answer_packet<H: Hook>(context: *mut H::Context, steer: *const Ste
         answer_echo::<H>(context, steer)
     } else if admits_answer() == 0 {
         return Reason::AnswerRate as u8;
-    } else if reason == Reason::TunnelMtu as u8 {
-        answer_too_large::<H>(context, steer)
     // SAFETY: the entry belongs to this CPU while the program runs.
-    } else if unsafe { (*steer).is_tcp() } {
+    } else if reason == Reason::NoBackendReject as u8 && unsafe { (*steer).is_tcp() } {
         answer_reset::<H>(context, steer)
     } else {
-        answer_unreachable::<H>(context, steer)
+        answer_error::<H>(context, steer, reason)
     };
     if made == 0 { Reason::NoAnswer as u8 } else { reason }
 }
@@ -390,17 +401,10 @@ fn answer_reset<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
 }
 
 #[inline(never)]
-fn answer_too_large<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+fn answer_error<H: Hook>(context: *mut H::Context, steer: *const Steer, reason: u8) -> u32 {
     let mut frame = H::of(through_memory(context));
     // SAFETY: as in `translate`.
-    u32::from(answer::too_large(&mut frame, unsafe { &*steer }).is_some())
-}
-
-#[inline(never)]
-fn answer_unreachable<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
-    let mut frame = H::of(through_memory(context));
-    // SAFETY: as in `translate`.
-    u32::from(answer::unreachable(&mut frame, unsafe { &*steer }).is_some())
+    u32::from(answer::error_for(&mut frame, unsafe { &*steer }, reason).is_some())
 }
 
 /// Takes a token; 0: there is none.

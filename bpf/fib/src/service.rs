@@ -213,6 +213,10 @@ pub struct Steer {
     answer: FlowWords,
     /// The address that the route stage looks up.
     pub route: [u64; 2],
+    /// What is left to decide on: [`crate::Met`], and of the packet's flow the addresses, the protocol and the ports, as
+    /// [`hash::Flow`] has them.
+    pub met: u64,
+    pub(crate) flow: [u64; 5],
     /// What the translated address becomes.
     pub address: Address,
     /// Of a packet that goes by a tunnel: how it is sent, as [`crate::Reach::encode`] writes it.
@@ -253,6 +257,13 @@ pub struct Steer {
     pub tunnel: u32,
     /// Of a packet that goes by a tunnel: the largest one that its port takes; 0: no limit known.
     pub mtu: u32,
+    /// Family of `route`; TTL; largest IP packet that leaves, whether it lies in several buffers, and the number of the reason
+    /// for which it does not leave where it is too large.
+    pub(crate) family: u32,
+    pub(crate) ttl: u32,
+    pub(crate) largest_segment: u32,
+    pub(crate) is_scattered: u32,
+    pub(crate) too_large: u32,
 }
 
 impl Steer {
@@ -263,6 +274,8 @@ impl Steer {
         entry: [0; 4],
         answer: [0; 4],
         route: [0; 2],
+        met: 0,
+        flow: [0; 5],
         address: [0; 2],
         sent_to: [0; 4],
         port: 0,
@@ -285,6 +298,11 @@ impl Steer {
         at: step::UNSERVED,
         tunnel: 0,
         mtu: 0,
+        family: 0,
+        ttl: 0,
+        largest_segment: 0,
+        is_scattered: 0,
+        too_large: 0,
     };
 
     pub fn why(&self) -> Option<Why> {
