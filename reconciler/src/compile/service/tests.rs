@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::compile::{HASH_SEED, LiveIds, NodeFacts, View, compile};
-use crate::policy::{Backend, FlowTimeouts, HealthCheck, HealthChecks, MinHealthy, Origin, Protocol, Selector};
+use crate::policy::{Backend, FlowTimeouts, HealthCheck, HealthChecks, MinHealthy, Origin, Protocol, Selector, Span};
 
 /// A node without a flow table.
 struct Nobody;
