@@ -6,8 +6,8 @@ use aya_ebpf::bindings::{
     BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT,
 };
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
-    bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_proto,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use fib::packet::{ETHERNET_BYTES, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Link, Parsed, Tags};
 use fib::service::Difference;
@@ -130,7 +130,8 @@ impl PacketMut for SkbFrame {
     /// segment carries stays as it is: the verdict has counted the outer header in.
     #[inline(always)]
     fn push_header(&mut self, link: &Link, tags: Tags, bytes: u32, ethertype: u16) -> Option<u32> {
-        let family = if ethertype == ETHERTYPE_IPV4 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 };
+        let family =
+            if ethertype == ETHERTYPE_IPV4 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 };
         let flags = u64::from(family | BPF_F_ADJ_ROOM_FIXED_GSO);
         if !pop_all(self.context, link.tags)
             || !adjust_room(self.context, bytes.cast_signed(), flags)

@@ -203,7 +203,9 @@ fn decapsulating<'l>(lab: &'l Topology, attach: &'static str) -> Vec<TestNode<'l
         let mut node = TestNode::new(&upstream.namespace, &[("dc", "eth0")]).unwrap();
         node.set_attach("dc", attach).unwrap();
         let addresses = format!("[{}, \"{}\"]", upstream.v4, upstream.v6);
-        let spec = format!("decapsulate: {{addresses: {addresses}, from: [10.77.0.1, \"fd77::1\"], to: [{VIP}, \"{VIP6}\"]}}\n");
+        let spec = format!(
+            "decapsulate: {{addresses: {addresses}, from: [10.77.0.1, \"fd77::1\"], to: [{VIP}, \"{VIP6}\"]}}\n"
+        );
         node.set_spec(&spec).unwrap();
         let nothing = "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {name: none}\nspec:\n  routes:\n    \
                        - {prefix: 192.0.2.0/24, action: drop}\n";
@@ -300,7 +302,8 @@ fn a_tunnel_needs_a_source_and_trace_names_it() {
     assert_eq!(json["service"]["tunnel"], serde_json::json!({"source": "10.77.0.1", "destination": "10.77.1.2"}));
     // Without a node nobody knows where it comes from.
     let source = node.source();
-    let offline = Command::new(binary().unwrap()).args(["trace", "--against"]).arg(source).args(packet).output().unwrap();
+    let offline =
+        Command::new(binary().unwrap()).args(["trace", "--against"]).arg(source).args(packet).output().unwrap();
     let offline = String::from_utf8(offline.stdout).unwrap();
     assert!(offline.contains("from the node's tunnel source to 10.77.1.2"), "{offline}");
 }

@@ -273,3 +273,75 @@ pub fn decapsulate<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer) -> Opti
         packet.pull_header(&link, steer.transport, ETHERTYPE_IPV6)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::TCP;
+    use crate::service::flow_key;
+
+    /// A frame of an IPv4 packet in one of IPv4, with these marks, and its `Steer`.
+    fn tunnelled(inner: u8, outer: u8) -> ([u8; 54], Steer) {
+        let mut frame = [0; 54];
+        frame[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+        frame[14..18].copy_from_slice(&[0x45, outer, 0, 40]);
+        frame[34..38].copy_from_slice(&[0x45, inner, 0, 20]);
+        let address = |last| [0, 0xffff_0a00_0000 | last];
+        let steer = Steer { key: flow_key(address(1), address(2), IP_IN_IP, 0), transport: 20, ..Steer::NONE };
+        (frame, steer)
+    }
+
+    #[test]
+    fn marks_go_inside_as_figure_4_of_rfc_6040_says() {
+        // Rows: the inner mark 0, ECT(1), ECT(0), CE; columns: the outer one, in the same order.
+        let figure: [[Option<u16>; 4]; 4] = [
+            [Some(0), Some(0), Some(0), None],
+            [Some(1), Some(1), Some(1), Some(3)],
+            [Some(2), Some(1), Some(2), Some(3)],
+            [Some(3), Some(3), Some(3), Some(3)],
+        ];
+        for (inner, row) in (0_u8..).zip(figure) {
+            for (outer, expected) in (0_u8..).zip(row) {
+                // DSCP of either header is none of it.
+                let (frame, steer) = tunnelled(inner | 0x28, outer | 0xb8);
+                assert_eq!(marks(frame.as_slice(), ETHERNET_BYTES, &steer), expected, "inner {inner}, outer {outer}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_steered_goes_by_a_tunnel() {
+        assert_eq!(step(step::STEERED, 0), step::STEERED);
+        assert_eq!(step(step::STEERED, step::TUNNEL_V6), step::TUNNEL_V6);
+        for at in [step::UNSERVED, step::stays(Reason::NoBackendDrop)] {
+            assert_eq!(step(at, step::TUNNEL_V4), at);
+            assert_eq!(overhead(at), 0);
+        }
+        assert_eq!((overhead(step::TUNNEL_V4), overhead(step::TUNNEL_V6)), (20, 40));
+    }
+
+    #[test]
+    fn a_port_without_a_limit_has_none_with_a_tunnel() {
+        let mut steer = Steer::NONE;
+        for (mtu, left) in [(0, 0), (1500, 1460), (20, 0)] {
+            note(step::TUNNEL_V6, &Neighbour { mtu, ..Neighbour::default() }, &mut steer);
+            assert_eq!(steer.mtu, left);
+        }
+    }
+
+    #[test]
+    fn a_frame_without_room_stays_as_it_came() {
+        let mut frame = [0; 54];
+        frame[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+        frame[14..18].copy_from_slice(&[0x45, 0, 0, 40]);
+        let before = frame;
+        let mut steer = Steer { key: flow_key([0, 1], [0, 2], TCP, 0), address: [0, 0xffff_0a00_0001], ..Steer::NONE };
+        note(step::TUNNEL_V4, &Neighbour::default(), &mut steer);
+        // A slice cannot grow.
+        assert_eq!(encapsulate([0_u8; 1024].as_slice(), frame.as_mut_slice(), &steer), None);
+        assert_eq!(frame, before);
+        // Nor can a length beyond 16 bits be written.
+        frame[16..18].copy_from_slice(&0xfff0_u16.to_be_bytes());
+        assert_eq!(encapsulate([0_u8; 1024].as_slice(), frame.as_mut_slice(), &steer), None);
+    }
+}

@@ -452,7 +452,8 @@ impl Decision {
     /// Where the packet is sent, or would be if it could leave by that device.
     #[inline(always)]
     pub fn neighbour(&self) -> Option<Neighbour> {
-        let reached = [Reason::Forwarded, Reason::OverMtu, Reason::TunnelMtu, Reason::Scattered].map(|reason| reason as u8);
+        let reached =
+            [Reason::Forwarded, Reason::OverMtu, Reason::TunnelMtu, Reason::Scattered].map(|reason| reason as u8);
         reached.contains(&self.met.reason()).then_some(self.sent_to)
     }
 
@@ -691,8 +692,7 @@ fn route<I: Image + ?Sized, N: Node>(
     node: &N,
     decision: &mut Decision,
 ) {
-    let target =
-        if family == 4 { lookup::v4(image, (dst[0] >> 32) as u32) } else { lookup::v6(image, dst[0], dst[1]) };
+    let target = if family == 4 { lookup::v4(image, (dst[0] >> 32) as u32) } else { lookup::v6(image, dst[0], dst[1]) };
     let Some(target) = target else { return };
     decision.met = decision.met.and(target.into(), Met::TARGET);
     let Some(hop) = choose(image, flow, target, node, decision) else { return };

@@ -137,7 +137,13 @@ pub fn compile(policy: &Policy, node: &NodeFacts, live: &LiveIds) -> Result<Imag
     let lookup = lookup(v4_rules, v6_rules, &node.local_addresses);
     let tunnels = TunnelTables::of(policy, &node.tunnels)?;
     tunnels.place(&mut tables.services);
-    write::write(&Contents { tunnels: &tunnels, revision: &policy.revision, tables: &tables, lookup: &lookup, filters: &filters })
+    write::write(&Contents {
+        tunnels: &tunnels,
+        revision: &policy.revision,
+        tables: &tables,
+        lookup: &lookup,
+        filters: &filters,
+    })
 }
 
 /// The same rules on a node that has other addresses of its own: what compiling their policies again would give.

@@ -215,7 +215,8 @@ fn locals(view: &View) -> Vec<Named> {
 /// The node's ends of tunnels.
 fn tunnels(view: &View) -> Vec<Named> {
     let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
-    let sources = any.into_iter().filter_map(|family| view.tunnel_source(family)).map(|source| format!("source {source}"));
+    let sources =
+        any.into_iter().filter_map(|family| view.tunnel_source(family)).map(|source| format!("source {source}"));
     let decapsulated = view.decapsulation().into_iter().map(|what| format!("decapsulate {what}"));
     let named = |name| Named { name, text: "tunnel".to_owned(), place: None };
     sorted(sources.chain(decapsulated).map(named).collect())

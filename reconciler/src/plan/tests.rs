@@ -13,7 +13,8 @@ use crate::policy::{self, NextHop, NextHopGroup, Origin, Policy, Route, RoutePol
 
 /// Routes as (prefix, next hops with weights | "drop" | "pass"); one policy, three next hops.
 fn image(routes: &[(&str, &str)], line: u32, locals: &[&str]) -> Image {
-    let node = NodeFacts { local_addresses: locals.iter().map(|a| a.parse().unwrap()).collect(), ..NodeFacts::default() };
+    let node =
+        NodeFacts { local_addresses: locals.iter().map(|a| a.parse().unwrap()).collect(), ..NodeFacts::default() };
     compile(&policy_of(routes, line), &node, &LiveIds::default()).unwrap()
 }
 

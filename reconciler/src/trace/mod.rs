@@ -418,7 +418,9 @@ fn why(reason: Reason) -> &'static str {
         Reason::AllDown => "every next hop of the route is down, the kernel decides",
         Reason::AllDownDrop => "every next hop of the route is down, and the route says to drop it then",
         Reason::Scattered => "lies in several buffers, which the egress driver cannot send: the kernel sends it",
-        Reason::NoRoom => "its buffer has no room for the VLAN tags of the egress port, or for the outer header of a tunnel",
+        Reason::NoRoom => {
+            "its buffer has no room for the VLAN tags of the egress port, or for the outer header of a tunnel"
+        }
         Reason::NoBackend => "no backend of the service takes new flows, the kernel decides",
         Reason::NoBackendDrop => "no backend of the service takes new flows, and the service says to drop it then",
         Reason::ServiceFragment => "a fragment, which shows no port of the service: the kernel decides",
