@@ -6,6 +6,7 @@ use core::ptr::read_volatile;
 use fib::layout::AT_GENERATION;
 use fib::packet::{self, Link};
 use fib::service::step;
+use fib::tunnel;
 use fib::verdict::{decide_linked, decide_plain_v4, decide_served};
 use fib::{Decision, Image as _, Met, PacketMut, Reason};
 
@@ -113,22 +114,24 @@ fn has_all_stages() -> bool {
 fn run_served<H: Hook>(context: *mut H::Context, image: &KernelImage, bytes: u32) -> i32 {
     let Some(steer) = service::steer() else { return H::PASS };
     let at = service::stage::<H>(context, image.bytes(), steer);
+    service::parse::<H>(context, steer, at);
     let frame = H::of(context);
     let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
-    let mut met = match packet::link(&frame) {
-        Ok(link) => {
-            // SAFETY: the entry belongs to this CPU while the program runs.
-            let route = unsafe { (*steer).route };
-            let decision = decide_served(image, &frame, &link, &node, at, route);
-            match forward_served::<H>(context, &frame, &decision, at, steer, bytes) {
-                Ok(action) => return action,
-                Err(met) => met,
-            }
-        }
-        Err(reason) => Met::only(reason),
+    // SAFETY: the entry belongs to this CPU while the program runs.
+    let decision = decide_served(image, &node, unsafe { &*steer });
+    if tunnel::is_tunnel(at) {
+        // SAFETY: as above.
+        tunnel::note(at, decision.sent_to(), unsafe { &mut *steer });
+    }
+    let mut met = match forward_served::<H>(context, &frame, image, &decision, at, steer, bytes) {
+        Ok(action) => return action,
+        Err(met) => service::forgotten(met, steer),
     };
     if Reason::ANSWERS >> (met.reason() & 63) & 1 != 0 {
         met = met.because_of(service::answer_packet::<H>(context, steer, met.reason()));
+    }
+    if met.reason() == Reason::Decapsulated as u8 && service::decapsulate::<H>(context, steer) == 0 {
+        met = met.because(Reason::NoRoom);
     }
     let chosen = service::stays::<H>(context, steer, at, met, bytes);
     stay::<H>(context, met.word(), bytes, image.u64(AT_GENERATION).unwrap_or(0), chosen)
@@ -139,6 +142,7 @@ fn run_served<H: Hook>(context: *mut H::Context, image: &KernelImage, bytes: u32
 fn forward_served<H: Hook>(
     context: *mut H::Context,
     frame: &H,
+    image: &KernelImage,
     decision: &Decision,
     at: u32,
     steer: *mut fib::Steer,
@@ -149,6 +153,14 @@ fn forward_served<H: Hook>(
         return Err(met);
     }
     let Some(action) = frame.redirect(decision.port) else { return Err(met.because(Reason::NoPort)) };
+    if tunnel::is_tunnel(at) {
+        if service::encapsulate::<H>(context, image.bytes(), steer) == 0 {
+            return Err(met.because(Reason::NoRoom));
+        }
+        service::count(steer, bytes, 1);
+        maps::count_next_hop(met.next_hop(), bytes.into());
+        return Ok(action);
+    }
     let mut frame = H::of(context);
     // The tags first: where there is no room for them the packet is still as it came.
     let Some(()) = packet::forward(&mut frame, decision.sent_to()) else { return Err(met.because(Reason::NoRoom)) };

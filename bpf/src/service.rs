@@ -14,7 +14,8 @@ use fib::icmp;
 use fib::layout::{BACKEND_IDS_MAX, SERVICE_IDS_MAX};
 use fib::packet::{self, Tags};
 use fib::service::{self, Chosen, FlowKey, FlowWords, HalfOpenWords, Steer, step};
-use fib::verdict::serve_read;
+use fib::tunnel;
+use fib::verdict::{parse_served, serve_read};
 use fib::{Image, Ingress, Met, Neighbour, Node, ReachWords, Reason};
 
 use crate::hook::{Hook, slot};
@@ -84,6 +85,9 @@ pub(crate) fn steer() -> Option<*mut Steer> {
 #[inline(always)]
 pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: *mut Steer) -> u32 {
     let mut at = read::<H>(context, steer);
+    if at == step::OUTER {
+        at = judge_outer::<H>(context, image, steer);
+    }
     if at == step::ICMP {
         at = read_icmp::<H>(context, steer);
     }
@@ -114,17 +118,23 @@ pub(crate) fn stage<H: Hook>(context: *mut H::Context, image: *const u8, steer: 
     if at == step::BEGUN || at == step::REFRESH {
         at = keep(image, steer, at);
     }
-    forgotten(at, steer)
-}
-
-/// The same number, of which the verifier forgets what it knows: it would follow the rest of the program for each one apart.
-#[inline(always)]
-fn forgotten(at: u32, steer: *mut Steer) -> u32 {
-    // SAFETY: the entry belongs to this CPU while the program runs.
+    // SAFETY: as in `read`.
+    at = tunnel::step(at, unsafe { (*steer).tunnel });
+    // SAFETY: as in `read`.
     unsafe {
         write_volatile(&raw mut (*steer).at, at);
         read_volatile(&raw const (*steer).at)
     }
+}
+
+/// The same word, of which the verifier forgets what it knows: it would follow the rest of the program for each one apart.
+#[inline(always)]
+pub(crate) fn forgotten(met: Met, steer: *mut Steer) -> Met {
+    // SAFETY: the entry belongs to this CPU while the program runs.
+    Met::from_word(unsafe {
+        write_volatile(&raw mut (*steer).met, met.word());
+        read_volatile(&raw const (*steer).met)
+    })
 }
 
 /// Reads the packet. Not inlined, as the others: images without services never come here.
@@ -138,6 +148,15 @@ fn read<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
     serve_read(&frame, &link, &node, steer)
 }
 
+/// Reads what the route stage decides on.
+#[inline(never)]
+pub(crate) fn parse<H: Hook>(context: *mut H::Context, steer: *mut Steer, at: u32) {
+    let frame = H::of(through_memory(context));
+    let node = KernelNode { context: context.cast(), device: frame.ingress_device() };
+    // SAFETY: as in `read`.
+    parse_served(&frame, packet::link(&frame), &node, at, unsafe { &mut *steer });
+}
+
 /// Reads what a packet of ICMP quotes.
 #[inline(never)]
 fn read_icmp<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
@@ -145,6 +164,31 @@ fn read_icmp<H: Hook>(context: *mut H::Context, steer: *mut Steer) -> u32 {
     let Ok(link) = packet::link(&frame) else { return step::UNSERVED };
     // SAFETY: as in `read`.
     icmp::read(&frame.after(link.tag_bytes), unsafe { &mut *steer })
+}
+
+/// Reads what a packet holds that holds another one.
+#[inline(never)]
+fn judge_outer<H: Hook>(context: *mut H::Context, image: *const u8, steer: *mut Steer) -> u32 {
+    let frame = H::of(through_memory(context));
+    let Ok(link) = packet::link(&frame) else { return step::UNSERVED };
+    // SAFETY: as in `read`.
+    tunnel::judge(&CalledImage::of(image), &frame.after(link.tag_bytes), unsafe { &mut *steer })
+}
+
+/// Puts the packet into one to its backend. 0: the frame has no room.
+#[inline(never)]
+pub(crate) fn encapsulate<H: Hook>(context: *mut H::Context, image: *const u8, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(tunnel::encapsulate(&CalledImage::of(image), &mut frame, unsafe { &*steer }).is_some())
+}
+
+/// Takes the outer header off. 0: it could not be taken off.
+#[inline(never)]
+pub(crate) fn decapsulate<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+    let mut frame = H::of(through_memory(context));
+    // SAFETY: as in `translate`.
+    u32::from(tunnel::decapsulate(&mut frame, unsafe { &*steer }).is_some())
 }
 
 /// The same pointer: the compiler would otherwise hand over the frame's pointers as they stand in the context, cut to 32 bits.
@@ -379,10 +423,10 @@ pub(crate) fn answer_packet<H: Hook>(context: *mut H::Context, steer: *const Ste
     } else if admits_answer() == 0 {
         return Reason::AnswerRate as u8;
     // SAFETY: the entry belongs to this CPU while the program runs.
-    } else if unsafe { (*steer).is_tcp() } {
+    } else if reason == Reason::NoBackendReject as u8 && unsafe { (*steer).is_tcp() } {
         answer_reset::<H>(context, steer)
     } else {
-        answer_unreachable::<H>(context, steer)
+        answer_error::<H>(context, steer, reason)
     };
     if made == 0 { Reason::NoAnswer as u8 } else { reason }
 }
@@ -402,10 +446,10 @@ fn answer_reset<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
 }
 
 #[inline(never)]
-fn answer_unreachable<H: Hook>(context: *mut H::Context, steer: *const Steer) -> u32 {
+fn answer_error<H: Hook>(context: *mut H::Context, steer: *const Steer, reason: u8) -> u32 {
     let mut frame = H::of(through_memory(context));
     // SAFETY: as in `translate`.
-    u32::from(answer::unreachable(&mut frame, unsafe { &*steer }).is_some())
+    u32::from(answer::error_for(&mut frame, unsafe { &*steer }, reason).is_some())
 }
 
 /// Takes a token; 0: there is none.

@@ -1,11 +1,15 @@
 //! The TC side: the kernel's buffer, after it was made and before the network stack sees it.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT};
-use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
-    bpf_skb_vlan_pop, bpf_skb_vlan_push,
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT,
 };
-use fib::packet::{ETHERNET_BYTES, Link, Parsed, Tags};
+use aya_ebpf::helpers::{
+    bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_proto,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+};
+use fib::packet::{ETHERNET_BYTES, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Link, Parsed, Tags};
 use fib::service::Difference;
 use fib::{Packet, PacketMut};
 
@@ -115,21 +119,75 @@ impl PacketMut for SkbFrame {
     /// The kernel keeps the outermost tag beside the frame; its helpers know when to move one in or out.
     #[inline(always)]
     fn set_tags(&mut self, link: &Link, tags: Tags) -> Option<u32> {
-        if link.tags.outer != 0 && !pop(self.context) {
-            return None;
-        }
-        if link.tags.inner != 0 && !pop(self.context) {
-            return None;
-        }
-        if tags.inner != 0 && !push(self.context, tags.inner) {
-            return None;
-        }
-        if tags.outer != 0 && !push(self.context, tags.outer) {
+        if !pop_all(self.context, link.tags) || !push_all(self.context, tags) {
             return None;
         }
         self.headers = headers(self.context);
-        Some(if tags.inner == 0 { 0 } else { Tags { outer: tags.inner, inner: 0 }.bytes() })
+        Some(bytes_inside(tags))
     }
+
+    /// By the kernel's helper, which notes where the inner packet's headers are: who divides a large one needs to know. What a
+    /// segment carries stays as it is: the verdict has counted the outer header in.
+    #[inline(always)]
+    fn push_header(&mut self, link: &Link, tags: Tags, bytes: u32, ethertype: u16) -> Option<u32> {
+        let family =
+            if ethertype == ETHERTYPE_IPV4 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 };
+        let flags = u64::from(family | BPF_F_ADJ_ROOM_FIXED_GSO);
+        if !pop_all(self.context, link.tags)
+            || !adjust_room(self.context, bytes.cast_signed(), flags)
+            || !push_all(self.context, tags)
+        {
+            return None;
+        }
+        self.headers = headers(self.context);
+        let inside = bytes_inside(tags);
+        self.set_be16(ETHERNET_BYTES - 2 + inside, ethertype)?;
+        Some(ETHERNET_BYTES + inside)
+    }
+
+    /// A packet of IPv4 in one of IPv6 in two steps, since only Linux 6.3 brought a flag for it: the helper that translates between the
+    /// families takes what they differ by, and says that it is IPv4 from then on.
+    #[inline(always)]
+    fn pull_header(&mut self, link: &Link, bytes: u32, ethertype: u16) -> Option<()> {
+        const DIFFERENCE: u32 = 20;
+        if !pop_all(self.context, link.tags) {
+            return None;
+        }
+        // SAFETY: the context is valid while the program runs; the pointers into the frame are read anew.
+        let is_ipv6 = unsafe { (*self.context).protocol } == u32::from(ETHERTYPE_IPV6.to_be());
+        let mut bytes = bytes;
+        if is_ipv6 && ethertype == ETHERTYPE_IPV4 {
+            // SAFETY: as above.
+            if unsafe { bpf_skb_change_proto(self.context, ETHERTYPE_IPV4.to_be(), 0) } != 0 {
+                return None;
+            }
+            bytes -= DIFFERENCE;
+        }
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
+        if !adjust_room(self.context, -bytes.cast_signed(), flags) || !push_all(self.context, link.tags) {
+            return None;
+        }
+        self.headers = headers(self.context);
+        self.set_be16(ETHERNET_BYTES - 2 + bytes_inside(link.tags), ethertype)
+    }
+}
+
+/// Takes the tags of the frame out of it: only then does the kernel know that it carries IP. Pointers into the frame are void after it.
+#[inline(always)]
+fn pop_all(context: *mut __sk_buff, tags: Tags) -> bool {
+    (tags.outer == 0 || pop(context)) && (tags.inner == 0 || pop(context))
+}
+
+/// Pointers into the frame are void after it.
+#[inline(always)]
+fn push_all(context: *mut __sk_buff, tags: Tags) -> bool {
+    (tags.inner == 0 || push(context, tags.inner)) && (tags.outer == 0 || push(context, tags.outer))
+}
+
+/// Bytes of the tags that lie in the frame: all but the outermost.
+#[inline(always)]
+const fn bytes_inside(tags: Tags) -> u32 {
+    if tags.inner == 0 { 0 } else { Tags { outer: tags.inner, inner: 0 }.bytes() }
 }
 
 /// Pointers into the frame are void after it.
@@ -144,6 +202,13 @@ fn pop(context: *mut __sk_buff) -> bool {
 fn push(context: *mut __sk_buff, tag: u32) -> bool {
     // SAFETY: the context is valid while the program runs.
     unsafe { bpf_skb_vlan_push(context, ((tag >> 16) as u16).to_be(), tag as u16) == 0 }
+}
+
+/// Pointers into the frame are void after it.
+#[inline(always)]
+fn adjust_room(context: *mut __sk_buff, bytes: i32, flags: u64) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { bpf_skb_adjust_room(context, bytes, BPF_ADJ_ROOM_MAC, flags) == 0 }
 }
 
 impl Hook for SkbFrame {

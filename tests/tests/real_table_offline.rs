@@ -227,7 +227,7 @@ fn the_real_table_is_small_and_every_witness_agrees() {
     routes.extend(table("internet-v6.txt.xz"));
     assert!(v4_count > 500_000 && routes.len() - v4_count > 150_000);
     let policy = policy(&routes);
-    let node = NodeFacts { local_addresses: vec![[192, 0, 2, 250].into()] };
+    let node = NodeFacts { local_addresses: vec![[192, 0, 2, 250].into()], ..NodeFacts::default() };
     let ids = LiveIds::default();
     let image = compile(&policy, &node, &ids).unwrap();
     let view = image.view().unwrap();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use fib::service::{FlowKey, FlowWords, HalfOpenWords};
 use rustix::process::Signal;
 use serde_json::Value;
 use wayleave::kernel::program::object_id;
-use wayleave_tests::{Blaster, Daemon, Host, Packet, TestNode, Topology, require_root_and_bpf, tcp_flags};
+use wayleave_tests::{Blaster, Daemon, Host, Packet, TestNode, Topology, binary, require_root_and_bpf, tcp_flags};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Local on every upstream of the lab, as a virtual address is on the backends of `l2-dsr`.
@@ -192,6 +193,120 @@ fn connections_to_backends_that_answer_by_themselves() {
     node.apply().unwrap();
     let answers = ask_often(&lab, VIP, 60);
     assert_eq!(answers.len(), 3, "each of three gets some: {answers:?}");
+}
+
+/// The router's end of tunnels.
+const TUNNEL: &str = "tunnel: {sources: [10.77.0.1, \"fd77::1\"]}\n";
+
+/// Every upstream as a node that takes packets to the vips out of packets to its own addresses.
+fn decapsulating<'l>(lab: &'l Topology, attach: &'static str) -> Vec<TestNode<'l>> {
+    let node = |upstream: &'l Host| {
+        let mut node = TestNode::new(&upstream.namespace, &[("dc", "eth0")]).unwrap();
+        node.set_attach("dc", attach).unwrap();
+        let addresses = format!("[{}, \"{}\"]", upstream.v4, upstream.v6);
+        let spec = format!(
+            "decapsulate: {{addresses: {addresses}, from: [10.77.0.1, \"fd77::1\"], to: [{VIP}, \"{VIP6}\"]}}\n"
+        );
+        node.set_spec(&spec).unwrap();
+        let nothing = "apiVersion: wayleave/v1\nkind: RoutePolicy\nmetadata: {name: none}\nspec:\n  routes:\n    \
+                       - {prefix: 192.0.2.0/24, action: drop}\n";
+        node.write("routes.yaml", nothing).unwrap();
+        node.apply().unwrap();
+        node
+    };
+    lab.upstreams.iter().map(node).collect()
+}
+
+/// Connections by tunnels between nodes whose programs are attached so; `outer` are the backends' addresses.
+fn check_tunnels(attach: &'static str, vip: &str, outer: fn(&Host) -> IpAddr) {
+    let lab = lab();
+    let mut node = TestNode::router(&lab).unwrap();
+    for port in ["lan", "uplink-a", "uplink-b", "uplink-c"] {
+        node.set_attach(port, attach).unwrap();
+    }
+    node.set_spec(TUNNEL).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    let backends: Vec<String> = lab.upstreams.iter().map(|upstream| outer(upstream).to_string()).collect();
+    node.write("api.yaml", &service("api", vip, "ipip", "{port: 443}", &backends, "")).unwrap();
+    node.apply().unwrap();
+    let before = Client::connect(&lab, vip).err();
+    assert!(before.is_some(), "nobody takes the packets out yet");
+    let backends = decapsulating(&lab, attach);
+    let answers = ask_often(&lab, vip, 60);
+    assert_eq!(answers.len(), 3, "each of three gets some: {answers:?}");
+    for backend in &backends {
+        let counters = backend.counters().unwrap();
+        assert!(counters.get("pass/decapsulated") >= 30, "three packets of each connection: {counters:?}");
+    }
+    // A long line goes in segments that are as large as the vip's host takes, until the node says what the tunnel takes.
+    let mut client = Client::connect(&lab, vip).unwrap();
+    let mut line = vec![b'x'; 300_000];
+    line.push(b'\n');
+    client.0.get_mut().write_all(&line).unwrap();
+    let mut answer = String::new();
+    client.0.read_line(&mut answer).unwrap();
+    assert!(answer.contains(' '), "{answer}");
+    let told = node.counters().unwrap();
+    assert!(told.get("answer/tunnel-mtu") >= 1, "{told:?}");
+    let overhead = if outer(&lab.upstreams[0]).is_ipv4() { 20 } else { 40 };
+    let learnt = lab.client.namespace.ip(&format!("route get {vip}")).unwrap();
+    assert!(learnt.contains(&format!("mtu {}", 1500 - overhead)), "{learnt}");
+    let status = node.status().unwrap();
+    let row = row(&status, "service_list", "service", "api");
+    assert_eq!(row["forwarding"], "ipip");
+    assert!(row["packets"].as_u64().unwrap() > 200, "{row:#}");
+}
+
+#[test]
+fn connections_through_tunnels_of_ipv4() {
+    check_tunnels("native", VIP, |upstream| upstream.v4.into());
+}
+
+#[test]
+fn connections_of_ipv4_through_tunnels_of_ipv6() {
+    check_tunnels("native", VIP, |upstream| upstream.v6.into());
+}
+
+#[test]
+fn connections_of_ipv6_through_tunnels_of_ipv6() {
+    check_tunnels("native", VIP6, |upstream| upstream.v6.into());
+}
+
+#[test]
+fn connections_through_tunnels_by_tc() {
+    check_tunnels("tc", VIP, |upstream| upstream.v4.into());
+}
+
+#[test]
+fn connections_of_ipv4_through_tunnels_of_ipv6_by_tc() {
+    check_tunnels("tc", VIP, |upstream| upstream.v6.into());
+}
+
+#[test]
+fn a_tunnel_needs_a_source_and_trace_names_it() {
+    let lab = lab();
+    let mut node = TestNode::router(&lab).unwrap();
+    node.write("routes.yaml", &routes(&lab)).unwrap();
+    node.write("api.yaml", &service("api", VIP, "ipip", "{port: 443}", &v4(&lab, &[0]), "")).unwrap();
+    let refused = node.run(&["apply", "--auto-approve"]).unwrap();
+    assert_eq!(refused.code, Some(3), "{refused:?}");
+    for words in ["WL0604", "api.yaml:7:15", "tunnel: {sources: [192.0.2.1]}"] {
+        assert!(refused.stderr.contains(words), "{words}: {}", refused.stderr);
+    }
+    node.set_spec(TUNNEL).unwrap();
+    node.apply().unwrap();
+    let packet = ["--src", "10.77.0.2", "--dst", VIP, "--protocol", "tcp", "--dport", "443"];
+    let traced = node.succeed(&[&["trace"], &packet[..]].concat()).unwrap();
+    assert!(traced.stdout.contains("; in a packet from 10.77.0.1 to 10.77.1.2  [api.yaml:9]"), "{}", traced.stdout);
+    let json = node.succeed(&[&["trace", "--format", "json"], &packet[..]].concat()).unwrap();
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["service"]["tunnel"], serde_json::json!({"source": "10.77.0.1", "destination": "10.77.1.2"}));
+    // Without a node nobody knows where it comes from.
+    let source = node.source();
+    let offline =
+        Command::new(binary().unwrap()).args(["trace", "--against"]).arg(source).args(packet).output().unwrap();
+    let offline = String::from_utf8(offline.stdout).unwrap();
+    assert!(offline.contains("from the node's tunnel source to 10.77.1.2"), "{offline}");
 }
 
 #[test]

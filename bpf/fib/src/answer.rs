@@ -1,4 +1,4 @@
-//! Answers in the place of a service: to a ping, and to packets that no backend takes.
+//! Answers in the place of a service: to a ping, to packets that no backend takes, and to those too large for a tunnel.
 //!
 //! An answer goes back by the way that its packet came: the same device and tags, the MAC addresses turned around. So it needs
 //! no route to the client, and the node whose MAC address the packet had for destination is the one that it comes from. The frame
@@ -6,7 +6,9 @@
 
 use core::cmp::min;
 
-use crate::icmp::{ERROR_V4_PORT_UNREACHABLE, ERROR_V6_PORT_UNREACHABLE, end};
+use crate::icmp::{
+    ERROR_V4_FRAGMENTATION_NEEDED, ERROR_V4_PORT_UNREACHABLE, ERROR_V6_PACKET_TOO_BIG, ERROR_V6_PORT_UNREACHABLE, end,
+};
 use crate::packet::{ETHERNET_BYTES, ICMP, ICMPV6, PacketMut, SUM_BYTES_MAX, TCP, destination_mac, link, source_mac};
 use crate::service::{Address, Difference, Steer, is_v4, tcp};
 use crate::verdict::Reason;
@@ -17,6 +19,8 @@ const V4_BYTES: u32 = 20;
 const V6_BYTES: u32 = 40;
 const TCP_BYTES: u32 = 20;
 const ICMP_BYTES: u32 = 8;
+/// RFC 8200 section 5.
+const V6_MTU_MIN: u32 = 1280;
 /// Most that an error quotes: as [`crate::Packet::sum`] takes it. RFC 792 wants 28 bytes of a packet without options at least; RFC 1812 and
 /// RFC 4443 want more, for protocols whose ports lie deeper, which services have not.
 const QUOTED_BYTES_MAX: u32 = SUM_BYTES_MAX;
@@ -31,8 +35,8 @@ const V4_FIRST: u16 = 0x4500;
 pub fn answer<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer, reason: Reason) -> Reason {
     let made = match reason {
         Reason::EchoAnswered => echo(packet, steer),
-        _ if steer.protocol() == TCP => reset(packet, steer),
-        _ => unreachable(packet, steer),
+        Reason::NoBackendReject if steer.protocol() == TCP => reset(packet, steer),
+        _ => error_for(packet, steer, reason as u8),
     };
     if made.is_some() { reason } else { Reason::NoAnswer }
 }
@@ -103,11 +107,26 @@ pub fn reset<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer) -> Option<()>
     turn_macs(packet)
 }
 
-/// A packet becomes an error that quotes it: its port is closed.
+/// A packet that ended for the reason of this number becomes an error that quotes it. `None` of an error, which nobody answers (RFC 1122
+/// section 3.2.2, RFC 4443 section 2.4).
+///
+/// One that no backend takes: its port is closed. One that is too large for its backend's tunnel: how large the next one may be (RFC
+/// 1191, RFC 4443 section 3.2). A packet of IPv4 that may be fragmented is told so, too, as by Katran: nothing here fragments, and its
+/// sender lowers its path MTU by the answer (Linux: `ipv4_update_pmtu`) where silence would lose every packet that large.
 #[inline(always)]
-pub fn unreachable<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer) -> Option<()> {
-    let kind = if is_v4(steer.source()) { ERROR_V4_PORT_UNREACHABLE } else { ERROR_V6_PORT_UNREACHABLE };
-    error(packet, steer, kind, 0)
+pub fn error_for<P: PacketMut + ?Sized>(packet: &mut P, steer: &Steer, reason: u8) -> Option<()> {
+    if steer.quoted != 0 {
+        return None;
+    }
+    let is_v4 = is_v4(steer.source());
+    let (kind, rest) = match (reason == Reason::TunnelMtu as u8, is_v4) {
+        (false, true) => (ERROR_V4_PORT_UNREACHABLE, 0),
+        (false, false) => (ERROR_V6_PORT_UNREACHABLE, 0),
+        (true, true) => (ERROR_V4_FRAGMENTATION_NEEDED, steer.mtu),
+        // No link carries less, RFC 8200 section 5: a smaller number would be ignored.
+        (true, false) => (ERROR_V6_PACKET_TOO_BIG, if steer.mtu < V6_MTU_MIN { V6_MTU_MIN } else { steer.mtu }),
+    };
+    error(packet, steer, kind, rest)
 }
 
 /// A packet becomes an error that quotes it: type and code, then what stands in its second word.

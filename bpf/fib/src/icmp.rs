@@ -40,6 +40,9 @@ const ERRORS_V6: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4;
 /// Type and code of errors that answers are: port unreachable.
 pub(crate) const ERROR_V4_PORT_UNREACHABLE: u16 = 3 << 8 | 3;
 pub(crate) const ERROR_V6_PORT_UNREACHABLE: u16 = 1 << 8 | 4;
+/// The same of those that say how large a packet may be.
+pub(crate) const ERROR_V4_FRAGMENTATION_NEEDED: u16 = 3 << 8 | 4;
+pub(crate) const ERROR_V6_PACKET_TOO_BIG: u16 = 2 << 8;
 
 /// Types of echo requests.
 const ECHO_V4: u16 = 8;

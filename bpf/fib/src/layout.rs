@@ -14,7 +14,7 @@
 /// `WAYLEAVE` as little-endian bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"WAYLEAVE");
 /// Changes with any change of this module's meaning.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// Smallest capacity class: 1 MiB.
 pub const CAPACITY_MIN: u32 = 1 << 20;
@@ -47,7 +47,7 @@ pub const AT_NEXT_HOPS: u32 = 296;
 pub const AT_HASH_SEED: u32 = 300;
 /// Where the head of the filters is; 0: the image has none, and the packet path asks no further.
 pub const AT_FILTER: u32 = 304;
-/// Where the table of service addresses is; 0: the image has no services, and the packet path asks no further.
+/// Where the table of service addresses is; 0: the image has no services and decapsulates nothing, and the packet path asks no further.
 pub const AT_SERVICES: u32 = 308;
 
 // Fields of the IPv4 FIB header. Where nodes and leaves are, the section table says: few lookups need them.
@@ -320,6 +320,8 @@ pub const SERVICE_HEALTH: u32 = 64;
 pub const SERVICE_FLAGS_NAT: u32 = 1 << 0;
 /// Packets that no backend takes are dropped; otherwise they pass to the kernel.
 pub const SERVICE_FLAGS_DROP: u32 = 1 << 1;
+/// Packets go to the backend in a packet of its own: IP in IP. Not with [`SERVICE_FLAGS_NAT`].
+pub const SERVICE_FLAGS_IPIP: u32 = 1 << 6;
 /// The backend depends on the source address alone: bits 8 to 15 say how much of an IPv4 address, 16 to 23 of IPv6.
 pub const SERVICE_FLAGS_AFFINITY: u32 = 1 << 2;
 /// Backends that are down are passed over.
@@ -350,6 +352,27 @@ pub const BACKEND_ROW_BYTES: u32 = 4;
 pub const BACKEND_SLOT_BYTES: u32 = 2;
 /// Most backends of one service.
 pub const BACKENDS_MAX: u32 = 1 << 10;
+
+/// Tunnel source: an address of two words as in a service address; zeros: there is none. Two rows: of IPv4, of IPv6.
+pub const TUNNEL_SOURCE_BYTES: u32 = 16;
+
+/// What is decapsulated: an address of two words as in a service address, then a mask of as many, then what must lie in that
+/// prefix u64: [`decapsulation`].
+pub const DECAPSULATION_BYTES: u32 = 40;
+pub const DECAPSULATION_MASK: u32 = 16;
+pub const DECAPSULATION_WHAT: u32 = 32;
+/// Most rows: each is compared with every packet that has the protocol number of IP in IP.
+pub const DECAPSULATION_ROWS_MAX: u32 = 32;
+
+/// What a row of [`Section::Decapsulation`] is compared with.
+pub mod decapsulation {
+    /// The outer destination.
+    pub const ADDRESS: u64 = 1;
+    /// The outer source.
+    pub const FROM: u64 = 2;
+    /// The inner destination.
+    pub const TO: u64 = 4;
+}
 
 /// Tables, in the order in which they lie in the image; the first [`Section::PATH`] are read by the packet path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -396,10 +419,12 @@ pub enum Section {
     BackendSlots = 38,
     FilterBlocks = 39,
     FilterPalettes = 40,
+    TunnelSources = 41,
+    Decapsulation = 42,
 }
 
 impl Section {
-    pub const ALL: [(Self, u32); 41] = [
+    pub const ALL: [(Self, u32); 43] = [
         (Self::V4Direct, 4),
         (Self::V4Blocks, BLOCK_BYTES),
         (Self::V4Palettes, PALETTE_BYTES),
@@ -441,6 +466,8 @@ impl Section {
         (Self::BackendSlots, BACKEND_SLOT_BYTES),
         (Self::FilterBlocks, BLOCK_BYTES),
         (Self::FilterPalettes, PALETTE_BYTES),
+        (Self::TunnelSources, TUNNEL_SOURCE_BYTES),
+        (Self::Decapsulation, DECAPSULATION_BYTES),
     ];
     /// How many of [`Section::ALL`] the packet path reads for every packet's route.
     pub const PATH: usize = 15;

@@ -24,6 +24,7 @@ pub mod layout;
 pub mod lookup;
 pub mod packet;
 pub mod service;
+pub mod tunnel;
 pub mod verdict;
 
 #[cfg(test)]

@@ -76,14 +76,28 @@ pub trait PacketMut: Packet {
         if bytes != link.tag_bytes {
             self.move_head(link.tag_bytes.cast_signed() - bytes.cast_signed())?;
         }
-        if tags.outer != 0 {
-            self.set_be32(AT_ETHERTYPE, tags.outer)?;
-        }
-        if tags.inner != 0 {
-            self.set_be32(AT_ETHERTYPE + TAG_BYTES, tags.inner)?;
-        }
-        self.set_be16(AT_ETHERTYPE + bytes, link.ethertype)?;
+        write_tags(self, tags, link.ethertype)?;
         Some(bytes)
+    }
+
+    /// Gives the frame other VLAN tags, and `bytes` of room between them and the packet, for a header of `ethertype`; returns where it
+    /// begins. What lies in it and the MAC addresses are undefined then: the caller writes them.
+    #[inline(always)]
+    fn push_header(&mut self, link: &Link, tags: Tags, bytes: u32, ethertype: u16) -> Option<u32> {
+        let tag_bytes = tags.bytes();
+        self.move_head(link.tag_bytes.cast_signed() - (tag_bytes + bytes).cast_signed())?;
+        write_tags(self, tags, ethertype)?;
+        Some(ETHERNET_BYTES + tag_bytes)
+    }
+
+    /// Takes `bytes` of headers away that stand between the VLAN tags and a packet of `ethertype`; MAC addresses and tags stay.
+    /// `None`: nothing has changed, or the frame must not go on.
+    #[inline(always)]
+    fn pull_header(&mut self, link: &Link, bytes: u32, ethertype: u16) -> Option<()> {
+        let (to, from) = (destination_mac(self)?, source_mac(self)?);
+        self.move_head(bytes.cast_signed())?;
+        self.set_macs(to, from)?;
+        write_tags(self, link.tags, ethertype)
     }
 
     /// Changes the checksum of a transport header for other addresses, which its pseudo header has, and other ports.
@@ -184,8 +198,8 @@ pub const SUM_BYTES_MAX: u32 = 128;
 /// Ethernet header, RFC 894.
 pub const ETHERNET_BYTES: u32 = 14;
 const AT_ETHERTYPE: u32 = 12;
-pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
-pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// IEEE 802.1Q and 802.1ad.
 pub const ETHERTYPE_VLAN: u16 = 0x8100;
 pub const ETHERTYPE_QINQ: u16 = 0x88a8;
@@ -197,6 +211,9 @@ const VID_MASK: u32 = 0x0fff;
 /// Protocol numbers of the IANA registry.
 pub(crate) const HOP_BY_HOP: u8 = 0;
 pub const ICMP: u8 = 1;
+/// A packet of IPv4 in one of any family, RFC 2003 and RFC 2473; then the same of IPv6.
+pub const IP_IN_IP: u8 = 4;
+pub const IPV6_IN_IP: u8 = 41;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub(crate) const ROUTING: u8 = 43;
@@ -291,6 +308,18 @@ pub fn destination_mac<P: Packet + ?Sized>(packet: &P) -> Option<u64> {
 pub fn source_mac<P: Packet + ?Sized>(packet: &P) -> Option<u64> {
     let mac = u64::from(packet.be16(6)?) << 32 | u64::from(packet.be32(8)?);
     Some(mac.swap_bytes() >> 16)
+}
+
+/// Writes the tags and the type of what they carry where they stand in a frame.
+#[inline(always)]
+fn write_tags<P: PacketMut + ?Sized>(packet: &mut P, tags: Tags, ethertype: u16) -> Option<()> {
+    if tags.outer != 0 {
+        packet.set_be32(AT_ETHERTYPE, tags.outer)?;
+    }
+    if tags.inner != 0 {
+        packet.set_be32(AT_ETHERTYPE + TAG_BYTES, tags.inner)?;
+    }
+    packet.set_be16(AT_ETHERTYPE + tags.bytes(), ethertype)
 }
 
 /// Reads the link layer, or says why the frame is not for the routes.
@@ -497,6 +526,13 @@ pub fn forward_plain_v4<P: PacketMut + ?Sized>(packet: &mut P, neighbour: &Neigh
 
 #[inline(always)]
 fn rewrite<P: PacketMut + ?Sized>(packet: &mut P, l3: u32, ethertype: u16, neighbour: &Neighbour) -> Option<()> {
+    renew_ttl(packet, l3, ethertype)?;
+    packet.set_macs(neighbour.destination, neighbour.source)
+}
+
+/// TTL or hop limit one lower, IPv4 checksum to match.
+#[inline(always)]
+pub(crate) fn renew_ttl<P: PacketMut + ?Sized>(packet: &mut P, l3: u32, ethertype: u16) -> Option<()> {
     if ethertype == ETHERTYPE_IPV4 {
         // TTL and protocol are one word of the checksum.
         let word = packet.be16(l3 + 8)?;
@@ -510,5 +546,5 @@ fn rewrite<P: PacketMut + ?Sized>(packet: &mut P, l3: u32, ethertype: u16, neigh
         let word = packet.be16(l3 + 6)?;
         packet.set_be16(l3 + 6, word & 0xff00 | word.wrapping_sub(1) & 0x00ff)?;
     }
-    packet.set_macs(neighbour.destination, neighbour.source)
+    Some(())
 }

@@ -18,6 +18,8 @@
 //!
 //! An ICMP error goes where the flow goes of the packet that it quotes ([`crate::icmp`]).
 //!
+//! With `ipip` the packet goes to the backend as it is, in a packet of its own: [`crate::tunnel`].
+//!
 //! What is found is a [`Steer`]: the route stage looks its address up, and [`translate`] changes the packet once it is known
 //! that it leaves. A packet that does not leave is not changed, where the kernel must answer its sender.
 
@@ -29,12 +31,15 @@ use crate::layout::{
     BACKEND_SLOT_BYTES, BACKEND_WEIGHT, SERVICE_ADDRESS_BYTES, SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_TRANSLATED,
     SERVICE_ADDRESS_VIP, SERVICE_ADDRESS_WORD, SERVICE_AFFINITY_V4_AT, SERVICE_AFFINITY_V6_AT, SERVICE_BACKEND_COUNT,
     SERVICE_BACKENDS, SERVICE_BUCKET_ENTRIES, SERVICE_BYTES, SERVICE_CLOSING_S, SERVICE_ESTABLISHED_S, SERVICE_FLAGS,
-    SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_HEALTH, SERVICE_FLAGS_NAT, SERVICE_FLAGS_REJECT,
-    SERVICE_ID, SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE, SERVICE_PORT_BYTES, SERVICE_PORT_LAST, SERVICE_PORT_SERVICE,
-    SERVICE_PORT_TARGET, SERVICE_PORTS_MAX, SERVICE_SLOT_COUNT, SERVICE_SLOTS, SERVICE_UDP_S, Section,
+    SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_HEALTH, SERVICE_FLAGS_IPIP, SERVICE_FLAGS_NAT,
+    SERVICE_FLAGS_REJECT, SERVICE_ID, SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE, SERVICE_PORT_BYTES, SERVICE_PORT_LAST,
+    SERVICE_PORT_SERVICE, SERVICE_PORT_TARGET, SERVICE_PORTS_MAX, SERVICE_SLOT_COUNT, SERVICE_SLOTS, SERVICE_UDP_S,
+    Section,
 };
-use crate::packet::{ETHERNET_BYTES, ICMP, ICMPV6, Packet, PacketMut, Parsed, TCP, UDP, link, parse};
-use crate::verdict::{Node, Reason};
+use crate::packet::{
+    ETHERNET_BYTES, ICMP, ICMPV6, IP_IN_IP, IPV6_IN_IP, Packet, PacketMut, Parsed, TCP, UDP, link, parse,
+};
+use crate::verdict::{Node, ReachWords, Reason};
 
 /// An address of either family in two numeric words, IPv4 mapped into IPv6 (RFC 4291 section 2.5.5.2).
 pub type Address = [u64; 2];
@@ -55,7 +60,7 @@ pub const fn is_v4(address: Address) -> bool {
 
 /// The address as the route stage looks it up.
 #[inline(always)]
-const fn plain(address: Address) -> [u64; 2] {
+pub(crate) const fn plain(address: Address) -> [u64; 2] {
     if is_v4(address) { [address[1] << 32, 0] } else { address }
 }
 
@@ -235,8 +240,14 @@ pub struct Steer {
     answer: HalfOpenWords,
     /// The address that the route stage looks up.
     pub route: [u64; 2],
+    /// What is left to decide on: [`crate::Met`], and of the packet's flow the addresses, the protocol and the ports, as
+    /// [`hash::Flow`] has them.
+    pub met: u64,
+    pub(crate) flow: [u64; 5],
     /// What the translated address becomes.
     pub address: Address,
+    /// Of a packet that goes by a tunnel: how it is sent, as [`crate::Reach::encode`] writes it.
+    pub sent_to: ReachWords,
     /// What the translated port becomes.
     pub port: u32,
     /// One of [`translated`].
@@ -273,6 +284,17 @@ pub struct Steer {
     pub passed_over: u32,
     /// One of [`step`], where a program keeps it here.
     pub at: u32,
+    /// One of [`step`]: the tunnel by which the packet reaches its backend; 0: none.
+    pub tunnel: u32,
+    /// Of a packet that goes by a tunnel: the largest one that its port takes; 0: no limit known.
+    pub mtu: u32,
+    /// Family of `route`; TTL; largest IP packet that leaves, whether it lies in several buffers, and the number of the reason
+    /// for which it does not leave where it is too large.
+    pub(crate) family: u32,
+    pub(crate) ttl: u32,
+    pub(crate) largest_segment: u32,
+    pub(crate) is_scattered: u32,
+    pub(crate) too_large: u32,
 }
 
 impl Steer {
@@ -283,7 +305,10 @@ impl Steer {
         entry: [0; 5],
         answer: [0; 5],
         route: [0; 2],
+        met: 0,
+        flow: [0; 5],
         address: [0; 2],
+        sent_to: [0; 4],
         port: 0,
         translated: translated::NOTHING,
         chosen: 0,
@@ -304,6 +329,13 @@ impl Steer {
         now_s: 0,
         passed_over: 0,
         at: step::UNSERVED,
+        tunnel: 0,
+        mtu: 0,
+        family: 0,
+        ttl: 0,
+        largest_segment: 0,
+        is_scattered: 0,
+        too_large: 0,
     };
 
     pub fn why(&self) -> Option<Why> {
@@ -382,6 +414,11 @@ pub mod step {
     pub const ICMP: u32 = 9;
     /// An echo request, to a VIP or any other address.
     pub const ECHO: u32 = 10;
+    /// A packet that holds another one.
+    pub const OUTER: u32 = 11;
+    /// [`STEERED`] by a tunnel: the packet gets an outer header of IPv4, of IPv6.
+    pub const TUNNEL_V4: u32 = 12;
+    pub const TUNNEL_V6: u32 = 13;
     const STAYS: u32 = 1 << 8;
 
     /// It goes no further, for this reason.
@@ -403,14 +440,15 @@ pub fn has_services<I: Image + ?Sized>(image: &I) -> bool {
     image.head(AT_SERVICES).is_some_and(|at| at != 0)
 }
 
-/// What is read of the packet: enough for [`stage`]. Gives one of [`step`]: `TO_SERVICE` or `ICMP` for what the stage looks at;
+/// What is read of the packet: enough for [`stage`]. Gives one of [`step`]: `TO_SERVICE`, `ICMP` or `OUTER` for what the stage looks at;
 /// `UNSERVED` for other protocols, and where the route stage says what is wrong with the packet.
 #[inline(always)]
 pub fn read<P: Packet + ?Sized>(headers: &P, ethertype: u16, steer: &mut Steer) -> u32 {
     let Ok(parsed) = parse(headers, ethertype) else { return step::UNSERVED };
     let Parsed { family, flow, header_bytes, .. } = parsed;
     let is_icmp = flow.protocol == if family == 4 { ICMP } else { ICMPV6 };
-    if flow.protocol != TCP && flow.protocol != UDP && !is_icmp {
+    let is_outer = flow.protocol == IP_IN_IP || flow.protocol == IPV6_IN_IP;
+    if flow.protocol != TCP && flow.protocol != UDP && !is_icmp && !is_outer {
         return step::UNSERVED;
     }
     steer.key = flow_key(mapped(family, flow.src), mapped(family, flow.dst), flow.protocol, flow.ports);
@@ -424,8 +462,12 @@ pub fn read<P: Packet + ?Sized>(headers: &P, ethertype: u16, steer: &mut Steer) 
     steer.passed_over = 0;
     steer.hash = 0;
     steer.translated = translated::NOTHING;
+    steer.tunnel = 0;
     if is_icmp {
         return step::ICMP;
+    }
+    if is_outer {
+        return step::OUTER;
     }
     if flow.ports != 0 {
         let at = ETHERNET_BYTES + header_bytes;
@@ -902,6 +944,8 @@ fn steered<I: Image + ?Sized>(image: &I, port: u32, backend: u32, steer: &mut St
     steer.address = address;
     steer.port = port;
     steer.translated = if flags & SERVICE_FLAGS_NAT != 0 { translated::DESTINATION } else { translated::NOTHING };
+    let tunnel = if is_v4(address) { step::TUNNEL_V4 } else { step::TUNNEL_V6 };
+    steer.tunnel = if flags & SERVICE_FLAGS_IPIP != 0 { tunnel } else { 0 };
     steer.chosen = Chosen::of(Chosen(steer.chosen).service(), backend).0;
     Some(())
 }

@@ -11,7 +11,7 @@ use crate::layout::{
 };
 use crate::packet::{Link, Packet, Parsed, Tags, destination_mac, link, parse_route, ports_v4};
 use crate::service::{self, FlowKey, FlowWords, HalfOpenWords, Steer, step};
-use crate::{hash, icmp, lookup};
+use crate::{hash, icmp, lookup, tunnel};
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,8 +125,17 @@ reasons! {
     NoBackendReject = 30, Answer, "no-backend-reject";
     /// The same, but more of them than are answered.
     AnswerRate = 31, Drop, "answer-rate";
-    /// The answer could not be made: the frame has no room for it, or its headers do not lie in one piece.
+    /// The answer could not be made: the frame has no room for it, its headers do not lie in one piece, or it is an error itself.
     NoAnswer = 32, Drop, "no-answer";
+    /// With the outer header of its backend's tunnel it would be larger than the egress MTU: its sender is told.
+    TunnelMtu = 33, Answer, "tunnel-mtu";
+    /// The outer header was taken off, and the kernel gets what was in it.
+    Decapsulated = 34, Pass, "decapsulated";
+    /// A packet in a packet to an address that decapsulates, whose outer source, inner destination or families are not allowed, or whose
+    /// congestion mark the inner packet cannot carry on (RFC 6040).
+    DecapsulationRefused = 35, Drop, "decapsulation-refused";
+    /// A packet in a packet to such an address that is none: cut off, a fragment, or with a header that contradicts itself.
+    DecapsulationMalformed = 36, Drop, "decapsulation-malformed";
 }
 
 /// Room for reasons in the counter array.
@@ -454,7 +463,8 @@ impl Decision {
     /// Where the packet is sent, or would be if it could leave by that device.
     #[inline(always)]
     pub fn neighbour(&self) -> Option<Neighbour> {
-        let reached = [Reason::Forwarded as u8, Reason::OverMtu as u8, Reason::Scattered as u8];
+        let reached =
+            [Reason::Forwarded, Reason::OverMtu, Reason::TunnelMtu, Reason::Scattered].map(|reason| reason as u8);
         reached.contains(&self.met.reason()).then_some(self.sent_to)
     }
 
@@ -522,6 +532,9 @@ fn decide_steered<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     steer: &mut Steer,
 ) -> Decision {
     let mut at = serve_read(packet, link, node, steer);
+    if at == step::OUTER {
+        at = tunnel::judge(image, &packet.after(link.tag_bytes), steer);
+    }
     if at == step::ICMP {
         at = icmp::read(&packet.after(link.tag_bytes), steer);
     }
@@ -531,7 +544,11 @@ fn decide_steered<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     if at == step::TO_SERVICE {
         at = service::stage(image, node, steer);
     }
-    decide_served(image, packet, link, node, at, steer.route)
+    at = tunnel::step(at, steer.tunnel);
+    parse_served(packet, Ok(*link), node, at, steer);
+    let decision = decide_served(image, node, steer);
+    tunnel::note(at, decision.sent_to(), steer);
+    decision
 }
 
 /// What the service stage reads of a packet, as [`service::read`] says it.
@@ -544,23 +561,85 @@ pub fn serve_read<P: Packet + ?Sized, N: Node>(packet: &P, link: &Link, node: &N
     service::read(&packet.after(link.tag_bytes), link.ethertype, steer)
 }
 
-/// [`decide`] for a frame that the service stage has left at one of [`step`]; `route` is what it steers to.
+/// What [`decide_served`] reads of a frame that the service stage has left at one of [`step`], in the `Steer`: so the verifier follows the
+/// route stage of such packets once for all families of packets and of tunnels.
 #[inline(always)]
-pub fn decide_served<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
-    image: &I,
+pub fn parse_served<P: Packet + ?Sized, N: Node>(
     packet: &P,
-    link: &Link,
+    link: Result<Link, Reason>,
     node: &N,
     at: u32,
-    route: [u64; 2],
-) -> Decision {
-    under(image, packet, &packet.after(link.tag_bytes), link, node, at, route)
+    steer: &mut Steer,
+) {
+    steer.met = parse_served_in(packet, link, node, at, steer).unwrap_or_else(Met::only).word();
+}
+
+#[inline(always)]
+fn parse_served_in<P: Packet + ?Sized, N: Node>(
+    packet: &P,
+    link: Result<Link, Reason>,
+    node: &N,
+    at: u32,
+    steer: &mut Steer,
+) -> Result<Met, Reason> {
+    let link = link?;
+    let headers = packet.after(link.tag_bytes);
+    let ingress = node.ingress(link.tags).ok_or(Reason::Vlan)?;
+    let mut parsed = parse_route(&headers, link.ethertype)?;
+    if !node.takes(&ingress, destination_mac(packet)) {
+        return Err(Reason::LinkNotOurs);
+    }
+    let met = Met::only(Reason::Forwarded).and(u64::from(ingress.port as u8), Met::IN_PORT);
+    steer.family = parsed.family.into();
+    match at {
+        step::UNSERVED => steer.route = parsed.flow.dst,
+        step::STEERED => {}
+        step::TUNNEL_V4 => steer.family = 4,
+        step::TUNNEL_V6 => steer.family = 6,
+        stays => return Ok(met.because_of(step::reason(stays))),
+    }
+    steer.largest_segment = headers.largest_segment(&parsed) + tunnel::overhead(at);
+    steer.too_large = if tunnel::overhead(at) == 0 { Reason::OverMtu as u32 } else { Reason::TunnelMtu as u32 };
+    steer.is_scattered = packet.is_scattered().into();
+    if parsed.family == 4 {
+        parsed.flow.ports = ports_v4(&headers).unwrap_or(0);
+    }
+    steer.ttl = parsed.ttl.into();
+    steer.flow = [
+        parsed.flow.src[0],
+        parsed.flow.src[1],
+        parsed.flow.dst[0],
+        parsed.flow.dst[1],
+        u64::from(parsed.flow.protocol) << 32 | u64::from(parsed.flow.ports),
+    ];
+    Ok(met)
+}
+
+/// [`decide`] for a frame that [`parse_served`] has read.
+#[inline(always)]
+pub fn decide_served<I: Image + ?Sized, N: Node>(image: &I, node: &N, steer: &Steer) -> Decision {
+    let met = Met::from_word(steer.met);
+    if !met.is_forwarded() {
+        return Decision { met, ..Decision::early(Reason::BadImage) };
+    }
+    let family = steer.family as u8;
+    let mut decision = Decision { family, met: met.because(Reason::BadImage), ..Decision::early(Reason::BadImage) };
+    let size = Size {
+        largest_segment: steer.largest_segment,
+        too_large: steer.too_large as u8,
+        is_scattered: steer.is_scattered != 0,
+    };
+    let [src_high, src_low, dst_high, dst_low, rest] = steer.flow;
+    let (src, dst) = ([src_high, src_low], [dst_high, dst_low]);
+    let flow = hash::Flow { src, dst, protocol: (rest >> 32) as u8, ports: rest as u32 };
+    route(image, &Ported(flow), &size, steer.ttl as u8, (family, steer.route), node, &mut decision);
+    decision
 }
 
 /// [`decide`] for a frame whose link layer is [`Link::PLAIN_V4`]: most frames are such, and all offsets are constants.
 #[inline(always)]
 pub fn decide_plain_v4<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(image: &I, packet: &P, node: &N) -> Decision {
-    under(image, packet, packet, &Link::PLAIN_V4, node, step::UNSERVED, [0; 2])
+    under(image, packet, packet, &Link::PLAIN_V4, node)
 }
 
 /// [`decide`] for a frame whose link layer has been read.
@@ -571,7 +650,7 @@ pub fn decide_linked<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     link: &Link,
     node: &N,
 ) -> Decision {
-    under(image, packet, &packet.after(link.tag_bytes), link, node, step::UNSERVED, [0; 2])
+    under(image, packet, &packet.after(link.tag_bytes), link, node)
 }
 
 /// Decides on what lies under the link layer.
@@ -582,8 +661,6 @@ fn under<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     headers: &(impl Packet + ?Sized),
     link: &Link,
     node: &N,
-    at: u32,
-    steered: [u64; 2],
 ) -> Decision {
     let Some(ingress) = node.ingress(link.tags) else { return Decision::early(Reason::Vlan) };
     let parsed = match parse_route(headers, link.ethertype) {
@@ -595,46 +672,45 @@ fn under<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     }
     let mut decision = Decision { family: parsed.family, ..Decision::early(Reason::BadImage) };
     decision.met = decision.met.and(u64::from(ingress.port as u8), Met::IN_PORT);
-    let dst = match at {
-        step::UNSERVED => parsed.flow.dst,
-        step::STEERED => steered,
-        stays => {
-            decision.met = decision.met.because_of(step::reason(stays));
-            return decision;
-        }
-    };
     // Read here, so that no pointer into the frame has to live through the lookup.
-    let size = Size { largest_segment: headers.largest_segment(&parsed), is_scattered: packet.is_scattered() };
-    route(image, packet, &size, &parsed, dst, node, &mut decision);
+    let size = Size {
+        largest_segment: headers.largest_segment(&parsed),
+        too_large: Reason::OverMtu as u8,
+        is_scattered: packet.is_scattered(),
+    };
+    let (ttl, dst) = (parsed.ttl, (parsed.family, parsed.flow.dst));
+    route(image, &Portless { packet, parsed: &parsed }, &size, ttl, dst, node, &mut decision);
     decision
 }
 
 /// What limits how a packet can be sent.
 struct Size {
+    /// With the outer header that it gets.
     largest_segment: u32,
+    /// Number of the reason of a packet for which that is too large.
+    too_large: u8,
     is_scattered: bool,
 }
 
 /// The route stage: longest prefix, group member, neighbour, and what forbids forwarding.
 #[inline(always)]
-fn route<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
+fn route<I: Image + ?Sized, N: Node>(
     image: &I,
-    packet: &P,
+    flow: &impl AsFlow,
     size: &Size,
-    parsed: &Parsed,
-    dst: [u64; 2],
+    ttl: u8,
+    (family, dst): (u8, [u64; 2]),
     node: &N,
     decision: &mut Decision,
 ) {
-    let target =
-        if parsed.family == 4 { lookup::v4(image, (dst[0] >> 32) as u32) } else { lookup::v6(image, dst[0], dst[1]) };
+    let target = if family == 4 { lookup::v4(image, (dst[0] >> 32) as u32) } else { lookup::v6(image, dst[0], dst[1]) };
     let Some(target) = target else { return };
     decision.met = decision.met.and(target.into(), Met::TARGET);
-    let Some(hop) = choose(image, packet, target, parsed, node, decision) else { return };
+    let Some(hop) = choose(image, flow, target, node, decision) else { return };
     decision.next_hop = Some(hop.index);
     decision.met = decision.met.and(u64::from(hop.id as u16), Met::NEXT_HOP);
     decision.port = hop.port;
-    if parsed.ttl <= 1 {
+    if ttl <= 1 {
         decision.met = decision.met.because(Reason::TtlExpired);
         return;
     }
@@ -656,7 +732,7 @@ fn route<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     decision.sent_to = neighbour;
     if size.largest_segment > u32::from(neighbour.mtu) && neighbour.mtu != 0 {
         cold_path();
-        decision.met = decision.met.because(Reason::OverMtu);
+        decision.met = decision.met.because_of(size.too_large);
         return;
     }
     if neighbour.one_buffer && size.is_scattered {
@@ -689,11 +765,10 @@ impl Hop {
 
 /// Follows a target to a next hop that is not down, or sets the reason why there is none.
 #[inline(always)]
-fn choose<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
+fn choose<I: Image + ?Sized, N: Node>(
     image: &I,
-    packet: &P,
+    flow: &impl AsFlow,
     target: u16,
-    parsed: &Parsed,
     node: &N,
     decision: &mut Decision,
 ) -> Option<Hop> {
@@ -711,8 +786,7 @@ fn choose<I: Image + ?Sized, P: Packet + ?Sized, N: Node>(
     let hop = match head as u8 {
         kind::FORWARD_GROUP => {
             let next_hops = image.head(AT_NEXT_HOPS)?;
-            let flow = hash::Flow { ports: ports(packet, parsed), ..parsed.flow };
-            let hash = hash::flow(&flow, image.head(AT_HASH_SEED)?);
+            let hash = hash::flow(&flow.flow(), image.head(AT_HASH_SEED)?);
             let slots = Slots {
                 base: image.head(AT_SLOTS)?,
                 first: tail as u32,
@@ -754,6 +828,34 @@ fn unless_down(hop: Hop, head: u64, decision: &mut Decision) -> Option<Hop> {
         return None;
     }
     Some(hop)
+}
+
+/// What a choice among several next hops goes by.
+trait AsFlow {
+    fn flow(&self) -> hash::Flow;
+}
+
+/// A packet that was read with its ports.
+struct Ported(hash::Flow);
+
+impl AsFlow for Ported {
+    #[inline(always)]
+    fn flow(&self) -> hash::Flow {
+        self.0
+    }
+}
+
+/// A packet that was read without: they are read where there is a choice.
+struct Portless<'p, P: ?Sized> {
+    packet: &'p P,
+    parsed: &'p Parsed,
+}
+
+impl<P: Packet + ?Sized> AsFlow for Portless<'_, P> {
+    #[inline(always)]
+    fn flow(&self) -> hash::Flow {
+        hash::Flow { ports: ports(self.packet, self.parsed), ..self.parsed.flow }
+    }
 }
 
 /// The ports of a packet that was read without them.

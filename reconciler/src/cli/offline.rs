@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use super::source::{self, Opened, Revision};
 use super::{Ended, Exit, Global, node, note, report};
 use crate::compile::{Image, LiveIds, NodeFacts, compile};
-use crate::policy::{self, Diagnostic, NodeConfig, Policy, PolicyTest, Selector};
+use crate::policy::{self, Diagnostic, NodeConfig, Policy, PolicyTest, Selector, Tunnels};
 use crate::source::git::spec::looks_like_url;
 use crate::source::git::{GitError, Repo};
 use crate::source::{Limits, ReadSource as _, Snapshot};
@@ -40,6 +40,8 @@ pub(crate) struct Read {
     pub(crate) tests: Vec<PolicyTest>,
     /// Warnings.
     pub(crate) diagnostics: Vec<Diagnostic>,
+    /// The node's, where there is one.
+    tunnels: Tunnels,
 }
 
 /// Where a source was named.
@@ -175,7 +177,8 @@ impl<'a> Offline<'a> {
             note(&format!("invalid: {errors} {word} in {}", source.place().display()));
             return Err(Ended(Exit::Invalid).into());
         };
-        Ok(Read { snapshot, policy, tests, diagnostics })
+        let tunnels = self.node.as_ref().map(|node| node.tunnels.clone()).unwrap_or_default();
+        Ok(Read { snapshot, policy, tests, diagnostics, tunnels })
     }
 
     /// Whose images are looked at: the node's, or one for all; where policies for different nodes write the same prefix, one
@@ -195,7 +198,8 @@ impl<'a> Offline<'a> {
     /// Compiles for one of [`Self::views`], without addresses of a node, ports by name only.
     pub(crate) fn compile(read: &Read, view: Option<&Selector>, ids: &LiveIds) -> anyhow::Result<Image> {
         let of_view = view.map(|view| read.policy.clone().for_node(view.labels()));
-        compile(of_view.as_ref().unwrap_or(&read.policy), &NodeFacts::default(), ids).map_err(|error| {
+        let facts = NodeFacts { tunnels: read.tunnels.clone(), ..NodeFacts::default() };
+        compile(of_view.as_ref().unwrap_or(&read.policy), &facts, ids).map_err(|error| {
             note(&format!("error: {error}"));
             Ended(Exit::Invalid).into()
         })

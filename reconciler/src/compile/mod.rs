@@ -11,6 +11,7 @@ mod service;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 pub mod view;
 mod write;
 
@@ -22,12 +23,13 @@ use ::fib::layout::{
     DIGEST_BYTES, REVISION_BYTES_MAX, RULES_START,
 };
 
-use crate::policy::{Policy, Prefix, RoutePolicy};
+use crate::policy::{Policy, Prefix, RoutePolicy, Tunnels};
 use fib::{Address, Rule, V4Fib, V6Fib};
 use filter::Filters;
 pub use group::{MEMBERS_MAX, SLOTS_MAX};
 pub use ids::LiveIds;
 use tables::{TARGET_LOCAL, Tables};
+use tunnel::TunnelTables;
 use view::Checked;
 pub use view::{Digest, ImageError, View};
 use write::{Contents, Lookup};
@@ -41,6 +43,8 @@ pub struct NodeFacts {
     /// Addresses of the node itself, in any order: packets to them are the kernel's, unless a route names exactly that
     /// address.
     pub local_addresses: Vec<IpAddr>,
+    /// Its ends of tunnels.
+    pub tunnels: Tunnels,
 }
 
 /// Why a policy does not fit into an image.
@@ -151,7 +155,15 @@ pub fn compile(policy: &Policy, node: &NodeFacts, live: &LiveIds) -> Result<Imag
     check_once(policy, &v4_rules, |rule| Prefix::containing(IpAddr::V4(rule.address.into()), rule.length))?;
     check_once(policy, &v6_rules, |rule| Prefix::containing(IpAddr::V6(rule.address.into()), rule.length))?;
     let lookup = lookup(v4_rules, v6_rules, &node.local_addresses);
-    write::write(&Contents { revision: &policy.revision, tables: &tables, lookup: &lookup, filters: &filters })
+    let tunnels = TunnelTables::of(policy, &node.tunnels)?;
+    tunnels.place(&mut tables.services);
+    write::write(&Contents {
+        tunnels: &tunnels,
+        revision: &policy.revision,
+        tables: &tables,
+        lookup: &lookup,
+        filters: &filters,
+    })
 }
 
 /// The same rules on a node that has other addresses of its own: what compiling their policies again would give.

@@ -187,7 +187,7 @@ proptest! {
         more in prop::collection::vec(address(), 40),
         local_addresses in prop::collection::vec(address(), 0..4),
     ) {
-        let node = NodeFacts { local_addresses };
+        let node = NodeFacts { local_addresses, ..NodeFacts::default() };
         let image = compile(&policy(&routes, 0), &node, &LiveIds::default()).unwrap();
         let view = image.view().unwrap();
         view.verify_digest().unwrap();
@@ -232,8 +232,8 @@ proptest! {
 
     #[test]
     fn bytes_do_not_depend_on_the_order_written(routes in written(), rotate in 1usize..12) {
-        let node = NodeFacts { local_addresses: vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()] };
-        let back = NodeFacts { local_addresses: vec![[10, 0, 0, 2].into(), [10, 0, 0, 1].into(), [10, 0, 0, 2].into()] };
+        let node = NodeFacts { local_addresses: vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()], ..NodeFacts::default() };
+        let back = NodeFacts { local_addresses: vec![[10, 0, 0, 2].into(), [10, 0, 0, 1].into(), [10, 0, 0, 2].into()], ..NodeFacts::default() };
         let image = compile(&policy(&routes, 0), &node, &LiveIds::default()).unwrap();
         let other = compile(&policy(&routes, rotate), &back, &LiveIds::default()).unwrap();
         prop_assert!(image.bytes() == other.bytes());
@@ -256,7 +256,7 @@ proptest! {
             let ports = vec![ServicePort { protocol: Protocol::Tcp, first: 80, last: 81, target: None }];
             policy.service_policies = vec![service::tests::service(1, 10, ports, &[1, 3])];
         }
-        let (before, after) = (NodeFacts { local_addresses: before }, NodeFacts { local_addresses: after });
+        let (before, after) = (NodeFacts { local_addresses: before, ..NodeFacts::default() }, NodeFacts { local_addresses: after, ..NodeFacts::default() });
         let image = compile(&policy, &before, &LiveIds::default()).unwrap();
         let view = image.view().unwrap();
         prop_assert!(readdress(&view, &before).unwrap().bytes() == image.bytes());

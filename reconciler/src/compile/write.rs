@@ -15,6 +15,7 @@ use super::fib::{Poptrie, Rule, V4Fib, V6Fib};
 use super::filter::Filters;
 use super::service::ServiceTables;
 use super::tables::{HopRow, TARGET_LOCAL, Tables};
+use super::tunnel::TunnelTables;
 use super::{CompileError, HASH_SEED, Image, View};
 
 /// Everything an image holds.
@@ -23,6 +24,7 @@ pub(super) struct Contents<'a, 'p> {
     pub tables: &'a Tables<'p>,
     pub lookup: &'a Lookup,
     pub filters: &'a Filters,
+    pub tunnels: &'a TunnelTables,
 }
 
 /// What depends on the node's own addresses: where packets look an address up.
@@ -93,6 +95,8 @@ impl Contents<'_, '_> {
             Section::Backends => tables.services.backends.len(),
             Section::BackendRows => tables.services.backend_rows.len(),
             Section::BackendSlots => tables.services.slots.len(),
+            Section::TunnelSources => self.tunnels.sources.len(),
+            Section::Decapsulation => self.tunnels.decapsulation.len(),
             _ => 0,
         }
     }
@@ -105,6 +109,8 @@ pub(super) fn write(contents: &Contents) -> Result<Image, CompileError> {
     write_rows(&mut bytes, contents, &sections);
     write_filters(&mut bytes, contents.filters, &sections);
     write_services(&mut bytes, &contents.tables.services, &sections);
+    fill(&mut bytes, sections.offset(Section::TunnelSources), &contents.tunnels.sources, long_words::<2, 16>);
+    fill(&mut bytes, sections.offset(Section::Decapsulation), &contents.tunnels.decapsulation, long_words::<5, 40>);
     Ok(finish(bytes))
 }
 
@@ -332,13 +338,7 @@ fn write_services(bytes: &mut [u8], services: &ServiceTables, sections: &Section
     if !services.addresses.is_empty() {
         put(bytes, AT_SERVICES, &sections.offset(Section::ServiceAddresses).to_le_bytes());
     }
-    fill(bytes, sections.offset(Section::ServiceAddresses), &services.addresses, |entry| {
-        let mut row = [0; 32];
-        for (to, word) in row.chunks_exact_mut(8).zip(entry) {
-            to.copy_from_slice(&word.to_le_bytes());
-        }
-        row
-    });
+    fill(bytes, sections.offset(Section::ServiceAddresses), &services.addresses, long_words::<4, 32>);
     fill(bytes, sections.offset(Section::ServicePorts), &services.ports, words::<6, 24>);
     fill(bytes, sections.offset(Section::Services), &services.services, |row| *row);
     fill(bytes, sections.offset(Section::Backends), &services.backends, |row| *row);
@@ -376,6 +376,16 @@ fn words<const COUNT: usize, const BYTES: usize>(row: &[u32; COUNT]) -> [u8; BYT
     const { assert!(COUNT * 4 == BYTES) };
     let mut bytes = [0; BYTES];
     for (to, from) in bytes.chunks_exact_mut(4).zip(row) {
+        to.copy_from_slice(&from.to_le_bytes());
+    }
+    bytes
+}
+
+/// The same of 64-bit words.
+fn long_words<const COUNT: usize, const BYTES: usize>(row: &[u64; COUNT]) -> [u8; BYTES] {
+    const { assert!(COUNT * 8 == BYTES) };
+    let mut bytes = [0; BYTES];
+    for (to, from) in bytes.chunks_exact_mut(8).zip(row) {
         to.copy_from_slice(&from.to_le_bytes());
     }
     bytes

@@ -205,7 +205,7 @@ impl Node {
         let addresses = device_addresses().await?;
         let carries = |index: u32| ports.iter().any(|(port, _)| port.index == index);
         let management = addresses.iter().filter(|(index, _)| !carries(*index)).map(|(_, address)| *address).collect();
-        let node = NodeFacts { local_addresses: local_addresses(&addresses) };
+        let node = NodeFacts { local_addresses: local_addresses(&addresses), tunnels: self.config.tunnels.clone() };
         Ok(Facts { ports, missing, node, management, neighbours: neighbours().await? })
     }
 

@@ -77,12 +77,15 @@ pub fn by_library(
         // In the program's order.
         if tables.port(decision.port)?.is_none() {
             reason = Reason::NoPort;
-        } else if fib::packet::forward(&mut frame, &neighbour).is_none() {
+        } else if fib::tunnel::send(view.bytes(), &mut frame, &neighbour, &steer).is_none() {
             reason = Reason::NoRoom;
         }
     }
     if fib::service::is_translated(&steer, reason) {
         fib::service::translate(&mut frame, &mut steer);
+    }
+    if reason == Reason::Decapsulated && fib::tunnel::decapsulate(&mut frame, &steer).is_none() {
+        reason = Reason::NoRoom;
     }
     if reason.verdict() == Verdict::Answer {
         reason = fib::answer::answer(&mut frame, &steer, reason);

@@ -13,6 +13,7 @@ mod service;
 use std::cmp::Ordering;
 use std::fmt;
 use std::iter::Peekable;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crate::compile::view::{Digest, RouteView, View};
@@ -40,6 +41,7 @@ pub enum Kind {
     Port,
     NextHop,
     Local,
+    Tunnel,
     FilterPolicy,
     FilterRule,
     Route,
@@ -118,6 +120,7 @@ impl Plan {
         changes.named(Kind::Port, observed.map(ports), ports(desired));
         changes.named(Kind::NextHop, observed.map(next_hops), next_hops(desired));
         changes.named(Kind::Local, observed.map(locals), locals(desired));
+        changes.named(Kind::Tunnel, observed.map(tunnels), tunnels(desired));
         changes.named(Kind::FilterPolicy, observed.map(filter::policies), filter::policies(desired));
         let (before_rules, after_rules) = filter::rules(observed, desired);
         changes.named(Kind::FilterRule, before_rules, after_rules);
@@ -205,8 +208,18 @@ fn next_hops(view: &View) -> Vec<Named> {
 }
 
 fn locals(view: &View) -> Vec<Named> {
-    let named = |address: std::net::IpAddr| Named { name: address.to_string(), text: "local".to_owned(), place: None };
+    let named = |address: IpAddr| Named { name: address.to_string(), text: "local".to_owned(), place: None };
     sorted(view.locals().map(named).collect())
+}
+
+/// The node's ends of tunnels.
+fn tunnels(view: &View) -> Vec<Named> {
+    let any = [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()];
+    let sources =
+        any.into_iter().filter_map(|family| view.tunnel_source(family)).map(|source| format!("source {source}"));
+    let decapsulated = view.decapsulation().into_iter().map(|what| format!("decapsulate {what}"));
+    let named = |name| Named { name, text: "tunnel".to_owned(), place: None };
+    sorted(sources.chain(decapsulated).map(named).collect())
 }
 
 fn sorted(mut list: Vec<Named>) -> Vec<Named> {

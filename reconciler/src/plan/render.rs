@@ -99,6 +99,7 @@ fn line(change: &Change) -> String {
         Kind::Port => "port",
         Kind::NextHop => "next hop",
         Kind::Local => "local address",
+        Kind::Tunnel => "tunnel",
         Kind::FilterPolicy => "filter policy",
         Kind::FilterRule => "filter rule",
         Kind::Route => "route",
@@ -115,7 +116,7 @@ fn line(change: &Change) -> String {
             _ => format!(": {before} → {after}"),
         },
         // What only exists says nothing more than its name.
-        _ if matches!(change.kind, Kind::Policy | Kind::Port | Kind::Local) => String::new(),
+        _ if matches!(change.kind, Kind::Policy | Kind::Port | Kind::Local | Kind::Tunnel) => String::new(),
         (Some(only), None) | (None, Some(only)) => format!(": {only}"),
         (None, None) => String::new(),
     };

@@ -13,7 +13,8 @@ use crate::policy::{self, NextHop, NextHopGroup, Origin, Policy, Route, RoutePol
 
 /// Routes as (prefix, next hops with weights | "drop" | "pass"); one policy, three next hops.
 fn image(routes: &[(&str, &str)], line: u32, locals: &[&str]) -> Image {
-    let node = NodeFacts { local_addresses: locals.iter().map(|a| a.parse().unwrap()).collect() };
+    let node =
+        NodeFacts { local_addresses: locals.iter().map(|a| a.parse().unwrap()).collect(), ..NodeFacts::default() };
     compile(&policy_of(routes, line), &node, &LiveIds::default()).unwrap()
 }
 
@@ -170,7 +171,7 @@ fn objects_beside_routes_are_listed_first() {
     after.route_policies[0].name = "core".to_owned();
     after.route_policies[0].next_hops[0].port = "dc".to_owned();
     let before = compile(&before, &NodeFacts::default(), &LiveIds::default()).unwrap();
-    let node = NodeFacts { local_addresses: vec![[10, 0, 0, 1].into()] };
+    let node = NodeFacts { local_addresses: vec![[10, 0, 0, 1].into()], ..NodeFacts::default() };
     let live = LiveIds::from_views([&before.view().unwrap()]);
     let after = compile(&after, &node, &live).unwrap();
     let plan = Plan::between(Some(&before.view().unwrap()), &after.view().unwrap());

@@ -463,6 +463,14 @@ the node's owner alone: correct the name in the policy, or add the program to th
 Wrong:  health: {command: {name: api-redy}}   (the node has healthCommands: {api-ready: {run: [/opt/api-ready]}})
 Right:  health: {command: {name: api-ready}}"
 
+    NoTunnelSource "WL0604" Error "the node has no source address for a tunnel"
+"A service with `forwarding: ipip` sends packets to its backends in packets of their own, and those come from an address
+of the node that its configuration names: one of each family that backends have. It is not guessed from the node's
+addresses, since backends let in nothing from others.
+
+Wrong:  forwarding: ipip, backends: [{address: \"2001:db8:1::11\"}]   (the node has tunnel: {sources: [192.0.2.1]})
+Right:  spec: {tunnel: {sources: [192.0.2.1, \"2001:db8::1\"]}}   in the node's configuration"
+
     TestPacket "WL0701" Error "the packet of a test is no packet"
 "The case describes a packet that cannot be: addresses of two families, ports where the protocol has none, or a length
 that does not hold its own headers.
@@ -586,7 +594,8 @@ Wrong:  ports: [{port: 443}, {port: \"400-500\"}]
 Right:  ports: [{port: 443}, {port: \"444-500\"}]"
 
     BackendFamily "WL1104" Error "a backend is of another family than the vip"
-"A packet to an IPv4 vip cannot become one of IPv6, and the other way round.
+"A packet to an IPv4 vip cannot become one of IPv6, and the other way round. `forwarding: ipip` carries packets of IPv4
+to a backend of IPv6 in packets of IPv6, but none of IPv6 in IPv4.
 
 Wrong:  vip: 198.51.100.10, backends: [{address: \"2001:db8::11\"}]
 Right:  vip: 198.51.100.10, backends: [{address: 10.1.0.11}]"

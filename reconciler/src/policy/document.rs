@@ -622,6 +622,13 @@ pub(super) struct NodeSpec {
     #[serde(default)]
     #[schemars(extend("maxProperties" = 64))]
     pub(super) health_commands: BTreeMap<String, HealthCommand>,
+    /// Which addresses packets to backends of `forwarding: ipip` come from.
+    #[serde(default)]
+    pub(super) tunnel: Tunnel,
+    /// Packets in packets that this node takes out, where it is a backend of `forwarding: ipip`; none when left out.
+    #[serde(default)]
+    #[schemars(with = "Decapsulate")]
+    pub(super) decapsulate: Option<Decapsulate>,
     #[serde(default)]
     pub(super) probation: Probation,
     #[serde(default)]
@@ -640,6 +647,31 @@ pub(super) struct NodeSpec {
     #[serde(default)]
     #[schemars(with = "Webhook")]
     pub(super) webhook: Option<Webhook>,
+}
+
+/// The node's end of tunnels to backends.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Tunnel {
+    /// The outer source address, one of each family that backends have. Backends must let it in.
+    #[serde(default)]
+    #[schemars(length(max = 2))]
+    pub(super) sources: Vec<String>,
+}
+
+/// What a backend takes out of its outer header. The inner packet goes to this node's own network stack and nowhere else.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Decapsulate {
+    /// Addresses of this node that packets are sent to: the backend's in the services' policies.
+    #[schemars(length(min = 1, max = 8))]
+    pub(super) addresses: Vec<String>,
+    /// Prefixes or addresses of the nodes that may send such packets: their `tunnel.sources`. Others are dropped.
+    #[schemars(length(min = 1, max = 12))]
+    pub(super) from: Vec<String>,
+    /// Prefixes or addresses that packets inside may be for: the vips. Others are dropped.
+    #[schemars(length(min = 1, max = 12))]
+    pub(super) to: Vec<String>,
 }
 
 /// When changes of the source are taken.
@@ -1145,9 +1177,11 @@ pub(super) struct ServiceSpec {
     #[schemars(length(min = 1, max = 256))]
     pub(super) ports: Vec<ServicePort>,
     /// nat: the destination becomes the backend's, and its answers come back from the vip. l2-dsr: the packet stays as it is,
-    /// only its frame is sent to the backend, which has the vip on its loopback and answers by itself.
+    /// only its frame is sent to the backend, which has the vip on its loopback and answers by itself. ipip: the packet goes to the
+    /// backend as it is, in a packet of its own; the backend takes it out, has the vip on its loopback and answers by itself.
     pub(super) forwarding: Forwarding,
-    /// Who serves. A route must lead to each of them; with l2-dsr by the backend itself as next hop.
+    /// Who serves. A route must lead to each of them; with l2-dsr by the backend itself as next hop. Of the vip's family, or of IPv6
+    /// with ipip.
     #[schemars(length(min = 1, max = 1024))]
     pub(super) backends: Vec<Backend>,
     /// What keeps flows together; each flow by itself when left out.
@@ -1177,6 +1211,7 @@ pub(super) struct ServiceSpec {
 pub enum Forwarding {
     Nat,
     L2Dsr,
+    Ipip,
 }
 
 impl Forwarding {
@@ -1185,6 +1220,7 @@ impl Forwarding {
         match self {
             Self::Nat => "nat",
             Self::L2Dsr => "l2-dsr",
+            Self::Ipip => "ipip",
         }
     }
 }
@@ -1249,7 +1285,7 @@ impl Protocol {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Backend {
-    /// Its address, of the vip's family.
+    /// Its address, of the vip's family; with ipip also of IPv6 for a vip of IPv4.
     pub(super) address: String,
     /// Its port, instead of what the service's ports say. Only with nat and one port.
     #[serde(default)]

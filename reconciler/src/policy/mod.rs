@@ -35,7 +35,7 @@ pub use document::{
 };
 pub use filter_policy::{FilterPolicy, FilterRule, PortRange, RateLimit, RuleAction, TcpFlags};
 pub use health::{HealthCheck, HealthChecks, MinHealthy};
-pub use node::{Drift, Guards, HealthCommand, NodeConfig, Port, Probation, Webhook, check_names, node_config};
+pub use node::{Drift, Guards, HealthCommand, NodeConfig, Port, Probation, Tunnels, Webhook, check_names, node_config};
 pub use prefix::{Prefix, PrefixError};
 pub use probe::{Check, Probe};
 pub use redundant::redundant;

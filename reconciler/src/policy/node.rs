@@ -1,13 +1,13 @@
 //! A node's own configuration: text in, checked [`NodeConfig`] or diagnostics out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::codes::Code;
-use super::diagnostic::{Diagnostic, Faults, suggestion};
-use super::document::{self, Attach, DriftMode, Guard};
+use super::diagnostic::{Diagnostic, Faults, Span, suggestion};
+use super::document::{self, Attach, DriftMode, Forwarding, Guard};
 use super::health::{HealthCheck, HealthChecks};
 use super::list::parse_prefix;
 use super::prefix::Prefix;
@@ -16,7 +16,7 @@ use super::route_policy::prefix_fault;
 use super::schema::{self, CONFIG_KINDS, POLICY_KINDS};
 use super::window::{SyncWindow, read_windows};
 use super::yaml::{self, Node, Step};
-use super::{Policy, quantity};
+use super::{Policy, quantity, service_policy};
 use crate::source::Source;
 use crate::source::git::spec::{Backend, Credentials, ForcePush, GitSource, Reference, Url, Verify, VerifyMode};
 
@@ -46,6 +46,31 @@ pub struct NodeConfig {
     pub sync_windows: Vec<SyncWindow>,
     pub webhook: Option<Webhook>,
     pub drift: Drift,
+    pub tunnels: Tunnels,
+}
+
+/// The node's ends of tunnels, part of every generation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tunnels {
+    /// Outer sources of packets to backends.
+    pub source_v4: Option<Ipv4Addr>,
+    pub source_v6: Option<Ipv6Addr>,
+    /// Addresses that decapsulate, in any order.
+    pub addresses: Vec<IpAddr>,
+    /// Outer sources that it is done for.
+    pub from: Vec<Prefix>,
+    /// Inner destinations that it is done for.
+    pub to: Vec<Prefix>,
+}
+
+impl Tunnels {
+    /// The outer source of packets to this backend.
+    pub fn source(&self, backend: IpAddr) -> Option<IpAddr> {
+        match backend {
+            IpAddr::V4(_) => self.source_v4.map(Into::into),
+            IpAddr::V6(_) => self.source_v6.map(Into::into),
+        }
+    }
 }
 
 /// A program that tells whether a backend serves.
@@ -160,6 +185,7 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
     let health_commands = health_commands(file, root, spec.health_commands, faults);
     let guards = guards(file, root, spec.guards, faults);
     let sync_windows = read_windows(file, root, spec.sync.windows, faults);
+    let tunnels = read_tunnels(file, root, &spec.tunnel, spec.decapsulate.as_ref(), faults);
     let folder = path.parent().unwrap_or(Path::new(""));
     let store = spec.state_dir.join("git");
     let source = match (spec.source.directory, spec.source.git) {
@@ -199,7 +225,74 @@ fn checked(file: &str, root: &Node, path: &Path, faults: &mut Faults) -> Option<
         sync_windows,
         webhook: webhook.flatten(),
         drift: Drift { mode: spec.drift.mode, interval: Duration::from_millis(drift_ms?) },
+        tunnels,
     })
+}
+
+fn read_tunnels(
+    file: &str,
+    root: &Node,
+    tunnel: &document::Tunnel,
+    decapsulate: Option<&document::Decapsulate>,
+    faults: &mut Faults,
+) -> Tunnels {
+    let mut tunnels = Tunnels::default();
+    let at = |keys: [&'static str; 2], item: usize| {
+        root.place(&[Step::Key("spec"), Step::Key(keys[0]), Step::Key(keys[1]), Step::Item(item)])
+    };
+    for (index, text) in tunnel.sources.iter().enumerate() {
+        let place = at(["tunnel", "sources"], index);
+        let twice = match outer_address(file, place, text, faults) {
+            Some(IpAddr::V4(v4)) => tunnels.source_v4.replace(v4).is_some(),
+            Some(IpAddr::V6(v6)) => tunnels.source_v6.replace(v6).is_some(),
+            None => false,
+        };
+        if twice {
+            let message = "a second source of this family: packets come from one address".to_owned();
+            faults.push(Diagnostic::new(Code::MalformedValue, file, Some(place), message));
+        }
+    }
+    let Some(decapsulate) = decapsulate else { return tunnels };
+    for (index, text) in decapsulate.addresses.iter().enumerate() {
+        tunnels.addresses.extend(outer_address(file, at(["decapsulate", "addresses"], index), text, faults));
+    }
+    let mut prefixes = |key: &'static str, texts: &[String]| -> Vec<Prefix> {
+        let mut read = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            // An address by itself is the prefix of its whole length.
+            let parsed = match text.parse() {
+                Ok(address) => Ok(Prefix::containing(address, u8::MAX)),
+                Err(_) => parse_prefix(text),
+            };
+            match parsed {
+                Ok(prefix) => read.push(prefix),
+                Err(error) => faults.push(prefix_fault(file, at(["decapsulate", key], index), &error)),
+            }
+        }
+        read
+    };
+    tunnels.from = prefixes("from", &decapsulate.from);
+    tunnels.to = prefixes("to", &decapsulate.to);
+    tunnels
+}
+
+/// An address that can stand in an outer header.
+fn outer_address(file: &str, place: Span, text: &str, faults: &mut Faults) -> Option<IpAddr> {
+    let usable = |address: &IpAddr| {
+        let odd = address.is_unspecified() || address.is_multicast() || address.is_loopback();
+        let local = match address {
+            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast() || v4.octets()[0] == 0,
+            IpAddr::V6(v6) => v6.segments()[0] & 0xffc0 == 0xfe80 || v6.to_ipv4_mapped().is_some(),
+        };
+        !odd && !local
+    };
+    let address = text.parse().ok().filter(usable);
+    if address.is_none() {
+        let message = format!("`{}` is not an address that packets are routed to", schema::shorten(text));
+        let help = "write an address of the node without a length, such as 192.0.2.1 or 2001:db8::1";
+        faults.push(Diagnostic::new(Code::MalformedValue, file, Some(place), message).help(help));
+    }
+    address
 }
 
 fn guards(file: &str, root: &Node, written: document::Guards, faults: &mut Faults) -> Guards {
@@ -436,6 +529,7 @@ pub fn check_names(policy: &Policy, node: &NodeConfig) -> Vec<Diagnostic> {
     let ports: Vec<&str> = node.ports.keys().map(String::as_str).collect();
     let mut faults = Faults::default();
     check_ports(policy, &ports, &mut faults);
+    check_tunnels(policy, &node.tunnels, &mut faults);
     for service in &policy.service_policies {
         let Some(HealthChecks { check: HealthCheck::Command { name, .. }, .. }) = &service.health else { continue };
         if node.health_commands.contains_key(name) {
@@ -451,10 +545,33 @@ pub fn check_names(policy: &Policy, node: &NodeConfig) -> Vec<Diagnostic> {
                 "the node's owner allows it in the node's configuration: healthCommands: {{{name}: {{run: [PROGRAM]}}}}"
             )
         });
-        let span = super::Span::line(service.health_line);
+        let span = Span::line(service.health_line);
         faults.push(Diagnostic::new(Code::UnknownHealthCommand, file, Some(span), message).help(help));
     }
     faults.finish()
+}
+
+/// One error for every service whose tunnels would come from nowhere, and family.
+fn check_tunnels(policy: &Policy, tunnels: &Tunnels, faults: &mut Faults) {
+    for service in policy.service_policies.iter().filter(|service| service.forwarding == Forwarding::Ipip) {
+        let lacks = |is_v4: bool| {
+            let of_family = |backend: &&service_policy::Backend| backend.address.is_ipv4() == is_v4;
+            service.backends.iter().find(of_family).filter(|backend| tunnels.source(backend.address).is_none())
+        };
+        for (backend, family, example) in
+            [(lacks(true), "IPv4", "192.0.2.1"), (lacks(false), "IPv6", "\"2001:db8::1\"")]
+        {
+            let Some(backend) = backend else { continue };
+            let file = policy.files.get(service.origin.file as usize).map_or(".", String::as_str);
+            let message = format!(
+                "the service `{}` sends packets to {} by ipip, and this node has no {family} source address for them",
+                service.name, backend.address
+            );
+            let help = format!("name one in the node's configuration: spec: {{tunnel: {{sources: [{example}]}}}}");
+            let fault = Diagnostic::new(Code::NoTunnelSource, file, Some(service.forwarding_span), message);
+            faults.push(fault.help(help));
+        }
+    }
 }
 
 fn check_ports(policy: &Policy, ports: &[&str], faults: &mut Faults) {
@@ -463,7 +580,7 @@ fn check_ports(policy: &Policy, ports: &[&str], faults: &mut Faults) {
             let file = policy.files.get(hop.origin.file as usize).map_or(".", String::as_str);
             let message =
                 format!("the next hop `{}` uses the port `{}`, which this node does not have", hop.name, hop.port);
-            let span = super::Span::line(hop.origin.line);
+            let span = Span::line(hop.origin.line);
             let help = suggestion(&hop.port, ports.iter().copied());
             faults.push(Diagnostic::new(Code::UnknownPort, file, Some(span), message).maybe_help(help));
         }
@@ -475,7 +592,7 @@ fn check_ports(policy: &Policy, ports: &[&str], faults: &mut Faults) {
                 "the filter rule `{}/{}` names the port `{port}`, which this node does not have",
                 filter.name, rule.name
             );
-            let span = super::Span::line(rule.origin.line);
+            let span = Span::line(rule.origin.line);
             let help = suggestion(port, ports.iter().copied());
             faults.push(Diagnostic::new(Code::UnknownPort, file, Some(span), message).maybe_help(help));
         }

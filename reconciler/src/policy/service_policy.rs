@@ -24,6 +24,8 @@ pub struct ServicePolicy {
     /// Sorted and disjoint, also from those of other services of the vip that one node can have.
     pub ports: Vec<ServicePort>,
     pub forwarding: Forwarding,
+    /// Where that is written.
+    pub forwarding_span: Span,
     /// Sorted by address, then port; each once.
     pub backends: Vec<Backend>,
     pub affinity: Option<Affinity>,
@@ -153,6 +155,7 @@ pub(super) fn read_service_policy(run: &mut Run<'_>, file: &str, root: &Node, wr
         vip,
         ports: numbers,
         forwarding: spec.forwarding,
+        forwarding_span: root.place(&[Step::Key("spec"), Step::Key("forwarding")]),
         backends,
         affinity: spec.affinity.map(|affinity| Affinity { ipv4: affinity.source.ipv4, ipv6: affinity.source.ipv6 }),
         on_no_backend: spec.on_no_backend,
@@ -254,12 +257,21 @@ impl Reader<'_> {
             let at = |key| [Step::Key("backends"), Step::Item(index), Step::Key(key)];
             let Some(address) = self.address(&backend.address, &at("address"), "a backend") else { continue };
             if let Some(vip) = vip {
-                if vip.is_ipv4() != address.is_ipv4() {
-                    let message = format!(
-                        "{} carries packets to a backend of their own family; the vip {vip} is of the other one",
-                        forwarding.as_str()
-                    );
+                let is_carried = forwarding == Forwarding::Ipip && address.is_ipv6();
+                if vip.is_ipv4() != address.is_ipv4() && !is_carried {
+                    let (message, help) = if forwarding == Forwarding::Ipip {
+                        let message = format!("ipip carries no packets of IPv6 in IPv4; the vip {vip} is one of IPv6");
+                        (message, Some("write the backend's IPv6 address"))
+                    } else {
+                        let message = format!(
+                            "{} carries packets to a backend of their own family; the vip {vip} is of the other one",
+                            forwarding.as_str()
+                        );
+                        let help = "`forwarding: ipip` carries packets of IPv4 in IPv6";
+                        (message, vip.is_ipv4().then_some(help))
+                    };
                     let fault = self.fault(Code::BackendFamily, &at("address"), message);
+                    let fault = fault.maybe_help(help.map(str::to_owned));
                     self.faults.push(fault.related(self.file, self.place(&[Step::Key("vip")]), "the vip"));
                 } else if vip == address {
                     let message = "the vip is its own backend";

@@ -418,7 +418,9 @@ fn why(reason: Reason) -> &'static str {
         Reason::AllDown => "every next hop of the route is down, the kernel decides",
         Reason::AllDownDrop => "every next hop of the route is down, and the route says to drop it then",
         Reason::Scattered => "lies in several buffers, which the egress driver cannot send: the kernel sends it",
-        Reason::NoRoom => "its buffer has no room for the VLAN tags of the egress port",
+        Reason::NoRoom => {
+            "its buffer has no room for the VLAN tags of the egress port, or for the outer header of a tunnel"
+        }
         Reason::NoBackend => "no backend of the service takes new flows, the kernel decides",
         Reason::NoBackendDrop => "no backend of the service takes new flows, and the service says to drop it then",
         Reason::ServiceFragment => "a fragment, which shows no port of the service: the kernel decides",
@@ -427,6 +429,10 @@ fn why(reason: Reason) -> &'static str {
         Reason::NoBackendReject => "no backend of the service takes new flows, and the service says to reject it then",
         Reason::AnswerRate => "no backend takes it, and more such packets come than are answered",
         Reason::NoAnswer => "its answer could not be made in its frame",
+        Reason::TunnelMtu => "larger than the egress MTU with its outer header, the sender is told how large it may be",
+        Reason::Decapsulated => "its outer header is taken off, the kernel receives what is in it",
+        Reason::DecapsulationRefused => "packets in packets from there, or for what is inside, are not taken out here",
+        Reason::DecapsulationMalformed => "what it holds is no whole packet",
         Reason::FlowCollision => "the client uses this port at the same backend by another service",
     }
 }

@@ -26,6 +26,8 @@ pub struct Served<'a> {
     translated: Option<(&'static str, String)>,
     /// The packet is an ICMP error about one of the service.
     is_error: bool,
+    /// The packet is put into one from the first address to the second; the first is `None` where no node was named.
+    tunnel: Option<(Option<IpAddr>, IpAddr)>,
 }
 
 /// Whether the service stage itself ends a packet's way with this reason.
@@ -41,6 +43,9 @@ pub(super) fn ends_there(reason: Reason) -> bool {
             | Reason::NoBackendReject
             | Reason::AnswerRate
             | Reason::NoAnswer
+            | Reason::Decapsulated
+            | Reason::DecapsulationRefused
+            | Reason::DecapsulationMalformed
     )
 }
 
@@ -66,7 +71,8 @@ impl<'a> Served<'a> {
         };
         let port = u16::try_from(steer.port).ok();
         let translated = what.map(|what| (what, backend_name(ip(steer.address), port)));
-        Some(Self { service, backend, why, slot, passed_over, translated, is_error: steer.quoted != 0 })
+        let tunnel = backend.filter(|_| steer.tunnel != 0).map(|to| (view.tunnel_source(to.address), to.address));
+        Some(Self { service, backend, why, slot, passed_over, translated, is_error: steer.quoted != 0, tunnel })
     }
 
     /// Why it is this backend, as a word for programs.
@@ -98,6 +104,7 @@ impl<'a> Served<'a> {
             translated: self.translated.as_ref().map(|(what, _)| *what),
             to: self.translated.as_ref().map(|(_, to)| to.clone()),
             icmp_error: self.is_error,
+            tunnel: self.tunnel.map(|(source, destination)| TunnelJson { source, destination }),
         }
     }
 
@@ -158,6 +165,10 @@ impl<'a> Served<'a> {
                 (true, _) => write!(text, "; destination and quoted source become {to}"),
             };
         }
+        if let Some((from, to)) = self.tunnel {
+            let from = from.map_or_else(|| "the node's tunnel source".to_owned(), |from| from.to_string());
+            let _ = write!(text, "; in a packet from {from} to {to}");
+        }
         let _ = writeln!(text, "  [{}:{}]", backend.file, backend.line);
         text
     }
@@ -190,4 +201,13 @@ pub(super) struct ServedJson<'a> {
     to: Option<String>,
     /// The packet is an ICMP error, and what is said here is said of the packet that it quotes, turned around.
     icmp_error: bool,
+    /// The addresses of the outer header that it gets; `null`: none.
+    tunnel: Option<TunnelJson>,
+}
+
+#[derive(Serialize)]
+struct TunnelJson {
+    /// `null`: no node was named that it could come from.
+    source: Option<IpAddr>,
+    destination: IpAddr,
 }

@@ -56,7 +56,7 @@ fn image(on_all_down: OnAllDown) -> Image {
             routes: (1..).zip(routes).map(route).collect(),
         }],
     };
-    let node = NodeFacts { local_addresses: vec![[10, 20, 0, 1].into()] };
+    let node = NodeFacts { local_addresses: vec![[10, 20, 0, 1].into()], ..NodeFacts::default() };
     let mut image = compile(&policy, &node, &LiveIds::default()).unwrap();
     image.stamp(7, 6, 0);
     image

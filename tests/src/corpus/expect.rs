@@ -258,7 +258,7 @@ pub(super) fn check(case: &Case, node: &NodeDescription, got: &Outcome, alike: &
             (Reason::Forwarded, expected)
         }
     };
-    if got.is_tag_beside && reason == Reason::Forwarded {
+    if got.is_tag_beside && [Reason::Forwarded, Reason::Decapsulated].contains(&reason) {
         // The first twelve bytes are the MAC addresses.
         let tagged = |bytes: &[u8]| matches!(bytes.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8]));
         if tagged(&expected) {

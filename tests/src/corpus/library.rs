@@ -104,12 +104,15 @@ pub fn run_library(themes: &[Theme]) -> Result<Report> {
             if let (Verdict::Forward, Some(neighbour)) = (reason.verdict(), decision.neighbour()) {
                 if !ports.get(&decision.port).is_some_and(|has_device| *has_device) {
                     reason = Reason::NoPort;
-                } else if fib::packet::forward(&mut frame, &neighbour).is_none() {
+                } else if fib::tunnel::send(view.bytes(), &mut frame, &neighbour, &steer).is_none() {
                     reason = Reason::NoRoom;
                 }
             }
             if fib::service::is_translated(&steer, reason) {
                 fib::service::translate(&mut frame, &mut steer).context("the frame cannot be translated")?;
+            }
+            if reason == Reason::Decapsulated {
+                fib::tunnel::decapsulate(&mut frame, &steer).context("the frame cannot be decapsulated")?;
             }
             if reason.verdict() == Verdict::Answer {
                 reason = fib::answer::answer(&mut frame, &steer, reason);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fib::packet::Tags;
 use fib::{Ingress, Neighbour, Reach};
+use wayleave::policy::Tunnels;
 
 use super::words::{Words, number};
 use crate::Mac;
@@ -62,6 +63,7 @@ pub struct NodeDescription {
     pub ports: Vec<Port>,
     pub(super) hops: Vec<Hop>,
     pub(super) locals: Vec<IpAddr>,
+    pub(super) tunnels: Tunnels,
 }
 
 impl NodeDescription {
@@ -110,7 +112,20 @@ impl NodeDescription {
                 self.hops.push(Hop { name, mac, is_down });
             }
             "local" => self.locals.push(words.next("the address")?.parse().context("an IP address")?),
-            other => bail!("`{other}` is none of port, neighbour and local"),
+            "tunnel" => match words.next("the outer source")?.parse().context("an IP address")? {
+                IpAddr::V4(source) => self.tunnels.source_v4 = Some(source),
+                IpAddr::V6(source) => self.tunnels.source_v6 = Some(source),
+            },
+            "decapsulate" => {
+                let mut rest = || words.next("the address or prefix").map(str::to_owned);
+                let what = rest()?;
+                match &*what {
+                    "from" => self.tunnels.from.push(rest()?.parse()?),
+                    "to" => self.tunnels.to.push(rest()?.parse()?),
+                    address => self.tunnels.addresses.push(address.parse().context("an IP address")?),
+                }
+            }
+            other => bail!("`{other}` is none of port, neighbour, local, tunnel and decapsulate"),
         }
         words.finish()
     }

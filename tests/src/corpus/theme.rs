@@ -125,7 +125,7 @@ fn image(policies: BTreeMap<String, SourceFile>, node: &NodeDescription) -> Resu
         let say = |diagnostic: &wayleave::policy::Diagnostic| format!("\n  {diagnostic:?}");
         anyhow!("it is not valid:{}", validated.diagnostics.iter().map(say).collect::<String>())
     })?;
-    let facts = NodeFacts { local_addresses: node.locals.clone() };
+    let facts = NodeFacts { local_addresses: node.locals.clone(), tunnels: node.tunnels.clone() };
     let mut image = compile(&policy, &facts, &LiveIds::default())?;
     image.stamp(1, 0, 0);
     Ok(image)

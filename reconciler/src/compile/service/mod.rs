@@ -11,8 +11,8 @@ use std::net::IpAddr;
 use fib::layout::{
     BACKEND_BYTES, SERVICE_ADDRESS_ECHO, SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_TRANSLATED, SERVICE_ADDRESS_VIP,
     SERVICE_AFFINITY_V4_AT, SERVICE_AFFINITY_V6_AT, SERVICE_BYTES, SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP,
-    SERVICE_FLAGS_ECHO, SERVICE_FLAGS_HEALTH, SERVICE_FLAGS_NAT, SERVICE_FLAGS_REJECT, SERVICE_HEALTH,
-    SERVICE_PORTS_MAX,
+    SERVICE_FLAGS_ECHO, SERVICE_FLAGS_HEALTH, SERVICE_FLAGS_IPIP, SERVICE_FLAGS_NAT, SERVICE_FLAGS_REJECT,
+    SERVICE_HEALTH, SERVICE_PORTS_MAX,
 };
 use fib::service::{Address, mapped};
 
@@ -198,7 +198,11 @@ fn grow(ports: &mut [[u32; 6]], first: u32, end: u32) -> u32 {
 }
 
 fn flags(service: &ServicePolicy) -> u32 {
-    let nat = if service.forwarding == Forwarding::Nat { SERVICE_FLAGS_NAT } else { 0 };
+    let forwarding = match service.forwarding {
+        Forwarding::Nat => SERVICE_FLAGS_NAT,
+        Forwarding::L2Dsr => 0,
+        Forwarding::Ipip => SERVICE_FLAGS_IPIP,
+    };
     let none = match service.on_no_backend {
         OnNoBackend::Pass => 0,
         OnNoBackend::Drop => SERVICE_FLAGS_DROP,
@@ -211,7 +215,7 @@ fn flags(service: &ServicePolicy) -> u32 {
             | u32::from(affinity.ipv6) << SERVICE_AFFINITY_V6_AT
     });
     let health = if service.health.is_some() { SERVICE_FLAGS_HEALTH } else { 0 };
-    nat | none | echo | affinity | health
+    forwarding | none | echo | affinity | health
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the image's size limit is checked before anything is written")]

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::compile::{HASH_SEED, LiveIds, NodeFacts, View, compile};
-use crate::policy::{Backend, FlowTimeouts, HealthCheck, HealthChecks, MinHealthy, Origin, Protocol, Selector};
+use crate::policy::{Backend, FlowTimeouts, HealthCheck, HealthChecks, MinHealthy, Origin, Protocol, Selector, Span};
 
 /// A node without a flow table.
 struct Nobody;
@@ -61,6 +61,7 @@ pub(in crate::compile) fn service(number: u8, vip: u8, ports: Vec<ServicePort>, 
         vip: Ipv4Addr::new(198, 51, 100, vip).into(),
         ports,
         forwarding: Forwarding::Nat,
+        forwarding_span: Span::line(1),
         backends: weights.iter().enumerate().map(|(i, weight)| backend(i + 1, *weight)).collect(),
         affinity: None,
         on_no_backend: OnNoBackend::Drop,

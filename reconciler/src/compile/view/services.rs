@@ -5,12 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use fib::image::Image as _;
 use fib::layout::{
     AT_SERVICES, BACKEND_FILE, BACKEND_ID, BACKEND_LINE, BACKEND_PORT, BACKEND_SERVICE, BACKEND_WEIGHT,
-    SERVICE_ADDRESS_FIRST_PORT, SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_VIP, SERVICE_ADDRESS_WORD,
-    SERVICE_AFFINITY_V4_AT, SERVICE_AFFINITY_V6_AT, SERVICE_BACKEND_COUNT, SERVICE_BACKENDS, SERVICE_BUCKET_ENTRIES,
-    SERVICE_CLOSING_S, SERVICE_ESTABLISHED_S, SERVICE_FILE, SERVICE_FLAGS, SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP,
-    SERVICE_FLAGS_ECHO, SERVICE_FLAGS_NAT, SERVICE_FLAGS_REJECT, SERVICE_HEALTH, SERVICE_ID, SERVICE_LINE,
+    DECAPSULATION_MASK, DECAPSULATION_ROWS_MAX, DECAPSULATION_WHAT, SERVICE_ADDRESS_FIRST_PORT,
+    SERVICE_ADDRESS_PORTS_AT, SERVICE_ADDRESS_VIP, SERVICE_ADDRESS_WORD, SERVICE_AFFINITY_V4_AT,
+    SERVICE_AFFINITY_V6_AT, SERVICE_BACKEND_COUNT, SERVICE_BACKENDS, SERVICE_BUCKET_ENTRIES, SERVICE_CLOSING_S,
+    SERVICE_ESTABLISHED_S, SERVICE_FILE, SERVICE_FLAGS, SERVICE_FLAGS_AFFINITY, SERVICE_FLAGS_DROP, SERVICE_FLAGS_ECHO,
+    SERVICE_FLAGS_IPIP, SERVICE_FLAGS_NAT, SERVICE_FLAGS_REJECT, SERVICE_HEALTH, SERVICE_ID, SERVICE_LINE,
     SERVICE_NAME, SERVICE_PORT_AFTER, SERVICE_PORT_BEFORE, SERVICE_PORT_LAST, SERVICE_PORT_SERVICE,
     SERVICE_PORT_TARGET, SERVICE_PORTS_MAX, SERVICE_SLOT_COUNT, SERVICE_SLOTS, SERVICE_UDP_S, SERVICE_VIP, Section,
+    decapsulation,
 };
 use fib::service::{Address, is_v4};
 
@@ -80,7 +82,13 @@ impl<'a> View<'a> {
             id: self.u32(at + SERVICE_ID),
             name: self.string(self.u32(at + SERVICE_NAME)),
             vip: ip(self.service_address(at + SERVICE_VIP)),
-            forwarding: if flags & SERVICE_FLAGS_NAT == 0 { Forwarding::L2Dsr } else { Forwarding::Nat },
+            forwarding: if flags & SERVICE_FLAGS_NAT != 0 {
+                Forwarding::Nat
+            } else if flags & SERVICE_FLAGS_IPIP != 0 {
+                Forwarding::Ipip
+            } else {
+                Forwarding::L2Dsr
+            },
             on_no_backend: if flags & SERVICE_FLAGS_DROP != 0 {
                 OnNoBackend::Drop
             } else if flags & SERVICE_FLAGS_REJECT != 0 {
@@ -144,6 +152,33 @@ impl<'a> View<'a> {
         (first..first + count).map(|slot| self.u16(self.at(Section::BackendSlots, slot)))
     }
 
+    /// The outer source of packets that go to this backend by a tunnel; `None`: the image has none, since it was compiled for no
+    /// particular node.
+    pub fn tunnel_source(&self, backend: IpAddr) -> Option<IpAddr> {
+        let row = if backend.is_ipv4() { 0 } else { 1 };
+        let sources = self.count(Section::TunnelSources);
+        let address = (row < sources).then(|| self.service_address(self.at(Section::TunnelSources, row)))?;
+        (address != [0; 2]).then(|| ip(address))
+    }
+
+    /// What is decapsulated, in words, sorted: `10.1.0.11`, `from 192.0.2.0/24`, `to 198.51.100.10/32`.
+    pub fn decapsulation(&self) -> Vec<String> {
+        let words = |row| {
+            let at = self.at(Section::Decapsulation, row);
+            let (address, mask) = (self.service_address(at), self.service_address(at + DECAPSULATION_MASK));
+            let bits = mask[0].count_ones() + mask[1].count_ones();
+            let length = if is_v4(address) { bits.saturating_sub(96) } else { bits };
+            match self.u64(at + DECAPSULATION_WHAT) {
+                decapsulation::ADDRESS => ip(address).to_string(),
+                decapsulation::FROM => format!("from {}/{length}", ip(address)),
+                _ => format!("to {}/{length}", ip(address)),
+            }
+        };
+        let mut rows: Vec<String> = (0..self.count(Section::Decapsulation)).map(words).collect();
+        rows.sort_unstable();
+        rows
+    }
+
     fn service_address(&self, at: u32) -> Address {
         [self.u64(at), self.u64(at + 8)]
     }
@@ -195,6 +230,21 @@ impl<'a> View<'a> {
             service < services
                 && self.u32(at + BACKEND_FILE) < self.count(Section::Files)
                 && self.u32(at + BACKEND_ID) < ids
+        })?;
+        let tunnels = (0..services)
+            .any(|row| self.u32(self.at(Section::Services, row) + SERVICE_FLAGS) & SERVICE_FLAGS_IPIP != 0);
+        if self.count(Section::TunnelSources) != if tunnels { 2 } else { 0 } {
+            return Err(ImageError::Section { section: Section::TunnelSources });
+        }
+        let decapsulated = self.count(Section::Decapsulation);
+        if decapsulated > DECAPSULATION_ROWS_MAX || decapsulated > 0 && entries == 0 {
+            return Err(ImageError::Section { section: Section::Decapsulation });
+        }
+        rows(Section::Decapsulation, &|at| {
+            matches!(
+                self.u64(at + DECAPSULATION_WHAT),
+                decapsulation::ADDRESS | decapsulation::FROM | decapsulation::TO
+            )
         })?;
         rows(Section::BackendRows, &|at| self.bytes.u32(at).is_some_and(|row| row <= self.count(Section::Backends)))
     }
