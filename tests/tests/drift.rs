@@ -345,11 +345,14 @@ fn a_daemon_that_does_not_look_leaves_everything_and_follows_events() {
     drop(daemon);
 }
 
-/// A device that is attached by TC, its link's pin, and what is done to it.
+/// A device that is attached by TC, its link's pin, where hands are at work.
 struct Classified<'a> {
     lab: &'a Topology,
     pin: std::path::PathBuf,
 }
+
+/// What somebody did, what `drift` must say of it, and how it is done.
+type ClassifiedHand = (&'static str, &'static str, fn(&Classified<'_>));
 
 impl Classified<'_> {
     fn tc(&self, arguments: &[&str]) {
@@ -357,35 +360,25 @@ impl Classified<'_> {
         assert!(output.status.success(), "tc {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// What somebody did, and what `drift` must say of it. Before Linux 6.6 there is a filter in the place of a link.
-    fn hands(&self) -> Vec<(&'static str, &'static str, Box<dyn Fn(&Self)>)> {
+    /// Before Linux 6.6 there is a filter in the place of a link.
+    fn hands(&self) -> Vec<ClassifiedHand> {
         const DETACHED: &str = "lan: the program was detached from it";
         const NOT_ATTACHED: &str = "lan: the program is not attached as the configuration says, for lan\n";
         // As `kernel/clsact.rs` sets it.
         const OURS: [&str; 6] = ["dev", "lan", "ingress", "protocol", "all", "pref"];
-        let mut hands: Vec<(_, _, Box<dyn Fn(&Self)>)> =
-            vec![("the pin deleted", NOT_ATTACHED, Box::new(|of| fs::remove_file(&of.pin).unwrap()))];
+        let mut hands: Vec<ClassifiedHand> =
+            vec![("the pin deleted", NOT_ATTACHED, |of| fs::remove_file(&of.pin).unwrap())];
         if self.pin.is_symlink() {
-            hands.push((
-                "the filter deleted",
-                DETACHED,
-                Box::new(|of| of.tc(&[&["filter", "del"][..], &OURS, &["30561"]].concat())),
-            ));
-            hands.push((
-                "the qdisc deleted",
-                DETACHED,
-                Box::new(|of| of.tc(&["qdisc", "del", "dev", "lan", "clsact"])),
-            ));
-            hands.push((
-                "the filter replaced",
-                DETACHED,
-                Box::new(|of| {
-                    let another = ["30561", "handle", "0x77617901", "bpf", "bytecode", "1,6 0 0 0,"];
-                    of.tc(&[&["filter", "replace"][..], &OURS, &another].concat());
-                }),
-            ));
+            hands.push(("the filter deleted", DETACHED, |of| {
+                of.tc(&[&["filter", "del"][..], &OURS, &["30561"]].concat());
+            }));
+            hands.push(("the qdisc deleted", DETACHED, |of| of.tc(&["qdisc", "del", "dev", "lan", "clsact"])));
+            hands.push(("the filter replaced", DETACHED, |of| {
+                let another = ["30561", "handle", "0x77617901", "bpf", "bytecode", "1,6 0 0 0,"];
+                of.tc(&[&["filter", "replace"][..], &OURS, &another].concat());
+            }));
         } else {
-            hands.push(("the link detached", DETACHED, Box::new(|of| detach_link(&of.pin).unwrap())));
+            hands.push(("the link detached", DETACHED, |of| detach_link(&of.pin).unwrap()));
         }
         hands
     }

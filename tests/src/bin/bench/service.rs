@@ -181,7 +181,7 @@ fn missing(site: &Site, flows: u64) -> Result<u64> {
     let open = |name: &str| anyhow::Ok(Map::LruHashMap(MapData::from_pin(pin(name))?));
     let half_open: HashMap<_, FlowKey, HalfOpenWords> = HashMap::try_from(open("HALF_OPEN")?)?;
     let mut established: HashMap<_, FlowKey, FlowWords> = HashMap::try_from(open("FLOWS")?)?;
-    for entry in half_open.iter() {
+    for entry in &half_open {
         let (key, [a, b, c, d, _]) = entry?;
         established.insert(key, [a, b, c, d], 0)?;
     }
