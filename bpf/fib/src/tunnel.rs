@@ -286,8 +286,10 @@ mod tests {
         frame[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
         frame[14..18].copy_from_slice(&[0x45, outer, 0, 40]);
         frame[34..38].copy_from_slice(&[0x45, inner, 0, 20]);
-        let address = |last| [0, 0xffff_0a00_0000 | last];
-        let steer = Steer { key: flow_key(address(1), address(2), IP_IN_IP, 0), transport: 20, ..Steer::NONE };
+        let address = |last: u64| [0, 0xffff_0a00_0000 | last];
+        let mut steer = Steer::NONE;
+        steer.key = flow_key(address(1), address(2), IP_IN_IP, 0);
+        steer.transport = 20;
         (frame, steer)
     }
 
@@ -335,7 +337,9 @@ mod tests {
         frame[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
         frame[14..18].copy_from_slice(&[0x45, 0, 0, 40]);
         let before = frame;
-        let mut steer = Steer { key: flow_key([0, 1], [0, 2], TCP, 0), address: [0, 0xffff_0a00_0001], ..Steer::NONE };
+        let mut steer = Steer::NONE;
+        steer.key = flow_key([0, 1], [0, 2], TCP, 0);
+        steer.address = [0, 0xffff_0a00_0001];
         note(step::TUNNEL_V4, &Neighbour::default(), &mut steer);
         // A slice cannot grow.
         assert_eq!(encapsulate([0_u8; 1024].as_slice(), frame.as_mut_slice(), &steer), None);

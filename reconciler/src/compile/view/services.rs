@@ -155,7 +155,7 @@ impl<'a> View<'a> {
     /// The outer source of packets that go to this backend by a tunnel; `None`: the image has none, since it was compiled for no
     /// particular node.
     pub fn tunnel_source(&self, backend: IpAddr) -> Option<IpAddr> {
-        let row = if backend.is_ipv4() { 0 } else { 1 };
+        let row = u32::from(backend.is_ipv6());
         let sources = self.count(Section::TunnelSources);
         let address = (row < sources).then(|| self.service_address(self.at(Section::TunnelSources, row)))?;
         (address != [0; 2]).then(|| ip(address))
