@@ -118,7 +118,7 @@ const LIFE: Duration = Duration::from_mins(20);
 const CONSOLE_LINES: usize = 120;
 
 /// The verifier gives up at a million instructions; nothing of ours may come near it, with every stage that there is.
-const INSTRUCTIONS_MAX: u64 = 750_000;
+const INSTRUCTIONS_MAX: u64 = 900_000;
 /// A program may need so much more work than the committed table says, in percent, before someone has to look.
 const GROWTH_MAX_PERCENT: u64 = 10;
 
